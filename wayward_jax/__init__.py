@@ -1,1 +1,1 @@
-"""Find continuous prompts that read as any text, and measure how far their reading can be trusted."""
+"""Continuous prompts that read as any text, and how far their reading can be trusted."""

@@ -1,0 +1,1 @@
+"""Programs around the library; flags are read here and nowhere else."""

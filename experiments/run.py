@@ -1,0 +1,60 @@
+"""Runs the experiment that flags select: `python -m experiments.run --help`."""
+
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from experiments import flags as job_flags
+from wayward_jax.errors import InputError
+
+flags.adopt_module_key_flags(job_flags)
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags, carries the job out and shows what came of it."""
+    try:
+        if len(argv) > 1:
+            raise InputError(f"{argv[1]} is not a flag: write --name=value")
+        run(job_flags.settings())
+    except InputError as error:
+        _refuse(error)
+
+
+def run(settings: job_flags.Settings) -> None:
+    """Carries out one experiment and shows its results."""
+    # The libraries behind these take seconds to import, which --help should not have to wait for.
+    from rich.console import Console
+
+    from experiments import job, terminal
+    from experiments.main import runs
+    from wayward_jax.analysis import figures, selection
+
+    began = time.perf_counter()
+    console = Console()
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    out_dir = settings.out_dir or Path("runs", f"{stamp}-{settings.experiment}")
+    with terminal.Watch(console) as watch:
+        finished = job.carry_out(settings, runs, out_dir, watch)
+    figures.training_curves(finished.rows).savefig(out_dir / "training.png", dpi=160)
+    comparisons = selection.compare(finished.rows)
+    terminal.show(console, comparisons, finished.tokenizer)
+    console.print(f"\n{time.perf_counter() - began:.0f} s. Results, checkpoints, figure: {out_dir}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser, but a bad flag gets one line and exit code 2 like all bad input."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        return _refuse(error)
+
+
+def _refuse(error: Exception) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,103 @@
+"""What a person sees while a job runs and when it ends."""
+
+import time
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from wayward_jax.analysis.selection import Comparison
+from wayward_jax.models.tokenizer import Tokenizer
+
+SECONDS_BETWEEN_LINES = 20
+
+
+class Watch:
+    """Shows how far a job has come: a bar on a terminal, now and then a line in a log."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, state="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def doing(self, what: str) -> None:
+        """Says what is being done before, between or after the steps."""
+        self._bar.update(self._task, description=what)
+        if not self._console.is_terminal:
+            self._console.print(what)
+
+    def planned(self, steps: int) -> None:
+        """Says how many steps there will be."""
+        self._bar.reset(self._task, total=steps)
+
+    def stepped(self, steps: int, task_loss: np.ndarray) -> None:
+        """Counts steps, after which the runs' task losses are `[R]`."""
+        state = f"steps  loss {np.nanmean(task_loss):.3f}"
+        self._bar.update(self._task, advance=steps, state=state)
+        if (
+            not self._console.is_terminal
+            and time.monotonic() > self._last_line + SECONDS_BETWEEN_LINES
+        ):
+            self._last_line = time.monotonic()
+            done = self._bar.tasks[0]
+            self._console.print(f"{done.completed:.0f}/{done.total:.0f} {state}")
+
+
+def show(console: Console, comparisons: Sequence[Comparison], tokenizer: Tokenizer) -> None:
+    """One line a target, and below it the first target's tokens beside what was read."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "target"):
+        table.add_column(name)
+    for name in ("gamma", "p_star accuracy", "accuracy", "drop", "prompt F1", "runs"):
+        table.add_column(name, justify="right")
+    for c in comparisons:
+        row = c.wayward[0]
+        table.add_row(
+            row["task"],
+            row["target_name"],
+            f"{row['gamma']:g}",
+            f"{c.best_accuracy:.3f}",
+            f"{c.accuracy:.3f}",
+            f"{c.drop:+.1f} %",
+            f"{c.prompt_f1:.2f}",
+            str(len(c.wayward)),
+        )
+    console.print(table)
+    console.print()
+    console.print(token_strip(comparisons[0].wayward[0], tokenizer))
+
+
+def token_strip(row: dict, tokenizer: Tokenizer) -> Table:
+    """A target's tokens beside those that the prompt reads as, a line each."""
+    strip = Table("target", "reads as", box=None, pad_edge=False)
+    for target, projected in zip(row["target_ids"], row["projected_ids"], strict=True):
+        color = "green" if projected == target else "red"
+        strip.add_row(
+            Text(_visible(tokenizer, target)), Text(_visible(tokenizer, projected), style=color)
+        )
+    return strip
+
+
+def _visible(tokenizer: Tokenizer, token: int) -> str:
+    """A token's text with its spaces and control characters to be seen."""
+    return repr(tokenizer.decode([token]))

@@ -1,0 +1,94 @@
+"""Tasks through the Hugging Face `datasets` package, with a stand-in for it."""
+
+import sys
+import types
+
+import pytest
+
+from wayward_jax.errors import InputError
+from wayward_jax.tasks import load
+
+
+class Split(dict):
+    """Columns by name, and their features, as `datasets.Dataset` gives them."""
+
+    def __init__(self, names, **columns):
+        super().__init__(columns)
+        self.features = dict.fromkeys(columns)
+        if "label" in columns:
+            self.features["label"] = types.SimpleNamespace(names=names)
+
+
+def split(tag, n=20, *, names=("ham", "spam"), column="text", withheld=False):
+    labels = [-1 if withheld else i % 2 for i in range(n)]
+    return Split(names, **{column: [f"{tag} {i}" for i in range(n)], "label": labels})
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A dict of `load_dataset` arguments to what it returns, or raises."""
+    content = {}
+
+    def load_dataset(*args):
+        if isinstance(content[args], Exception):
+            raise content[args]
+        return content[args]
+
+    module = types.SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return content
+
+
+def load_hub(name, **options):
+    return load(name, data_dir=None, fetch=lambda asset: pytest.fail(asset), **options)
+
+
+def test_a_dataset_with_named_classes(hub):
+    hub["me/spam",] = {"train": split("train"), "test": split("test")}
+    data = load_hub("hf:me/spam")
+    assert data.task.name == "hf:me/spam"
+    assert data.task.labels == data.task.label_words == ("ham", "spam")
+    assert all(template.count("%s") == 1 for template in data.task.templates)
+    assert (len(data.train), len(data.dev), len(data.test)) == (18, 2, 20)
+    assert data.test.texts[1] == "test 1"
+    assert data.test.labels.tolist() == [0, 1] * 10
+
+
+def test_configuration_validation_and_withheld_labels(hub):
+    hub["glue", "sst2"] = {
+        "train": split("train", column="sentence"),
+        "validation": split("validation", column="sentence"),
+        "test": split("test", column="sentence", withheld=True),
+    }
+    data = load_hub("hf:glue:sst2", k_shot=3)
+    assert data.test.texts[0] == "validation 0"
+    assert (len(data.train), len(data.dev)) == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": split("train", column="premise")}, "has premise, label; save it as JSONL"),
+        ({"train": split("train", names=None)}, "a column label of named classes"),
+        ({"train": Split((), text=["a"])}, "a column label of named classes"),
+        ({"test": split("test")}, "needs a train split"),
+        ({"train": split("train")}, "has train, and needs train and at least one of dev and test"),
+        (
+            {"train": Split(("a", "b"), text=["x", " "], label=[0, 1])},
+            "split train: .* row 1 is empty",
+        ),
+        (FileNotFoundError("no such dataset\nand more"), r"cannot load it \(no such dataset\)$"),
+    ],
+)
+def test_what_does_not_fit_is_named(hub, content, message):
+    hub["me/odd",] = content
+    with pytest.raises(InputError, match=message) as caught:
+        load_hub("hf:me/odd")
+    assert "hf:me/odd" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_package_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # makes the import fail
+    with pytest.raises(InputError, match=r"pip install wayward_jax\[datasets\]"):
+        load_hub("hf:me/spam")

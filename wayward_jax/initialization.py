@@ -1,0 +1,39 @@
+"""Where prompts start (NumPy, on the host)."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from wayward_jax.runs import Run
+
+# Byte-pair vocabularies list frequent tokens first, so the first ones are common tokens.
+COMMON_TOKENS = 5000
+
+
+def at_target(run: Run, table: np.ndarray) -> np.ndarray:
+    """The embeddings of the run's target (the paper's `manual`)."""
+    return table[list(run.target_ids)]
+
+
+def at_vocabulary(run: Run, table: np.ndarray) -> np.ndarray:
+    """Embeddings of different random common tokens (Lester et al., 2021; the paper's `vocab`)."""
+    common = min(COMMON_TOKENS, len(table))
+    return table[np.random.default_rng(run.seed).permutation(common)[: run.prompt_length]]
+
+
+def at_random(run: Run, table: np.ndarray) -> np.ndarray:
+    """Independent normal components with the standard deviation of the embedding table.
+
+    The vectors are then as long as embeddings are. (The paper's code draws from N(0, 1), which
+    is many times longer.)
+    """
+    shape = (run.prompt_length, table.shape[1])
+    return np.random.default_rng(run.seed).normal(0.0, table.std(), shape)
+
+
+STARTS: dict[str, Callable[[Run, np.ndarray], np.ndarray]] = {
+    "target": at_target,
+    "vocab": at_vocabulary,
+    "random": at_random,
+}
+"""Name to start: a function of a run and the table `[V, D]` that gives `[L, D]`."""

@@ -1,0 +1,67 @@
+"""Frozen language models, by name."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from wayward_jax.cache import make_once
+from wayward_jax.models import conversion, sources
+from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A language model that is never trained.
+
+    name: what it was loaded by.
+    module: the maths, as in `module.apply(params, ids, method="text_logits")`.
+    params: the weights, NumPy arrays of one dtype; `jax.device_put` them where they are wanted.
+    tokenizer: ids from its `vocab_size` on may have a row in the embedding table, but no text.
+    """
+
+    name: str
+    module: CausalLM
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+
+
+def load(
+    name: str,
+    *,
+    cache_dir: Path,
+    assets_dir: Path | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> LanguageModel:
+    """A language model: converted on first use, and read from the cache from then on.
+
+    Args:
+        name: a built-in name, a folder in the Hugging Face layout, a GGUF file, or
+            `organisation/name` on the Hugging Face hub.
+        cache_dir: where built-in and converted models are kept.
+        assets_dir: where the files of built-in models are, to use no network.
+        dtype: of the weights.
+
+    Raises:
+        InputError: there is no such model, or it cannot be used.
+    """
+    source = sources.locate(name, cache_dir, assets_dir)
+    dtype = jnp.dtype(dtype)
+    converted = make_once(
+        cache_dir / "models" / _key(source, dtype.name),
+        lambda folder: conversion.convert(sources.read(source), dtype, folder),
+    )
+    return LanguageModel(name, *conversion.open_converted(converted))
+
+
+def _key(source: Path, dtype: str) -> str:
+    """A folder name that changes with the source's files, the dtype and the converter."""
+    stats = {str(file.resolve()): file.stat() for file in sources.files(source)}
+    files = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+    key = json.dumps([conversion.VERSION, dtype, files])
+    return f"{source.stem}-{dtype}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"

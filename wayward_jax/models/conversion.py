@@ -1,0 +1,121 @@
+"""Checkpoints as parameters of our modules: checked once, then kept as safetensors."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from wayward_jax.errors import InputError
+from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.checkpoint import Checkpoint
+from wayward_jax.models.families import FAMILIES
+from wayward_jax.models.family import Family
+from wayward_jax.models.tokenizer import Tokenizer
+
+# Raised whenever the same checkpoint would be converted to something else than before.
+VERSION = 1
+
+PARAMS, CONFIG, TOKENIZER = "params.safetensors", "config.json", "tokenizer.json"
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def convert(checkpoint: Checkpoint, dtype: np.dtype, folder: Path) -> None:
+    """Writes a checkpoint to a new folder, for `open_converted`.
+
+    Raises:
+        InputError: the model is of no family here, or its parts do not fit together.
+    """
+    try:
+        family = _family(checkpoint.config)
+        params = _params(checkpoint, family, dtype)
+    except (ValueError, TypeError, NotImplementedError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"--model: {checkpoint.path}: {reason}") from error
+    config = {**checkpoint.config, "eos_token_id": checkpoint.tokenizer.eos_id}
+    folder.mkdir()
+    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    checkpoint.tokenizer.save(folder / TOKENIZER)
+    save_file(params, folder / PARAMS)
+
+
+def open_converted(folder: Path) -> tuple[CausalLM, dict[str, Any], Tokenizer]:
+    """The module, its parameters (NumPy arrays) and the tokenizer that `convert` wrote.
+
+    Raises:
+        InputError: a file of the folder is missing or broken.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.open(folder / TOKENIZER, config["eos_token_id"])
+        flat = load_file(folder / PARAMS)
+    except Exception as error:  # tokenizers has no exception of its own
+        raise InputError(f"{folder} is broken ({error}): delete it and start again") from error
+    module = _family(config).module_of(config)
+    return module, {"params": traverse_util.unflatten_dict(flat, sep="/")}, tokenizer
+
+
+def _family(config: Mapping[str, Any]) -> Family:
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise ValueError(f"model_type is {kind!r}, only {', '.join(FAMILIES)} are supported")
+    return FAMILIES[kind]
+
+
+def _params(checkpoint: Checkpoint, family: Family, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """The module's parameters by path, such as `layers_0/q_proj/kernel`, in `dtype`."""
+    shapes = _shapes(family.module_of(checkpoint.config))
+    names = {path: family.published_name(path) for path in shapes}
+    tensors = {
+        name.removeprefix(family.prefix): read
+        for name, read in checkpoint.tensors.items()
+        if not family.constants.search(name)
+    }
+    if missing := sorted(set(names.values()) - tensors.keys()):
+        raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
+    head, embedding = family.published_name(("head", "embedding")), names["embed", "embedding"]
+    if head in tensors and head not in names.values():  # tied, and written out all the same
+        copy = tensors.pop(head)()
+        if not np.array_equal(copy, tensors[embedding]()):
+            raise ValueError(f"{head} is not {embedding}, although tie_word_embeddings is true")
+    if unknown := sorted(tensors.keys() - set(names.values())):
+        raise ValueError(f"{len(unknown)} tensors have no place, the first is {unknown[0]}")
+
+    tokens, rows = checkpoint.tokenizer.vocab_size, shapes["embed", "embedding"][0]
+    if tokens > rows:
+        raise ValueError(f"the tokenizer has {tokens} tokens, the embedding table only {rows}")
+
+    params = {}
+    for path, shape in shapes.items():
+        array = tensors[names[path]]()
+        if path[-1] == "kernel" and family.linear_out_in:
+            array = array.T
+        params["/".join(path)] = _checked(array, shape, dtype, names[path])
+    return params
+
+
+def _shapes(module: CausalLM) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shapes of the module's parameters by path."""
+    ids = jnp.zeros((1, 1), jnp.int32)
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
+    flat = traverse_util.flatten_dict(variables["params"])
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _checked(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
+    """`array` in `dtype`, if it is what `name` should be."""
+    if array.dtype.name not in FLOATS:
+        raise ValueError(f"{name} is {array.dtype}, only {', '.join(FLOATS)} are supported")
+    if array.shape != shape:
+        raise ValueError(f"{name} has the shape {array.shape}, the configuration means {shape}")
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype, order="C")  # safetensors writes other orders wrongly
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has values that are not finite in {array.dtype}")
+    return array

@@ -1,0 +1,111 @@
+"""Tokenizers from the metadata of GGUF files.
+
+A GGUF file holds the vocabulary, but only a name for the way that text is cut before its bytes are
+merged. What the names mean is taken from the `tokenizer.json` of the published models, which is
+where transformers, reading the same file, departs from them for `smollm`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from wayward_jax.models.tokenizer import Tokenizer
+
+# Values of `tokenizer.ggml.token_type`; unused tokens fill up the embedding table.
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
+
+# Llama 3's cut: contractions, words, up to three digits, punctuation, white space.
+LLAMA3_CUT = Regex(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a GGUF file describes.
+
+    Raises:
+        KeyError: the metadata lacks an entry.
+        ValueError: this kind of tokenizer is not supported.
+    """
+    tokens = metadata["tokenizer.ggml.tokens"]
+    kinds = metadata["tokenizer.ggml.token_type"]
+    used = [i for i, kind in enumerate(kinds) if kind != UNUSED]
+    vocab = {tokens[i]: i for i in used}
+    if len(vocab) != len(used):
+        raise ValueError("tokenizer.ggml.tokens has the same token twice")
+
+    match metadata["tokenizer.ggml.model"]:
+        case "gpt2":
+            merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
+            backend = _byte_level(vocab, merges, cut=metadata.get("tokenizer.ggml.pre"))
+        case "llama":
+            scores = metadata["tokenizer.ggml.scores"]
+            merges = _merges(vocab, scores)
+            prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+            backend = _sentencepiece(vocab, merges, prefix)
+        case other:
+            raise ValueError(f"tokenizer.ggml.model is {other!r}, only gpt2, llama are supported")
+
+    backend.add_tokens(
+        [
+            AddedToken(tokens[i], normalized=False, special=kinds[i] != USER_DEFINED)
+            for i in used
+            if kinds[i] in (UNKNOWN, CONTROL, USER_DEFINED)
+        ]
+    )
+    return Tokenizer(backend, metadata["tokenizer.ggml.eos_token_id"])
+
+
+def _byte_level(
+    vocab: dict[str, int], merges: Sequence[tuple[str, str]], cut: str | None
+) -> Backend:
+    """GPT-2's kind: text is cut into words, and the bytes of each are merged."""
+    bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    match cut:
+        case "gpt-2":
+            steps = [bytes_of_words]
+        case "smollm":
+            steps = [pre_tokenizers.Digits(individual_digits=True), bytes_of_words]
+        case "llama-bpe":
+            steps = [pre_tokenizers.Split(LLAMA3_CUT, behavior="isolated"), bytes_only]
+        case _:
+            raise ValueError(
+                f"tokenizer.ggml.pre is {cut!r}, only gpt-2, smollm, llama-bpe are supported"
+            )
+    # Llama 3 takes a word that is in the vocabulary whole, whether or not merges lead to it.
+    backend = Backend(models.BPE(vocab, list(merges), ignore_merges=cut == "llama-bpe"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _sentencepiece(
+    vocab: dict[str, int], merges: Sequence[tuple[str, str]], prefix: bool
+) -> Backend:
+    """Llama 2's kind: text is merged as one word with ▁ for spaces; bytes stand in for the rest."""
+    backend = Backend(
+        models.BPE(vocab, list(merges), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    spaces = [normalizers.Replace(" ", "▁")]
+    text = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        spaces.insert(0, normalizers.Prepend("▁"))
+        text.append(decoders.Strip(" ", left=1))
+    backend.normalizer = normalizers.Sequence(spaces)
+    backend.decoder = decoders.Sequence(text)
+    return backend
+
+
+def _merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """SentencePiece's merges: every cut of a token into two tokens, best token first."""
+    pairs = [
+        (-scores[i], vocab[token[:at]], vocab[token[at:]], (token[:at], token[at:]))
+        for token, i in vocab.items()
+        for at in range(1, len(token))
+        if token[:at] in vocab and token[at:] in vocab
+    ]
+    return [pair for *_, pair in sorted(pairs)]

@@ -1,0 +1,85 @@
+"""GPT-2 (Radford et al., 2019) as a Flax module that reads embeddings."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from wayward_jax.models.attention import Layout, attend, join
+from wayward_jax.models.causal_lm import CausalLM
+
+ACTIVATIONS = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """Sizes and variants, by their names in the Hugging Face configuration."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    tie_word_embeddings: bool = True
+
+    @property
+    def max_positions(self) -> int:
+        return self.n_positions
+
+
+def _norm(config: GPT2Config) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False)
+
+
+class Block(nn.Module):
+    """One layer: `[R, T, n_embd] -> [R, T, n_embd]`, normalised before each half."""
+
+    config: GPT2Config
+
+    def setup(self) -> None:
+        c = self.config
+        self.ln_1, self.ln_2 = _norm(c), _norm(c)
+        self.c_attn = nn.Dense(3 * c.n_embd)
+        self.attn_proj = nn.Dense(c.n_embd)
+        self.c_fc = nn.Dense(c.n_inner or 4 * c.n_embd)
+        self.mlp_proj = nn.Dense(c.n_embd)
+
+    def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
+        qkv = self.c_attn(self.ln_1(x))
+        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.config.n_head, -1), 3, axis=2)
+        x = x + self.attn_proj(attend(q, k, v, layout))
+        return x + self.mlp_proj(
+            ACTIVATIONS[self.config.activation_function](self.c_fc(self.ln_2(x)))
+        )
+
+
+class GPT2(CausalLM):
+    """GPT-2 as a `CausalLM`."""
+
+    config: GPT2Config
+
+    def setup(self) -> None:
+        c = self.config
+        self.embed = nn.Embed(c.vocab_size, c.n_embd)
+        tied = c.tie_word_embeddings
+        self.head = self.embed if tied else nn.Embed(c.vocab_size, c.n_embd)
+        self.wpe = nn.Embed(c.n_positions, c.n_embd)
+        self.layers = [Block(c) for _ in range(c.n_layer)]
+        self.ln_f = _norm(c)
+
+    def __call__(self, prompts: jax.Array, rows: jax.Array, layout: Layout) -> jax.Array:
+        x = join(prompts, rows).astype(self.embed.embedding.dtype)
+        x = x + self.wpe(layout.all_positions())
+        for layer in self.layers:
+            x = layer(x, layout)
+        return self.ln_f(x[:, prompts.shape[1] :]).reshape(rows.shape)

@@ -1,0 +1,124 @@
+"""The Llama family (Touvron et al., 2023; SmolLM2, TinyLlama, ...) as a Flax module."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wayward_jax.models.attention import Layout, attend, join
+from wayward_jax.models.causal_lm import CausalLM
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Longer contexts by slower rotations: `linear`, or by parts as in Llama 3 (`llama3`)."""
+
+    rope_type: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes and variants, by their names in the Hugging Face configuration."""
+
+    vocab_size: int = 32000
+    max_position_embeddings: int = 2048
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    head_dim: int = 128
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+
+    @property
+    def max_positions(self) -> int:
+        return self.max_position_embeddings
+
+
+def rope_frequencies(config: LlamaConfig) -> np.ndarray:
+    """Radians a position for each pair of channels: `[head_dim / 2]` float32."""
+    half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    frequencies = config.rope_theta**-half
+    scaling = config.rope_scaling
+    if scaling is None:
+        pass
+    elif scaling.rope_type == "linear":
+        frequencies = frequencies / scaling.factor
+    elif scaling.rope_type == "llama3":
+        # Rotations that complete within the original context stay, those that do not slow down
+        # by the factor, and those between are mixed.
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequencies = keep * frequencies + (1 - keep) * frequencies / scaling.factor
+    else:
+        raise ValueError(f"rope scaling {scaling.rope_type!r} is not one of linear, llama3")
+    return frequencies.astype(np.float32)
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Rotary embedding of `x` `[R, T, H, d]` by `angles` `[R, T, d / 2]`; halves are paired."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """One layer: `[R, T, hidden_size] -> [R, T, hidden_size]`, normalised before each half."""
+
+    config: LlamaConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.input_layernorm = nn.RMSNorm(epsilon=c.rms_norm_eps)
+        self.q_proj = nn.Dense(c.num_attention_heads * c.head_dim, use_bias=c.attention_bias)
+        self.k_proj = nn.Dense(c.num_key_value_heads * c.head_dim, use_bias=c.attention_bias)
+        self.v_proj = nn.Dense(c.num_key_value_heads * c.head_dim, use_bias=c.attention_bias)
+        self.o_proj = nn.Dense(c.hidden_size, use_bias=c.attention_bias)
+        self.post_attention_layernorm = nn.RMSNorm(epsilon=c.rms_norm_eps)
+        self.gate_proj = nn.Dense(c.intermediate_size, use_bias=c.mlp_bias)
+        self.up_proj = nn.Dense(c.intermediate_size, use_bias=c.mlp_bias)
+        self.down_proj = nn.Dense(c.hidden_size, use_bias=c.mlp_bias)
+
+    def __call__(self, x: jax.Array, angles: jax.Array, layout: Layout) -> jax.Array:
+        normed = self.input_layernorm(x)
+        q, k, v = (
+            project(normed).reshape(*x.shape[:2], -1, self.config.head_dim)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        x = x + self.o_proj(attend(rotate(q, angles), rotate(k, angles), v, layout))
+        normed = self.post_attention_layernorm(x)
+        return x + self.down_proj(nn.silu(self.gate_proj(normed)) * self.up_proj(normed))
+
+
+class Llama(CausalLM):
+    """Llama as a `CausalLM`."""
+
+    config: LlamaConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.embed = nn.Embed(c.vocab_size, c.hidden_size)
+        tied = c.tie_word_embeddings
+        self.head = self.embed if tied else nn.Embed(c.vocab_size, c.hidden_size)
+        self.layers = [Block(c) for _ in range(c.num_hidden_layers)]
+        self.norm = nn.RMSNorm(epsilon=c.rms_norm_eps)
+
+    def __call__(self, prompts: jax.Array, rows: jax.Array, layout: Layout) -> jax.Array:
+        x = join(prompts, rows).astype(self.embed.embedding.dtype)
+        angles = layout.all_positions()[..., None] * rope_frequencies(self.config)
+        for layer in self.layers:
+            x = layer(x, angles, layout)
+        return self.norm(x[:, prompts.shape[1] :]).reshape(rows.shape)

@@ -1,0 +1,71 @@
+"""From what `--model` says to a checkpoint on the disk."""
+
+import re
+from pathlib import Path
+
+from wayward_jax import assets
+from wayward_jax.errors import InputError
+from wayward_jax.models import from_gguf, from_safetensors
+from wayward_jax.models.checkpoint import Checkpoint
+
+# Short names of models on the Hugging Face hub; the built-in assets go by their own.
+HUB_NAMES = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+}
+ASSET_NAMES = ("smollm2-135m",)
+
+
+def locate(name: str, cache_dir: Path, assets_dir: Path | None) -> Path:
+    """The GGUF file or the folder of a model, fetched if need be.
+
+    Raises:
+        InputError: there is no such model, or it cannot be fetched.
+    """
+    if name in ASSET_NAMES:
+        return assets.fetch(name, cache_dir=cache_dir, assets_dir=assets_dir)
+    if name in HUB_NAMES:
+        return _from_hub(HUB_NAMES[name])
+    path = Path(name).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path.resolve()
+    if path.is_file():
+        raise InputError(f"--model={name} is a file, but no .gguf: give the folder it is in")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".gguf":
+        return _from_hub(name)
+    built_in = ", ".join([*ASSET_NAMES, *HUB_NAMES])
+    raise InputError(
+        f"--model={name} is not there: give {built_in}, a folder, a .gguf file, "
+        "or organisation/name on the Hugging Face hub"
+    )
+
+
+def files(source: Path) -> list[Path]:
+    """The files that `read(source)` depends on."""
+    if source.is_file():
+        return [source]
+    return sorted(file for pattern in from_safetensors.FILES for file in source.glob(pattern))
+
+
+def read(source: Path) -> Checkpoint:
+    """The checkpoint at a path that `locate` gave."""
+    return (from_gguf if source.is_file() else from_safetensors).read(source)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # here alone the network is used
+
+    try:
+        folder = snapshot_download(
+            name, allow_patterns=list(from_safetensors.FILES), ignore_patterns=["*/*"]
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--model={name} is no local folder, and cannot be had from the Hugging Face hub "
+            f"({reason}): check name and network, or give a folder with config.json, "
+            "model.safetensors and the tokenizer's files"
+        ) from error
+    return Path(folder)

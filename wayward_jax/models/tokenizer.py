@@ -1,0 +1,56 @@
+"""Text to token ids and back, exactly."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A model's tokenizer, without the conveniences that change text.
+
+    Encoding adds no special tokens, and decoding keeps all tokens and spaces. Text that spells a
+    special token, such as `<|endoftext|>`, becomes that token, as everywhere in Hugging Face.
+
+    backend: the tokenizer, which neither pads nor truncates.
+    eos_id: the token that ends a text.
+    """
+
+    backend: tokenizers.Tokenizer
+    eos_id: int
+
+    @classmethod
+    def open(cls, path: Path, eos_id: int) -> "Tokenizer":
+        """The tokenizer that `save` wrote."""
+        return cls(tokenizers.Tokenizer.from_file(str(path)), eos_id)
+
+    def save(self, path: Path) -> None:
+        """Writes a `tokenizer.json`."""
+        self.backend.save(str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text."""
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Ids from this one on are no tokens; an embedding table may have rows for them."""
+        return max(self.backend.get_vocab().values()) + 1
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of tokens that stand for no text."""
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(id_ for id_, token in added.items() if token.special)

@@ -1,0 +1,7 @@
+"""Tasks: what they are, their data, and their encoding as tokens."""
+
+from wayward_jax.tasks.encoding import Encoded, encode
+from wayward_jax.tasks.loading import TASKS, load
+from wayward_jax.tasks.task import Examples, Task, TaskData
+
+__all__ = ["TASKS", "Encoded", "Examples", "Task", "TaskData", "encode", "load"]
