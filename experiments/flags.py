@@ -13,8 +13,11 @@ def _user_cache() -> str:
     return os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
 
 
+EXPERIMENTS = ("main",)
+"""Each is a module beside this one: `runs` lists what it needs, `show` says what came of it."""
+
 # The default job, which takes a few minutes on a laptop; the paper's settings are in the README.
-_EXPERIMENT = flags.DEFINE_enum("experiment", "main", ["main"], "What to run.")
+_EXPERIMENT = flags.DEFINE_enum("experiment", "main", EXPERIMENTS, "What to run.")
 _MODEL = flags.DEFINE_string(
     "model",
     "smollm2-135m",

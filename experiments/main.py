@@ -5,7 +5,13 @@ Beside each of them stands p_star, the best prompt of the same length without a 
 
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.table import Table
+
 from experiments.flags import Settings
+from experiments.terminal import token_strip
+from wayward_jax.analysis.selection import compare
+from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import Run
 from wayward_jax.targets import Target
 
@@ -31,18 +37,34 @@ def runs(settings: Settings, task: str, targets: Sequence[Target]) -> list[Run]:
         for seed in settings.seeds
     ]
     wayward = [
-        Run(
-            **common,
-            prompt_length=len(target.ids),
-            target_name=target.name,
-            target_text=target.text,
-            target_ids=target.ids,
-            init=settings.init,
-            gamma=gamma,
-            seed=seed,
-        )
+        Run.towards(target, **common, init=settings.init, gamma=gamma, seed=seed)
         for target in targets
         for gamma in settings.gammas
         for seed in settings.seeds
     ]
     return p_star + wayward
+
+
+def show(rows: Sequence[dict], tokenizer: Tokenizer, console: Console) -> None:
+    """A line for every target, and the first target's tokens beside those that were read."""
+    comparisons = compare(rows)
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "target"):
+        table.add_column(name)
+    for name in ("gamma", "p_star accuracy", "accuracy", "drop", "prompt F1", "runs"):
+        table.add_column(name, justify="right")
+    for c in comparisons:
+        row = c.wayward[0]
+        table.add_row(
+            row["task"],
+            row["target_name"],
+            f"{row['gamma']:g}",
+            f"{c.best_accuracy:.3f}",
+            f"{c.accuracy:.3f}",
+            f"{c.drop:+.1f} %",
+            f"{c.prompt_f1:.2f}",
+            str(len(c.wayward)),
+        )
+    console.print(table)
+    console.print()
+    console.print(token_strip(comparisons[0].wayward[0], tokenizer))

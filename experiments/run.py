@@ -1,5 +1,6 @@
 """Runs the experiment that flags select: `python -m experiments.run --help`."""
 
+import importlib
 import sys
 import time
 from pathlib import Path
@@ -28,18 +29,17 @@ def run(settings: job_flags.Settings) -> None:
     from rich.console import Console
 
     from experiments import job, terminal
-    from experiments.main import runs
-    from wayward_jax.analysis import figures, selection
+    from wayward_jax.analysis import figures
 
+    experiment = importlib.import_module(f"experiments.{settings.experiment}")
     began = time.perf_counter()
     console = Console()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out_dir = settings.out_dir or Path("runs", f"{stamp}-{settings.experiment}")
     with terminal.Watch(console) as watch:
-        finished = job.carry_out(settings, runs, out_dir, watch)
+        finished = job.carry_out(settings, experiment.runs, out_dir, watch)
     figures.training_curves(finished.rows).savefig(out_dir / "training.png", dpi=160)
-    comparisons = selection.compare(finished.rows)
-    terminal.show(console, comparisons, finished.tokenizer)
+    experiment.show(finished.rows, finished.tokenizer, console)
     console.print(f"\n{time.perf_counter() - began:.0f} s. Results, checkpoints, figure: {out_dir}")
 
 

@@ -1,7 +1,6 @@
 """What a person sees while a job runs and when it ends."""
 
 import time
-from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -10,7 +9,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from wayward_jax.analysis.selection import Comparison
 from wayward_jax.models.tokenizer import Tokenizer
 
 SECONDS_BETWEEN_LINES = 20
@@ -61,30 +59,6 @@ class Watch:
             self._last_line = time.monotonic()
             done = self._bar.tasks[0]
             self._console.print(f"{done.completed:.0f}/{done.total:.0f} {state}")
-
-
-def show(console: Console, comparisons: Sequence[Comparison], tokenizer: Tokenizer) -> None:
-    """One line a target, and below it the first target's tokens beside what was read."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("task", "target"):
-        table.add_column(name)
-    for name in ("gamma", "p_star accuracy", "accuracy", "drop", "prompt F1", "runs"):
-        table.add_column(name, justify="right")
-    for c in comparisons:
-        row = c.wayward[0]
-        table.add_row(
-            row["task"],
-            row["target_name"],
-            f"{row['gamma']:g}",
-            f"{c.best_accuracy:.3f}",
-            f"{c.accuracy:.3f}",
-            f"{c.drop:+.1f} %",
-            f"{c.prompt_f1:.2f}",
-            str(len(c.wayward)),
-        )
-    console.print(table)
-    console.print()
-    console.print(token_strip(comparisons[0].wayward[0], tokenizer))
 
 
 def token_strip(row: dict, tokenizer: Tokenizer) -> Table:

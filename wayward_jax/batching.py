@@ -129,12 +129,12 @@ def fill_rows(pieces: Sequence[Piece], slots: int) -> list[list[Piece]]:
 
 
 def widths(rows: Iterable[Sequence[Piece]], multiple: int = 32) -> tuple[int, int]:
-    """The least S, a multiple of `multiple`, and K, of 8, that every row's tokens fit into."""
+    """The least S and K, multiples of `multiple`, that fit every row's tokens and predictions."""
     tokens, predictions = zip(
         *((sum(len(p.ids) for p in row), sum(len(p.target) for p in row)) for row in rows),
         strict=True,
     )
-    return -(-max(tokens) // multiple) * multiple, -(-max(predictions) // 8) * 8
+    return -(-max(tokens) // multiple) * multiple, -(-max(predictions) // multiple) * multiple
 
 
 def to_batch(rows: Sequence[Sequence[Piece]], slots: int, predictions: int) -> Batch:

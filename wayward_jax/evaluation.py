@@ -10,11 +10,11 @@ import numpy as np
 from wayward_jax.batching import Batch, fill_rows, to_batch, widths
 from wayward_jax.encoded_task import EvaluationSet
 from wayward_jax.models import LanguageModel
-from wayward_jax.objective import label_scores
+from wayward_jax.objective import prediction_losses
 
 # Slots in a row where no single example needs more, and tokens computed at a time.
 ROW_SLOTS = 256
-TOKENS_AT_ONCE = 8192
+TOKENS_AT_ONCE = 4096
 
 
 def score(
@@ -40,10 +40,19 @@ def score(
     at_once = max(1, TOKENS_AT_ONCE // (len(prompts) * slots))
     rows += [[]] * (-len(rows) % at_once)
     batch = to_batch(rows, slots, predictions)
-    batches = jax.tree.map(lambda x: x.reshape(-1, at_once, x.shape[-1]), batch)
-    n_scores = len(examples.labels) * examples.n_labels
-    scores = _score(model.module, model.params, prompts, mask, batches, n_scores)
-    return np.asarray(scores).reshape(len(prompts), -1, examples.n_labels)
+    nll = [
+        _prediction_losses(
+            model.module,
+            model.params,
+            prompts,
+            mask,
+            jax.tree.map(lambda x: x[None, first : first + at_once], batch),  # noqa: B023
+        )
+        for first in range(0, len(rows), at_once)
+    ]
+    scores = np.zeros((len(prompts), len(examples.labels) * examples.n_labels), np.float32)
+    np.add.at(scores, (slice(None), batch.score), np.concatenate(nll, axis=1))
+    return scores.reshape(len(prompts), -1, examples.n_labels)
 
 
 def predict(
@@ -53,20 +62,10 @@ def predict(
     return score(model, prompts, mask, examples).argmin(axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("module", "n_scores"))
-def _score(
-    module: nn.Module,
-    params: dict,
-    prompts: jax.Array,
-    mask: jax.Array,
-    batches: Batch,
-    n_scores: int,
+@functools.partial(jax.jit, static_argnames="module")
+def _prediction_losses(
+    module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, batch: Batch
 ) -> jax.Array:
-    """`[m, N, S]` batches to `[R, n_scores]`, the same rows behind every prompt."""
-    runs = len(prompts)
-
-    def add(scores: jax.Array, batch: Batch) -> tuple[jax.Array, None]:
-        shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (runs, *x.shape)), batch)
-        return scores + label_scores(module, params, prompts, mask, shared, n_scores), None
-
-    return jax.lax.scan(add, jnp.zeros((runs, n_scores)), batches)[0]
+    """`prediction_losses` of rows `[1, N, S]` that stand behind every prompt: `[R, N, K]`."""
+    shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(prompts), *x.shape[1:])), batch)
+    return prediction_losses(module, params, prompts, mask, shared)

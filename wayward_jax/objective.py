@@ -7,17 +7,13 @@ import jax.numpy as jnp
 from wayward_jax.batching import Batch
 
 
-def label_scores(
-    module: nn.Module,
-    params: dict,
-    prompts: jax.Array,
-    prompt_mask: jax.Array,
-    batch: Batch,
-    n_scores: int,
+def prediction_losses(
+    module: nn.Module, params: dict, prompts: jax.Array, prompt_mask: jax.Array, batch: Batch
 ) -> jax.Array:
-    """Mean negative log-likelihood of every scored continuation, in nats a token.
+    """What every predicted token adds to its continuation's mean negative log-likelihood, in nats.
 
-    Logits exist only where a continuation is predicted, `[R, N, K, V]`.
+    Summed by `batch.score` these are the scores of the paper: the mean over the tokens from the
+    first at which the labels differ to EOS. Logits exist only where a token is predicted.
 
     Args:
         module: a `CausalLM`.
@@ -25,20 +21,16 @@ def label_scores(
         prompts: `[R, L, D]` float32.
         prompt_mask: `[R, L]` bool, False where a prompt is padded.
         batch: rows of `[R, N, S]`.
-        n_scores: how many scores the batch's `score` counts up to.
 
     Returns:
-        `[R, n_scores]` float32.
+        `[R, N, K]` float32; 0 for unused predictions.
     """
     table = module.apply(params, method="table")
     hidden = module.apply(params, prompts, table[batch.ids], batch.layout(prompt_mask))
     at = jnp.take_along_axis(hidden, batch.source[..., None], axis=2)
     logits = module.apply(params, at, method="logits")
     likely = jnp.take_along_axis(logits, batch.target[..., None], axis=3)[..., 0]
-    nll = jax.nn.logsumexp(logits, axis=-1) - likely
-    sums = jax.vmap(lambda x, index: jnp.zeros(n_scores).at[index].add(x))
-    runs = nll.shape[0]
-    return sums((nll * batch.weight).reshape(runs, -1), batch.score.reshape(runs, -1))
+    return (jax.nn.logsumexp(logits, axis=-1) - likely) * batch.weight
 
 
 def distance(prompts: jax.Array, targets: jax.Array, prompt_mask: jax.Array) -> jax.Array:

@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+from typing import Any, Self
+
+from wayward_jax.targets import Target
 
 P_STAR = "p_star"
 
@@ -48,6 +51,17 @@ class Run:
     template: int = 1
     k_shot: int = -1
     data_seed: int = 100
+
+    @classmethod
+    def towards(cls, target: Target, **settings: Any) -> Self:
+        """A run for `target`, of its length; `settings` are the other attributes."""
+        return cls(
+            prompt_length=len(target.ids),
+            target_name=target.name,
+            target_text=target.text,
+            target_ids=target.ids,
+            **settings,
+        )
 
     @property
     def id(self) -> str:

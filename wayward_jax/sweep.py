@@ -229,7 +229,7 @@ def _batches(
 def _readings(
     model: LanguageModel, table: jax.Array, state: TuningState, runs: Sequence[Run]
 ) -> list[Reading]:
-    nearest = np.asarray(d_proj(table, state.prompts, model.valid_ids()))
+    nearest = np.asarray(d_proj(table, state.prompts, model.readable()))
     readings = []
     for run, ids in zip(runs, nearest.tolist(), strict=True):
         ids = tuple(ids[: run.prompt_length])

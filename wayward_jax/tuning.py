@@ -15,7 +15,7 @@ import optax
 from flax import struct
 
 from wayward_jax.batching import Batch
-from wayward_jax.objective import distance, label_scores
+from wayward_jax.objective import distance, prediction_losses
 from wayward_jax.projection import c_proj
 
 
@@ -84,12 +84,13 @@ def losses(
 ) -> Losses:
     """Task loss and distance of each run (paper, eq. 2), `[R]` each.
 
-    The batch holds each run's examples with their gold labels alone, all as score 0.
+    The batch holds each run's examples with their gold labels alone. A weight is 1 over the number
+    of a continuation's tokens, so the weights sum to the number of examples.
     """
     targets = c_proj(module.apply(params, method="table"), population.targets)
-    sums = label_scores(module, params, prompts, population.mask, batch, n_scores=1)[:, 0]
-    examples = (batch.segment.max(axis=2) + 1).sum(axis=1)
-    return Losses(sums / examples, distance(prompts, targets, population.mask))
+    nll = prediction_losses(module, params, prompts, population.mask, batch)
+    task = nll.sum(axis=(1, 2)) / batch.weight.sum(axis=(1, 2))
+    return Losses(task, distance(prompts, targets, population.mask))
 
 
 @functools.partial(jax.jit, static_argnames=("module", "steps"), donate_argnames="state")

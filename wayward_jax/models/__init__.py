@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from wayward_jax.cache import make_once
@@ -21,7 +23,7 @@ class LanguageModel:
 
     name: what it was loaded by.
     module: the maths, as in `module.apply(params, ids, method="text_logits")`.
-    params: the weights, NumPy arrays of one dtype; `jax.device_put` them where they are wanted.
+    params: the weights, of one dtype, on the device.
     tokenizer: ids from its `vocab_size` on may have a row in the embedding table, but no text.
     """
 
@@ -29,6 +31,14 @@ class LanguageModel:
     module: CausalLM
     params: dict[str, Any]
     tokenizer: Tokenizer
+
+    def table(self) -> jax.Array:
+        """The embedding table `[V, D]`."""
+        return self.module.apply(self.params, method="table")
+
+    def readable(self) -> np.ndarray:
+        """`[V]` bool, which rows of the table are tokens with a text, and so may be read."""
+        return np.arange(len(self.table())) < self.tokenizer.vocab_size
 
 
 def load(
@@ -56,7 +66,8 @@ def load(
         cache_dir / "models" / _key(source, dtype.name),
         lambda folder: conversion.convert(sources.read(source), dtype, folder),
     )
-    return LanguageModel(name, *conversion.open_converted(converted))
+    module, params, tokenizer = conversion.open_converted(converted)
+    return LanguageModel(name, module, jax.device_put(params), tokenizer)
 
 
 def _key(source: Path, dtype: str) -> str:

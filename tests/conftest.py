@@ -1,0 +1,83 @@
+"""What several tests need: the built-in assets, and small models made and saved by transformers."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from wayward_jax import assets
+from wayward_jax.errors import InputError
+
+CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's are words, too.
+\tThe café's naïve menu: 12,345 dishes, 日本語 and emoji 🙂.   Spaces, (brackets) & other signs!
+"""
+
+
+@pytest.fixture(scope="session")
+def asset(tmp_path_factory):
+    """The file of an asset: from the folder $WAYWARD_ASSETS_DIR, or already in the user's cache."""
+
+    def find(name):
+        if folder := os.environ.get("WAYWARD_ASSETS_DIR"):
+            cache = tmp_path_factory.getbasetemp() / "cache"
+            return assets.fetch(name, cache_dir=cache, assets_dir=Path(folder))
+        try:
+            cached = Path.home() / ".cache" / "wayward_jax" / "assets"
+            return assets.fetch(name, cache_dir=cached, assets_dir=cached)
+        except InputError as error:
+            pytest.skip(f"WAYWARD_ASSETS_DIR is not set, and the user's cache has no {name}: {error}")
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level tokenizer of 400 tokens as transformers has it."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([CORPUS] * 2, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+
+
+@pytest.fixture
+def publish(tmp_path, tokenizer):
+    """Makes a random model of a transformers configuration and saves it with a tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def make(config, **save):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        for parameter in model.parameters():  # biases and norms too, which are all 0 or 1
+            torch.nn.init.normal_(parameter, std=min(parameter.shape[-1] ** -0.5, 0.3))
+        folder = tmp_path / "published"
+        model.save_pretrained(folder, **save)
+        tokenizer.save_pretrained(folder)
+        return folder, model
+
+    return make
+
+
+def assert_same_logits(ours, theirs, length=24):
+    """The logits of a `LanguageModel` and of a transformers model agree to 1e-4 of the largest."""
+    import torch
+
+    ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, (2, length))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids)).logits.numpy()
+    text_logits = jax.jit(lambda params: ours.module.apply(params, ids, method="text_logits"))
+    np.testing.assert_allclose(
+        text_logits(ours.params), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+    )

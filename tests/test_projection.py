@@ -1,0 +1,126 @@
+"""`d_proj` and neighbours against brute force in float64."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wayward_jax import projection
+from wayward_jax.projection import METRICS, c_proj, d_proj, margins, neighbours
+
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks():
+    """Tables of these tests span several blocks, and the last one is not full."""
+    neighbours.clear_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projection, "BLOCK", 16)
+        yield
+    neighbours.clear_cache()
+
+
+def distances(table, prompts, metric):
+    """All distances `[..., V]` in float64, one pair at a time."""
+    table, prompts = np.asarray(table, np.float64), np.asarray(prompts, np.float64)[..., None, :]
+    if metric == "euclidean":
+        return ((prompts - table) ** 2).sum(-1)
+    dots = (prompts * table).sum(-1)
+    if metric == "dot":
+        return -dots
+    return 1 - dots / np.linalg.norm(prompts, axis=-1) / np.linalg.norm(table, axis=-1)
+
+
+def brute_force(table, prompts, valid, k, metric):
+    """The k nearest valid tokens; of equally near ones the lowest ids."""
+    far = np.where(valid, distances(table, prompts, metric), np.inf)
+    ids = np.argsort(far, axis=-1, kind="stable")[..., :k]
+    return ids, np.take_along_axis(far, ids, axis=-1)
+
+
+@every_metric
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**32))
+def test_lowest_id_of_equally_near_tokens_wins(metric, seed):
+    """Small whole numbers: sums are exact, and ties and equal rows are everywhere."""
+    rng = np.random.default_rng(seed)
+    table = rng.integers(-1, 2, (37, 4)).astype(np.float32)
+    if metric == "cosine":  # the sign decides; powers of 2 lengthen rows exactly
+        table = np.copysign(2.0 ** rng.integers(-1, 2, (37, 1)), table).astype(np.float32)
+    prompts = rng.integers(-2, 3, (2, 3, 4)).astype(np.float32) + 0.5
+    valid = rng.random(37) < 0.7
+    valid[:5] = True
+    ids, far = neighbours(table, prompts, valid, k=5, metric=metric)
+    expected_ids, expected_far = brute_force(table, prompts, valid, 5, metric)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(far, expected_far, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(d_proj(table, prompts, valid, metric), expected_ids[..., 0])
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_neighbours_are_those_of_brute_force(metric, dtype):
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.normal(size=(203, 24)) + 0.3, dtype)
+    prompts = rng.normal(size=(3, 5, 24)).astype(np.float32)
+    valid = np.arange(203) < 190
+    ids, far = neighbours(table, prompts, valid, k=10, metric=metric)
+    expected_ids, expected_far = brute_force(table, prompts, valid, 10, metric)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(far, expected_far, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        margins(far), expected_far[..., 1] - expected_far[..., 0], rtol=1e-3, atol=1e-5
+    )
+
+
+@every_metric
+def test_of_many_equal_rows_the_first_wins(metric):
+    """More of them than the shortlist holds, in several blocks."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(203, 24)).astype(np.float32)
+    copies = rng.permutation(203)[:60]
+    table[copies] = table[copies[0]]
+    prompts = 1.01 * table[copies[:1]]
+    ids, far = neighbours(table, prompts, np.ones(203, bool), k=3, metric=metric)
+    np.testing.assert_array_equal(ids[0], np.sort(copies)[:3])
+    np.testing.assert_array_equal(margins(far), [0])
+
+
+def test_tokens_far_from_zero_and_near_each_other_are_told_apart():
+    """Where the matrix product alone, even in float32, would cancel to noise."""
+    rng = np.random.default_rng(0)
+    table = (100 + rng.normal(size=(24, 16))).astype(np.float32)
+    prompts = (table[5:12] + 0.01 * rng.normal(size=(7, 16))).astype(np.float32)
+    ids, far = neighbours(table, prompts, np.ones(24, bool), k=2)
+    expected_ids, expected_far = brute_force(table, prompts, np.ones(24, bool), 2, "euclidean")
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(far, expected_far, rtol=1e-5)
+
+
+@every_metric
+def test_invalid_tokens_are_never_answered(metric):
+    table = np.random.default_rng(0).normal(size=(203, 24)).astype(np.float32)
+    valid = np.arange(203) % 2 == 1
+    ids, _ = neighbours(table, table[None], valid, k=5, metric=metric)
+    assert valid[np.asarray(ids)].all()
+
+
+def test_rows_of_zeros_are_like_no_prompt_under_cosine():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(203, 24)).astype(np.float32)
+    table[::4] = 0
+    prompts = table[[1, 50, 201]]
+    np.testing.assert_array_equal(
+        d_proj(table, prompts, np.ones(203, bool), "cosine"), [1, 50, 201]
+    )
+
+
+def test_tokens_project_to_themselves():
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.normal(size=(203, 24)), jnp.bfloat16)
+    ids = rng.integers(0, 203, (3, 5))
+    prompts = c_proj(table, ids)
+    assert prompts.dtype == jnp.float32
+    np.testing.assert_array_equal(d_proj(table, prompts, np.ones(203, bool)), ids)
