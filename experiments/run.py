@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments import flags as job_flags
 from wayward_jax.errors import InputError
@@ -16,6 +16,8 @@ flags.adopt_module_key_flags(job_flags)
 def main(argv: list[str]) -> None:
     """Reads the flags, carries the job out and shows what came of it."""
     try:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
         if len(argv) > 1:
             raise InputError(f"{argv[1]} is not a flag: write --name=value")
         run(job_flags.settings())

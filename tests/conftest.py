@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from wayward_jax import assets
-from wayward_jax.errors import InputError
 
 CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's are words, too.
 \tThe café's naïve menu: 12,345 dishes, 日本語 and emoji 🙂.   Spaces, (brackets) & other signs!
@@ -23,11 +22,10 @@ def asset(tmp_path_factory):
         if folder := os.environ.get("WAYWARD_ASSETS_DIR"):
             cache = tmp_path_factory.getbasetemp() / "cache"
             return assets.fetch(name, cache_dir=cache, assets_dir=Path(folder))
-        try:
-            cached = Path.home() / ".cache" / "wayward_jax" / "assets"
-            return assets.fetch(name, cache_dir=cached, assets_dir=cached)
-        except InputError as error:
-            pytest.skip(f"WAYWARD_ASSETS_DIR is not set, and the user's cache has no {name}: {error}")
+        cache = Path.home() / ".cache" / "wayward_jax"
+        if (cache / "assets" / assets.ASSETS[name].file_name).exists():
+            return assets.fetch(name, cache_dir=cache)
+        pytest.skip(f"WAYWARD_ASSETS_DIR is not set, and {cache} has no {name}")
 
     return find
 

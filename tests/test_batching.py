@@ -125,7 +125,8 @@ def test_at_most_one_row_is_less_than_half_full(lengths, slots):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "expected"), [([[3, 4], [32]], (32, 8)), ([[33], [1] * 9], (64, 16))]
+    ("lengths", "expected"),
+    [([[3, 4], [32]], (32, 32)), ([[33], [1]], (64, 32)), ([[1] * 33, [5]], (64, 64))],
 )
 def test_widths_are_the_least_multiples_that_fit(lengths, expected):
     assert widths([[of_length(length) for length in row] for row in lengths]) == expected

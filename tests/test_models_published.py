@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from conftest import assert_same_logits
 from transformers import GPT2Config, LlamaConfig, MistralConfig
 
@@ -82,12 +83,12 @@ def test_mistral_without_window_is_a_llama(publish, tmp_path):
 @pytest.mark.parametrize(
     "config",
     [
-        GPT2Config(**{**GPT2, "n_embd": 1280, "n_head": 20, "n_layer": 2}),
+        GPT2Config(**{**GPT2, "n_embd": 1280, "n_head": 20, "n_layer": 2, "n_inner": 1000}),
         LlamaConfig(
             **{
                 **LLAMA,
                 "hidden_size": 2048,
-                "intermediate_size": 5632,
+                "intermediate_size": 1000,
                 "num_attention_heads": 32,
                 "num_key_value_heads": 4,
                 "num_hidden_layers": 2,
@@ -101,7 +102,9 @@ def test_full_width(config, publish, tmp_path):
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
 
-@pytest.mark.parametrize("config", [GPT2Config(**GPT2), LlamaConfig(**LLAMA)], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "config", [GPT2Config(**GPT2), LlamaConfig(**LLAMA)], ids=["gpt2", "llama"]
+)
 def test_weights_in_several_files(config, publish, tmp_path):
     folder, theirs = publish(config, max_shard_size="50kB")
     assert len(list(folder.glob("model-*.safetensors"))) > 2
@@ -156,7 +159,7 @@ def test_converted_once_until_a_file_changes(publish, tmp_path):
     models.load(str(folder), cache_dir=cache)
     assert (converted / "params.safetensors").stat().st_mtime_ns == made
 
-    with __import__("torch").no_grad():
+    with torch.no_grad():
         theirs.transformer.wpe.weight.mul_(2)
     theirs.save_pretrained(folder)
     assert_same_logits(models.load(str(folder), cache_dir=cache), theirs)

@@ -11,7 +11,15 @@ from wayward_jax.tasks import Encoded
 WORDS = ["<eos>", "It", "was", "terrible", "great", ".", *(f"w{i}" for i in range(74))]
 WIDTH = 32
 CONFIGS = {
-    "gpt2": GPT2Config(vocab_size=96, n_positions=64, n_embd=WIDTH, n_layer=2, n_head=4),
+    "gpt2": GPT2Config(
+        vocab_size=96,
+        n_positions=64,
+        n_embd=WIDTH,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
     "llama": LlamaConfig(
         vocab_size=96,
         max_position_embeddings=64,
@@ -26,6 +34,7 @@ CONFIGS = {
 
 def pair(family, folder):
     """A `LanguageModel` of 80 words and 96 embeddings, and transformers' of the same weights."""
+    torch.set_num_threads(1)  # more are in each other's way in models this small
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_config(CONFIGS[family]).eval().requires_grad_(False)
     for weights in theirs.parameters():  # biases and norms too, which are all 0 or 1

@@ -15,6 +15,9 @@ METRICS = ("euclidean", "cosine", "dot")
 BLOCK = 8192
 SHORTLIST = 8
 
+# Norms are at least this, so that a vector of zeros has cosine 0 with all others.
+TINY = float(jnp.finfo(jnp.float32).tiny)
+
 
 def c_proj(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Tokens to their embeddings: `[V, D]`, `[...]` -> `[..., D]` float32."""
@@ -91,7 +94,7 @@ def _by_product(prompt: jax.Array, rows: jax.Array, metric: str) -> jax.Array:
     if metric == "dot":
         return -dots
     if metric == "cosine":
-        return -dots / jnp.linalg.norm(rows, axis=1)
+        return -dots / jnp.maximum(jnp.linalg.norm(rows, axis=1), TINY)
     return jnp.square(rows).sum(axis=1) - 2 * dots
 
 
@@ -101,5 +104,5 @@ def _exact(prompt: jax.Array, rows: jax.Array, metric: str) -> jax.Array:
         return -(prompt * rows).sum(axis=-1)
     if metric == "cosine":
         norms = jnp.linalg.norm(prompt, axis=-1) * jnp.linalg.norm(rows, axis=-1)
-        return 1 - (prompt * rows).sum(axis=-1) / norms
+        return 1 - (prompt * rows).sum(axis=-1) / jnp.maximum(norms, TINY)
     return jnp.square(prompt - rows).sum(axis=-1)

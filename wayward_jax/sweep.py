@@ -26,7 +26,7 @@ class Point:
 
     step: int
     task_loss: float
-    distance: float
+    distance: float | None
     dev_accuracy: float
     prompt_f1: float | None
 
@@ -149,7 +149,7 @@ def tune_population(
                 point = Point(
                     step=last,
                     task_loss=float(task_loss[r]),
-                    distance=float(far[r]),
+                    distance=float(far[r]) if runs[r].target_ids else None,
                     dev_accuracy=float(right[r].mean()),
                     prompt_f1=reading.prompt_f1,
                 )

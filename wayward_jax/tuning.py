@@ -127,7 +127,8 @@ def tune(
         updates, stepped = jax.vmap(optimizer.update)(gradients, state.optimizer, state.prompts)
         moved = state.prompts + population.learning_rate[:, None, None] * updates
 
-        finite = jnp.isfinite(parts.task) & jnp.isfinite(moved).all(axis=(1, 2))
+        loss = parts.task + parts.distance
+        finite = jnp.isfinite(loss) & jnp.isfinite(moved).all(axis=(1, 2))
         alive = finite & (state.diverged_at < 0)
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -7,9 +7,13 @@ the run attends to them. Tokens a run and step fall from `B * (L + T)` to `L + B
 approximated, gradients included.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 @struct.dataclass
@@ -70,30 +74,39 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> jax.Arra
     )
 
     causal = jnp.tril(jnp.ones((length, length), bool))
-    prompt_scores = _scores("rikgd,rjkd->rkgij", q_prompt, k_prompt, causal)
-    out_prompt = jnp.einsum("rkgij,rjkd->rikgd", _softmax(prompt_scores, q.dtype), v_prompt)
+    scores = _scores("rikgd,rjkd->rkgij", q_prompt, k_prompt, causal)
+    (weights,), total = _softmax(scores)
+    out_prompt = jnp.einsum("rkgij,rjkd->rikgd", weights.astype(v.dtype), v_prompt)
+    out_prompt /= jnp.moveaxis(total, 3, 1)
 
     to_prompt = layout.prompt_mask[:, None, None, None, None, :]
     to_row = layout.visible[:, :, None, None]
-    scores = jnp.concatenate(
-        [
-            _scores("rnikgd,rjkd->rnkgij", q_rows, k_prompt, to_prompt),
-            _scores("rnikgd,rnjkd->rnkgij", q_rows, k_rows, to_row),
-        ],
-        axis=-1,
+    (of_prompt, of_row), total = _softmax(
+        _scores("rnikgd,rjkd->rnkgij", q_rows, k_prompt, to_prompt),
+        _scores("rnikgd,rnjkd->rnkgij", q_rows, k_rows, to_row),
     )
-    weights = _softmax(scores, q.dtype)
-    out_rows = jnp.einsum("rnkgij,rjkd->rnikgd", weights[..., :length], v_prompt)
-    out_rows += jnp.einsum("rnkgij,rnjkd->rnikgd", weights[..., length:], v_rows)
+    out_rows = jnp.einsum("rnkgij,rjkd->rnikgd", of_prompt.astype(v.dtype), v_prompt)
+    out_rows += jnp.einsum("rnkgij,rnjkd->rnikgd", of_row.astype(v.dtype), v_rows)
+    out_rows /= jnp.moveaxis(total, 4, 2)
 
     heads = kv_heads * q.shape[3] * d
-    return join(out_prompt.reshape(runs, length, heads), out_rows.reshape(runs, rows, slots, heads))
+    out_prompt = out_prompt.reshape(runs, length, heads)
+    return join(out_prompt, out_rows.reshape(runs, rows, slots, heads)).astype(q.dtype)
 
 
 def _scores(spec: str, q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
     scores = jnp.einsum(spec, q, k, preferred_element_type=jnp.float32)
-    return jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jnp.where(mask, scores, LOWEST)
 
 
-def _softmax(scores: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return jax.nn.softmax(scores, axis=-1).astype(dtype)
+def _softmax(*parts: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """One softmax over the last axes of all parts, without its division.
+
+    Returns the parts' numerators and the denominator, whose last axis is 1. Values are divided
+    after they have been summed up, which are far fewer numbers than the weights.
+    """
+    highest = functools.reduce(
+        jnp.maximum, [x.max(axis=-1, keepdims=True, initial=LOWEST) for x in parts]
+    )
+    exponentials = tuple(jnp.exp(x - jax.lax.stop_gradient(highest)) for x in parts)
+    return exponentials, sum(x.sum(axis=-1, keepdims=True) for x in exponentials)

@@ -36,7 +36,7 @@ def convert(checkpoint: Checkpoint, dtype: np.dtype, folder: Path) -> None:
         family = _family(checkpoint.config)
         params = _params(checkpoint, family, dtype)
     except (ValueError, TypeError, NotImplementedError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = " ".join(str(error).split())
         raise InputError(f"--model: {checkpoint.path}: {reason}") from error
     config = {**checkpoint.config, "eos_token_id": checkpoint.tokenizer.eos_id}
     folder.mkdir()

@@ -76,8 +76,10 @@ def _tokenizer(folder: Path) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         backend = tokenizer.backend_tokenizer
     except Exception as error:  # whatever transformers and tokenizers raise
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"--model: the tokenizer in {folder} is of no use ({reason})") from error
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"--model: transformers cannot read the tokenizer in {folder} ({reason})"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"--model: the tokenizer in {folder} has no eos_token")
     backend.no_padding()

@@ -62,7 +62,7 @@ def _from_hub(name: str) -> Path:
             name, allow_patterns=list(from_safetensors.FILES), ignore_patterns=["*/*"]
         )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())
         raise InputError(
             f"--model={name} is no local folder, and cannot be had from the Hugging Face hub "
             f"({reason}): check name and network, or give a folder with config.json, "

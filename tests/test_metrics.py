@@ -1,0 +1,89 @@
+"""Hand-worked cases, and properties."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wayward_jax.metrics import accuracy, accuracy_drop, macro_f1, prompt_f1, token_f1
+
+TOKENS = st.lists(st.integers(0, 5), max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("projected", "target", "wanted"),
+    [
+        ("write a story", "write a story", 1.0),
+        ("Write the story!", "write a story", 1.0),  # case, articles and punctuation do not count
+        ("write", "write a story", 2 / 3),  # precision 1, recall 1/2
+        ("story story write", "story write", 0.8),  # precision 2/3, recall 1
+        ("poem", "write a story", 0.0),
+        ("", "write", 0.0),
+        ("don't", "dont", 1.0),
+        ("the", "story", 0.0),
+    ],
+)
+def test_prompt_f1_is_squads(projected, target, wanted):
+    assert prompt_f1(projected, target) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("projected", "target", "wanted"),
+    [
+        ("*", "*", 1.0),
+        ("// ", "//", 1.0),
+        ("//", "*", 0.0),
+        ("* *", "*", 2 / 3),
+        ("the", "a", 0.0),
+        ("", " ", 1.0),
+        ("word", "*", 0.0),
+    ],
+)
+def test_a_target_that_vanishes_is_compared_as_it_stands(projected, target, wanted):
+    assert prompt_f1(projected, target) == pytest.approx(wanted)
+
+
+@given(TOKENS, TOKENS)
+def test_token_f1_is_the_harmonic_mean_of_precision_and_recall(found, wanted):
+    common = sum(min(found.count(i), wanted.count(i)) for i in set(found))
+    if common == 0:
+        assert token_f1(found, wanted) == float(found == wanted)
+    else:
+        precision, recall = common / len(found), common / len(wanted)
+        assert token_f1(found, wanted) == pytest.approx(2 / (1 / precision + 1 / recall))
+
+
+@given(TOKENS, TOKENS)
+def test_token_f1_is_1_for_the_same_tokens_in_any_order_alone(found, wanted):
+    assert (token_f1(found, wanted) == 1) == (sorted(found) == sorted(wanted))
+
+
+def test_accuracy_is_the_share_of_right_predictions():
+    assert accuracy(np.array([0, 1, 2, 1]), np.array([0, 1, 1, 0])) == 0.5
+
+
+def test_macro_f1_averages_over_the_classes_that_occur():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    predictions = np.array([0, 0, 1, 1, 3, 3])
+    # class 0: precision 1, recall 2/3, F1 0.8; class 1: 1/2 and 1/2, F1 0.5; class 2 is never
+    # predicted: precision 1, recall 0, F1 0; class 3 does not occur.
+    assert macro_f1(predictions, labels) == pytest.approx((0.8 + 0.5 + 0.0) / 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
+def test_macro_f1_is_that_of_the_papers_code(pairs):
+    predictions, labels = map(np.array, zip(*pairs, strict=True))
+    scores = []
+    for label in {answer for _, answer in pairs}:
+        hits = [p == a for p, a in pairs if p == label]
+        found = [p == a for p, a in pairs if a == label]
+        precision, recall = sum(hits) / len(hits) if hits else 1.0, sum(found) / len(found)
+        both = precision + recall
+        scores.append(2 * precision * recall / both if both else 0.0)
+    assert macro_f1(predictions, labels) == pytest.approx(sum(scores) / len(scores))
+
+
+def test_accuracy_drop_is_relative_and_in_percent():
+    assert accuracy_drop(0.8, 0.6) == pytest.approx(25)
+    assert accuracy_drop(0.8, 0.9) == pytest.approx(-12.5)
+    assert np.isnan(accuracy_drop(0.0, 0.5))

@@ -1,0 +1,186 @@
+"""What cannot be used is refused in one line that names the file and what is wrong."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from transformers import GPT2Config, LlamaConfig, MistralConfig
+
+from wayward_jax import models
+from wayward_jax.errors import InputError
+
+LLAMA = {
+    "vocab_size": 400,
+    "max_position_embeddings": 8,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+GPT2 = {"vocab_size": 400, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+
+
+def assert_refused(name, tmp_path, *parts, **load):
+    """Loading fails with one line that has all `parts` in it, and leaves nothing behind."""
+    with pytest.raises(InputError) as refusal:
+        models.load(str(name), cache_dir=tmp_path / "cache", **load)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    assert not list(tmp_path.glob("cache/models/[!.]*"))
+
+
+def edit_config(folder, **entries):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "no/such/folder", "no/such.gguf"])
+def test_names(name, tmp_path):
+    assert_refused(name, tmp_path, f"--model={name} ", "smollm2-135m, gpt2,", ".gguf")
+
+
+def test_other_files(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"\x80")
+    assert_refused(tmp_path / "model.bin", tmp_path, "model.bin", "give the folder")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "some-organisation/some-model"])
+def test_hub_names_without_network(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert_refused(name, tmp_path, "--model=", name, "Hugging Face hub", "network")
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "consolidated.00.pth", "model.ckpt"])
+def test_pickled_weights(file, publish, tmp_path):
+    folder, _ = publish(GPT2Config(**GPT2))
+    (folder / "model.safetensors").rename(folder / file)
+    assert_refused(folder, tmp_path, str(folder), file, "pickled", "save_pretrained")
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_missing_file(file, publish, tmp_path):
+    folder, _ = publish(GPT2Config(**GPT2))
+    (folder / file).unlink()
+    assert_refused(folder, tmp_path, str(folder), file)
+
+
+@pytest.mark.parametrize("config", [GPT2Config(**GPT2), LlamaConfig(**LLAMA)])
+def test_missing_tokenizer(config, publish, tmp_path):
+    folder, _ = publish(config)
+    (folder / "tokenizer.json").unlink()
+    assert_refused(folder, tmp_path, str(folder), "tokenizer.json")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_file_cut_short(file, share, publish, tmp_path):
+    folder, _ = publish(GPT2Config(**GPT2))
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: int(len(content) * share)])
+    assert_refused(folder, tmp_path, str(folder))
+
+
+def test_missing_shard(publish, tmp_path):
+    folder, _ = publish(GPT2Config(**GPT2), max_shard_size="5kB")
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    assert_refused(folder, tmp_path, "model.safetensors.index.json", shard.name)
+
+
+def test_shard_outside_of_the_folder(publish, tmp_path):
+    folder, _ = publish(GPT2Config(**GPT2))
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = {"weight_map": {"wte.weight": "../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_refused(folder, tmp_path, "../elsewhere.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "entries", "named"),
+    [
+        (GPT2Config(**GPT2), {"model_type": "bert"}, "'bert'"),
+        (GPT2Config(**GPT2), {"activation_function": "tanh"}, "activation_function"),
+        (GPT2Config(**GPT2), {"scale_attn_weights": False}, "scale_attn_weights"),
+        (GPT2Config(**GPT2), {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),
+        (GPT2Config(**GPT2), {"add_cross_attention": True}, "add_cross_attention"),
+        (LlamaConfig(**LLAMA), {"hidden_act": "gelu"}, "hidden_act"),
+        (LlamaConfig(**LLAMA), {"rope_parameters": {"rope_type": "yarn"}}, "'yarn'"),
+        (LlamaConfig(**LLAMA), {"rope_parameters": {"rope_type": "linear"}}, "factor"),
+        (LlamaConfig(**LLAMA), {"rope_parameters": {"partial_rotary_factor": 0.5}}, "0.5"),
+        (MistralConfig(**LLAMA), {"sliding_window": 512}, "sliding_window is 512"),
+        (LlamaConfig(**LLAMA), {"num_attention_heads": 3}, "head"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_maths(config, entries, named, publish, tmp_path):
+    folder, _ = publish(config)
+    edit_config(folder, **entries)
+    assert_refused(folder, tmp_path, str(folder), named)
+
+
+def test_mistral_that_leaves_out_its_window(publish, tmp_path):
+    """Left out it is 4096 by the default of transformers."""
+    folder, _ = publish(MistralConfig(**LLAMA))
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("sliding_window")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_refused(folder, tmp_path, str(folder), "sliding_window is 4096")
+
+
+EDITS = {
+    "missing": (lambda t: t.pop("transformer.h.0.ln_1.bias"), "h.0.ln_1.bias"),
+    "unknown": (lambda t: t.update(score=np.ones(2)), "score"),
+    "shape": (lambda t: t.update({"transformer.wpe.weight": np.ones((9, 8), "f4")}), "(9, 8)"),
+    "integers": (lambda t: t.update({"transformer.ln_f.bias": np.ones(8, "i1")}), "int8"),
+    "nan": (lambda t: t["transformer.wte.weight"].__setitem__((3, 1), np.nan), "wte.weight"),
+    "infinite": (lambda t: t["transformer.ln_f.bias"].__setitem__(1, -np.inf), "ln_f.bias"),
+    "head": (lambda t: t.update({"lm_head.weight": np.ones((400, 8), "f4")}), "tie_word"),
+}
+
+
+@pytest.mark.parametrize(("edit", "named"), EDITS.values(), ids=EDITS)
+def test_tensors_that_do_not_fit(edit, named, publish, tmp_path):
+    folder, _ = publish(GPT2Config(**GPT2))
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    edit(tensors)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    assert_refused(folder, tmp_path, str(folder), named)
+
+
+def test_weights_too_large_for_the_dtype(publish, tmp_path):
+    folder, model = publish(GPT2Config(**GPT2))
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = 1e5
+    model.save_pretrained(folder)
+    assert_refused(folder, tmp_path, "ln_f.weight", "float16", dtype=jnp.float16)
+
+
+def test_embedding_table_smaller_than_the_tokenizer(publish, tokenizer, tmp_path):
+    tokens = len(tokenizer)
+    folder, _ = publish(GPT2Config(**{**GPT2, "vocab_size": tokens - 1}))
+    assert_refused(folder, tmp_path, str(folder), f"{tokens} tokens", f"only {tokens - 1}")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "params.safetensors"])
+def test_broken_cache(file, publish, tmp_path):
+    folder, _ = publish(GPT2Config(**GPT2))
+    models.load(str(folder), cache_dir=tmp_path)
+    (converted,) = (tmp_path / "models").glob("published*")
+    content = (converted / file).read_bytes()
+    (converted / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"published.*delete it"):
+        models.load(str(folder), cache_dir=tmp_path)
+
+
+def test_cache_that_cannot_be_written(publish, tmp_path):
+    folder, _ = publish(GPT2Config(**GPT2))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="--cache_dir"):
+        models.load(str(folder), cache_dir=tmp_path / "file")

@@ -1,0 +1,207 @@
+"""The program as a user runs it: a whole job on a tiny model, and input that it refuses."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tests.tiny import pair
+
+from experiments import flags, job, main
+from experiments.terminal import Watch
+from wayward_jax import checkpoints, results
+from wayward_jax.errors import InputError
+
+FIELDS = """model task method template target_name target_text init gamma seed steps batch_size
+learning_rate n_train n_eval accuracy macro_f1 prompt_f1 token_f1 projected_text projected_ids
+distance task_loss seconds""".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds a published model `gpt2` and a task `mood`, which one word of each text decides."""
+    folder = tmp_path_factory.mktemp("job")
+    pair("gpt2", folder)
+    task = folder / "mood"
+    task.mkdir()
+    (task / "task.json").write_text(
+        json.dumps(
+            {
+                "labels": ["bad", "good"],
+                "templates": ["It was %s ."],
+                "label_words": ["terrible", "great"],
+            }
+        )
+    )
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("dev", 12), ("test", 20)):
+        lines = []
+        for _ in range(count):
+            label = int(rng.integers(2))
+            words = [f"w{i}" for i in rng.integers(10, 70, 4)]
+            words.insert(int(rng.integers(4)), f"w{label}")
+            lines.append(json.dumps({"text": " ".join(words), "label": label}))
+        (task / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def arguments(folder: Path, **changed: object) -> list[str]:
+    given = {
+        "model": folder / "gpt2",
+        "task": "mood",
+        "data_dir": folder,
+        "targets": "text=w7 w8 w9",
+        "template": 0,
+        "gamma": "0.5",
+        "steps": 10,
+        "cache_dir": folder / "cache",
+        **changed,
+    }
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def run(*args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "experiments.run", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A job of two seeds, run by its command."""
+    out_dir = folder / "finished"
+    process = run(*arguments(folder, seeds="1,2", out_dir=out_dir))
+    assert process.returncode == 0, process.stderr
+    return out_dir, process.stdout
+
+
+def test_a_row_says_everything_that_users_rely_on(finished):
+    rows = results.read(finished[0] / "results.jsonl")
+    assert len(rows) == 4  # p_star and one target, two seeds
+    for row in rows:
+        assert set(FIELDS) <= set(row)
+        assert row["n_train"] == 40
+        assert row["n_eval"] == 20
+
+
+def test_a_strong_pull_makes_the_prompt_read_as_its_target(finished):
+    rows = [r for r in results.read(finished[0] / "results.jsonl") if r["target_ids"]]
+    assert [row["prompt_f1"] for row in rows] == [1.0, 1.0]
+    assert {row["projected_text"] for row in rows} == {"w7 w8 w9"}
+
+
+def test_checkpoints_hold_the_prompts_that_were_read(finished, folder):
+    out_dir, _ = finished
+    table = pair("gpt2", folder / "again")[1].get_input_embeddings().weight.numpy()
+    for row in results.read(out_dir / "results.jsonl"):
+        prompt = checkpoints.load_prompt(out_dir / "checkpoints" / row["id"])
+        distances = ((prompt[:, None] - table[None, :80]) ** 2).sum(-1)
+        assert distances.argmin(1).tolist() == row["projected_ids"]
+
+
+def test_the_folder_has_the_flags_and_the_figure(finished):
+    out_dir, _ = finished
+    assert json.loads((out_dir / "flags.json").read_text())["seeds"] == [1, 2]
+    assert (out_dir / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_output_ends_with_accuracies_the_reading_and_the_folder(finished):
+    out_dir, output = finished
+    assert "p_star accuracy" in output
+    assert "'w7'" in output
+    assert str(out_dir) in output.replace("\n", "")
+
+
+def test_another_jobs_results_are_never_overwritten(finished, folder):
+    out_dir, _ = finished
+    before = {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
+    process = run(*arguments(folder, out_dir=out_dir))
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: --out_dir=")
+    assert {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("steps", "0"),
+        ("gamma", "much"),
+        ("gamma", "-1"),
+        ("gamma", "0.1,0.1"),
+        ("seeds", "1.5"),
+        ("experiment", "none"),
+        ("data_dir", "nowhere"),
+        ("batch_size", "many"),
+        ("no_such_flag", "1"),
+    ],
+)
+def test_a_bad_flag_gets_one_line_that_names_it_and_exit_code_2(flag, value):
+    process = run(f"--{flag}={value}")
+    assert process.returncode == 2
+    assert flag in process.stderr
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"model": "nothing"}, "--model"),
+        ({"tasks": ("nothing",)}, "--task"),
+        ({"targets": "nothing"}, "--targets"),
+        ({"template": 7}, "--template"),
+        ({"init": "nothing"}, "--init"),
+        ({"prompt_length": 60}, "--prompt_length"),
+        ({"k_shot": 0}, "--k_shot"),
+        ({"k_shot": 1000}, "k_shot"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed, named):
+    out_dir = folder / "refused"
+    settings = _settings(folder, out_dir, **changed)
+    with pytest.raises(InputError, match=named), Watch(Console(quiet=True)) as watch:
+        job.carry_out(settings, main.runs, out_dir, watch)
+    assert not out_dir.exists()
+
+
+def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
+    out_dir, _ = finished
+    row = results.read(out_dir / "results.jsonl")[-1]
+    checkpoint = out_dir / "checkpoints" / row["id"]
+    settings = _settings(
+        folder, folder / "continued", init=str(checkpoint), steps=1, learning_rate=0.0
+    )
+    with Watch(Console(quiet=True)) as watch:
+        rows = job.carry_out(settings, main.runs, folder / "continued", watch).rows
+    again = checkpoints.load_prompt(folder / "continued" / "checkpoints" / rows[-1]["id"])
+    np.testing.assert_array_equal(again, checkpoints.load_prompt(checkpoint))
+
+
+def _settings(folder, out_dir, **changed):
+    settings = flags.Settings(
+        experiment="main",
+        model=str(folder / "gpt2"),
+        dtype="float32",
+        tasks=("mood",),
+        data_dir=folder,
+        targets="text=w7 w8 w9",
+        gammas=(0.5,),
+        seeds=(1,),
+        steps=2,
+        batch_size=4,
+        learning_rate=0.01,
+        method="direct",
+        template=0,
+        init="target",
+        prompt_length=None,
+        k_shot=-1,
+        data_seed=100,
+        n_eval=0,
+        population=8,
+        out_dir=out_dir,
+        cache_dir=folder / "cache",
+        assets_dir=None,
+    )
+    return dataclasses.replace(settings, **changed)

@@ -1,0 +1,174 @@
+"""Built-in sets, files, and the language of `--targets`."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from wayward_jax.errors import InputError
+from wayward_jax.targets import load
+from wayward_jax.targets.loading import BUILT_IN
+
+TASKS = ("reviews", "plots", "sst2", "sst5", "agnews", "trec", "subj")
+
+
+class Letters:
+    """A token is a letter."""
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+def found(spec, **options):
+    return load(spec, Letters(), **{"task": "reviews", **options})
+
+
+def texts(spec, **options):
+    return {target.name: target.text for target in found(spec, **options)}
+
+
+@pytest.fixture
+def data_dir():
+    folder = os.environ.get("WAYWARD_DATA_DIR")
+    if not folder:
+        pytest.skip("WAYWARD_DATA_DIR is not set")
+    return Path(folder)
+
+
+@pytest.mark.parametrize("kind", ["instructions", "sentences", "code"])
+def test_built_in_sets_have_at_least_thirty_different_texts(kind):
+    assert len(set(texts(kind).values())) >= 30
+
+
+def test_instructions_are_of_moderate_length():
+    assert all(4 <= len(text.split()) <= 40 for text in texts("instructions").values())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_five_definitions_and_five_that_contradict_them(task):
+    true, false = texts("definitions", task=task), texts("contradictions", task=task)
+    assert len(true) == len(false) == 5
+    assert len({*true.values(), *false.values()}) == 10
+
+
+def test_no_two_targets_of_all_sets_share_a_name():
+    names = [target.name for target in found(",".join(BUILT_IN))]
+    assert len(set(names)) == len(names) >= 30 * 3 + 5 * 2
+
+
+def test_a_target_has_the_tokens_of_its_text():
+    (target,) = found("text=a, b")
+    assert target.text == "a, b"
+    assert target.ids == (97, 44, 32, 98)
+
+
+def test_a_number_takes_the_first_ones_and_a_name_takes_one():
+    names = list(texts("instructions"))
+    assert list(texts("instructions:2")) == names[:2]
+    assert list(texts(names[4])) == [names[4]]
+
+
+def test_sets_are_joined_in_the_order_that_is_asked_for():
+    names = list(texts("code:1,sentences:2,text=x,y"))
+    assert [name.partition("/")[0] for name in names] == ["code", "sentences", "sentences", "text"]
+
+
+def test_a_fixed_length_cuts_longer_texts_and_leaves_shorter_ones_out(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("abcdef\nab\n\nabc\n")
+    targets = found(str(file), prompt_length=3)
+    assert [(t.name, t.text, t.ids) for t in targets] == [
+        ("mine/1", "abc", (97, 98, 99)),
+        ("mine/4", "abc", (97, 98, 99)),
+    ]
+
+
+def test_files_of_all_three_kinds_give_the_same_texts(tmp_path):
+    named = {"1": "one\ttab", "2": "two\u2028lines"}
+    (tmp_path / "t.json").write_text(json.dumps(named))
+    lines = [{"name": "1", "text": "one\ttab"}, {"name": "2", "definition": "two\u2028lines"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "t.txt").write_text("\n".join(named.values()), encoding="utf-8")
+    wanted = {f"t/{name}": text for name, text in named.items()}
+    for kind in ("json", "jsonl", "txt"):
+        assert texts(str(tmp_path / f"t.{kind}")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [("ni", 32), ("pile", 30), *((f"pile_n={n}", 30) for n in (4, 7, 14, 28, 56))],
+)
+def test_the_papers_sets_are_whole(spec, count, data_dir):
+    assert len(texts(spec, data_dir=data_dir)) == count
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_papers_true_definitions_are_those_of_the_task(task, data_dir):
+    content = json.loads((data_dir / "prompts" / "good_prompts.json").read_text())
+    called = {"sst2": "SST-2", "reviews": "SST-2", "sst5": "sst-5", "plots": "subj"}.get(task, task)
+    wanted = [content[f"{called}_{i}"] for i in range(5)]
+    assert list(texts("true", task=task, data_dir=data_dir).values()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("instuctions", "instructions"),
+        ("instructions:0", "from 1 on"),
+        ("instructions:x", "from 1 on"),
+        ("instructions/none", "instructions/"),
+        ("ni", "--data_dir"),
+        ("text=", "no tokens"),
+        ("", "no such set"),
+        ("missing.json", "no such set or file"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_a_remedy(spec, said):
+    with pytest.raises(InputError, match=said) as refusal:
+        found(spec)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_task_without_definitions_is_refused():
+    with pytest.raises(InputError, match="task mine"):
+        found("definitions", task="mine")
+
+
+def test_a_length_that_no_target_has_is_refused():
+    with pytest.raises(InputError, match="--prompt_length=9: none of the 1 targets"):
+        found("text=short", prompt_length=9)
+
+
+def test_a_papers_file_that_is_missing_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"pile\.json"):
+        found("pile", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.json", b'{"a": "x",\n"b" "y"}', "t.json:2: not JSON"),
+        ("t.json", b'["a"]', "no JSON object"),
+        ("t.json", b'"a"', "no JSON object"),
+        ("t.json", b'{"a": "x", "a": "y"}', "two targets are called a"),
+        ("t.json", b'{"a": " "}', "target a has no text"),
+        ("t.json", b'{"a": {"b": "c"}}', "target a has no text"),
+        ("t.json", b"{}", "no targets"),
+        ("t.json", b"[" * 100_000, "t.json:1: "),
+        ("t.jsonl", b'{"name": "a", "text": "x"}\n{"text": "y"}', "t.jsonl:2: write"),
+        ("t.jsonl", b'{"name": "a"}', "target a has no text"),
+        ("t.jsonl", b"\n{", "t.jsonl:2: not JSON"),
+        ("t.txt", b"\xff\xfe", "not UTF-8"),
+        ("t.txt", b"\n", "no targets"),
+    ],
+)
+def test_a_malformed_file_is_named_with_the_fault(name, content, said, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said) as refusal:
+        found(str(tmp_path / name))
+    assert "\n" not in str(refusal.value)
+    assert name in str(refusal.value)
