@@ -39,7 +39,7 @@ _TASK = flags.DEFINE_list(
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets and target files.")
 _TARGETS = flags.DEFINE_string(
     "targets",
-    "instructions:1",
+    "instructions/01",
     "Target texts: sets separated by commas. Built in: instructions, sentences, code, "
     "definitions, contradictions; ni, pile, pile_n=7 and true are read from --data_dir; or the "
     "path of a .json, .jsonl or .txt file. SET:3 takes the first three, SET/NAME one by name, and "
@@ -47,14 +47,14 @@ _TARGETS = flags.DEFINE_string(
 )
 _GAMMA = flags.DEFINE_list(
     "gamma",
-    ["0.01"],
+    ["0.03"],
     "Weights of the distance term; with several, a target's best one is chosen on dev.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds of the start and the order of examples.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Optimiser steps of each run.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Examples a step.", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", 0.01, "AdamW's at the first step; it falls linearly to 0.", lower_bound=0.0
+    "learning_rate", 0.03, "AdamW's at the first step; it falls linearly to 0.", lower_bound=0.0
 )
 _METHOD = flags.DEFINE_enum(
     "method",

@@ -49,10 +49,10 @@ def show(rows: Sequence[dict], tokenizer: Tokenizer, console: Console) -> None:
     """A line for every target, and the first target's tokens beside those that were read."""
     comparisons = compare(rows)
     table = Table(box=None, pad_edge=False)
-    for name in ("task", "target"):
-        table.add_column(name)
-    for name in ("gamma", "p_star accuracy", "accuracy", "drop", "prompt F1", "runs"):
-        table.add_column(name, justify="right")
+    table.add_column("\ntask")
+    table.add_column("\ntarget", overflow="fold")
+    for name in ("\ngamma", "p_star\naccuracy", "\naccuracy", "\ndrop", "prompt\nF1", "\nruns"):
+        table.add_column(name, justify="right", no_wrap=True)
     for c in comparisons:
         row = c.wayward[0]
         table.add_row(

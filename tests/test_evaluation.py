@@ -66,7 +66,9 @@ def scores_in(pair):
     def score(rows, n_scores):
         batch = to_batch(rows, slots=128, predictions=64)
         behind_both = jax.tree.map(lambda x: np.stack([x, x]), batch)
-        nll = np.asarray(losses(ours.params, (jnp.asarray(PROMPTS), jnp.asarray(MASK), behind_both)))
+        nll = np.asarray(
+            losses(ours.params, (jnp.asarray(PROMPTS), jnp.asarray(MASK), behind_both))
+        )
         return [np.bincount(batch.score.ravel(), run.ravel(), n_scores) for run in nll]
 
     return score

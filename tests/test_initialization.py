@@ -13,7 +13,7 @@ P_STAR = dataclasses.replace(RUN, target_ids=())
 
 def ids(prompt):
     """Rows of the table that a prompt consists of."""
-    return [int(np.flatnonzero((TABLE == vector).all(axis=1))[0]) for vector in prompt]
+    return [int(np.flatnonzero((vector == TABLE).all(axis=1))[0]) for vector in prompt]
 
 
 def test_at_the_target_a_prompt_is_its_embeddings():

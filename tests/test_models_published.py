@@ -14,13 +14,13 @@ from transformers import GPT2Config, LlamaConfig, MistralConfig
 
 from wayward_jax import models
 
-GPT2 = {"vocab_size": 410, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
+GPT2 = {"vocab_size": 410, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 4}
 LLAMA = {
     "vocab_size": 410,
     "max_position_embeddings": 64,
     "hidden_size": 48,
     "intermediate_size": 80,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
@@ -83,7 +83,7 @@ def test_mistral_without_window_is_a_llama(publish, tmp_path):
 @pytest.mark.parametrize(
     "config",
     [
-        GPT2Config(**{**GPT2, "n_embd": 1280, "n_head": 20, "n_layer": 2, "n_inner": 1000}),
+        GPT2Config(**{**GPT2, "n_embd": 1280, "n_head": 20, "n_inner": 1000}),
         LlamaConfig(
             **{
                 **LLAMA,
@@ -91,7 +91,6 @@ def test_mistral_without_window_is_a_llama(publish, tmp_path):
                 "intermediate_size": 1000,
                 "num_attention_heads": 32,
                 "num_key_value_heads": 4,
-                "num_hidden_layers": 2,
             }
         ),
     ],

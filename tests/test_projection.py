@@ -91,19 +91,31 @@ def test_of_many_equal_rows_the_first_wins(metric):
 def test_tokens_far_from_zero_and_near_each_other_are_told_apart():
     """Where the matrix product alone, even in float32, would cancel to noise."""
     rng = np.random.default_rng(0)
-    table = (100 + rng.normal(size=(24, 16))).astype(np.float32)
+    table = (1000 + rng.normal(size=(24, 16))).astype(np.float32)
     prompts = (table[5:12] + 0.01 * rng.normal(size=(7, 16))).astype(np.float32)
-    ids, far = neighbours(table, prompts, np.ones(24, bool), k=2)
-    expected_ids, expected_far = brute_force(table, prompts, np.ones(24, bool), 2, "euclidean")
+    ids, far = neighbours(table, prompts, np.ones(24, bool), k=3)
+    expected_ids, expected_far = brute_force(table, prompts, np.ones(24, bool), 3, "euclidean")
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_allclose(far, expected_far, rtol=1e-5)
+
+
+def test_midway_between_two_tokens_the_lower_id_wins():
+    """Distances are equal to the last bit, though the terms of the matrix product are rounded."""
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(-8000, 8000, (20, 24)).astype(np.float32) / 8
+    aside = rng.integers(-8, 9, (20, 24)).astype(np.float32) / 8
+    table = rng.permutation(np.concatenate([prompts + aside, prompts - aside]))
+    ids, far = neighbours(table, prompts, np.ones(40, bool), k=2)
+    expected_ids, _ = brute_force(table, prompts, np.ones(40, bool), 2, "euclidean")
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(margins(far), np.zeros(20))
 
 
 @every_metric
 def test_invalid_tokens_are_never_answered(metric):
     table = np.random.default_rng(0).normal(size=(131, 24)).astype(np.float32)
-    valid = np.arange(131) % 2 == 1
-    ids, _ = neighbours(table, table[None], valid, k=5, metric=metric)
+    valid = np.arange(131) % 16 == 5
+    ids, _ = neighbours(table, table, valid, k=5, metric=metric)
     assert valid[np.asarray(ids)].all()
 
 

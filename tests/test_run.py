@@ -110,7 +110,7 @@ def test_the_folder_has_the_flags_and_the_figure(finished):
 
 def test_the_output_ends_with_accuracies_the_reading_and_the_folder(finished):
     out_dir, output = finished
-    assert "p_star accuracy" in output
+    assert "p_star" in output
     assert "'w7'" in output
     assert str(out_dir) in output.replace("\n", "")
 

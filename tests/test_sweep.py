@@ -41,6 +41,12 @@ def task(model):
 
 
 @pytest.fixture(scope="module")
+def small_task(task):
+    """The same training examples, and few others."""
+    return dataclasses.replace(task, dev=task.curve, test=task.curve)
+
+
+@pytest.fixture(scope="module")
 def runs(model):
     """Five that differ in length, gamma, seed, start and learning rate."""
     p_star = Run(
@@ -98,12 +104,13 @@ def test_a_run_without_target_is_not_compared_with_one(results):
 
 def test_results_are_of_their_runs_and_complete(results, runs, model, task):
     assert [result.run for result in results] == runs
-    for result in results:
-        length = result.run.prompt_length
-        assert result.prompt.shape == (length, tiny.WIDTH)
-        assert len(result.reading.ids) == length
+    prompts = np.stack([np.pad(r.prompt, [(0, 6 - len(r.prompt)), (0, 0)]) for r in results])
+    mask = np.arange(6) < np.array([run.prompt_length for run in runs])[:, None]
+    expected = predict(model, prompts, mask, task.test)
+    for result, predictions in zip(results, expected, strict=True):
+        assert result.prompt.shape == (result.run.prompt_length, tiny.WIDTH)
+        assert len(result.reading.ids) == result.run.prompt_length
         assert (result.n_train, result.n_dev, result.n_eval) == (40, 30, 50)
-        predictions = predict(model, result.prompt[None], np.ones((1, length), bool), task.test)[0]
         np.testing.assert_array_equal(result.predictions, predictions)
         assert result.accuracy == np.mean(predictions == task.test.labels)
         assert result.diverged_at is None
@@ -116,31 +123,30 @@ def test_progress_is_told_after_every_chunk(results, told):
     assert all(task_loss.shape == (5,) for _, task_loss in told)
 
 
-def test_a_run_alone_ends_with_the_same_prompt(results, runs, model, task):
-    (alone,) = tune_population(model, task, runs[2:3], points=2, chunk=50)
-    np.testing.assert_allclose(alone.prompt, results[2].prompt, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(alone.predictions, results[2].predictions)
+def test_a_run_alone_ends_with_the_same_prompt(results, runs, model, small_task):
+    (alone,) = tune_population(model, small_task, runs[3:4], points=2, chunk=50)
+    np.testing.assert_allclose(alone.prompt, results[3].prompt, rtol=0, atol=1e-5)
 
 
-def test_given_starts_and_uneven_chunks(runs, model, task):
+def test_given_starts_and_uneven_chunks(runs, model, small_task):
     """Without a learning rate a prompt stays where it started."""
-    still = [dataclasses.replace(run, steps=5, learning_rate=0.0) for run in (runs[0], runs[3])]
+    still = [dataclasses.replace(run, steps=5, learning_rate=0.0) for run in runs]
     given = np.random.default_rng(0).normal(size=(6, tiny.WIDTH)).astype(np.float32)
-    small = dataclasses.replace(task, dev=task.curve, test=task.curve)
     told = []
-    started, at_target = tune_population(
+    results = tune_population(
         model,
-        small,
+        small_task,
         still,
         starts={still[0].id: given},
         points=2,
         chunk=2,
         on_steps=lambda steps, _: told.append(steps),
     )
-    np.testing.assert_array_equal(started.prompt, given)
-    assert at_target.reading.ids == still[1].target_ids
-    assert at_target.distance == 0
-    assert [point.step for point in at_target.curve] == [2, 5]
+    np.testing.assert_array_equal(results[0].prompt, given)
+    assert (results[1].prompt != given).any()
+    assert results[3].reading.ids == runs[3].target_ids
+    assert results[3].distance == 0
+    assert [point.step for point in results[3].curve] == [2, 5]
     assert told == [2, 2, 1]
 
 
