@@ -9,16 +9,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from tests.tiny import pair
+from tiny import pair
 
 from experiments import flags, job, main
 from experiments.terminal import Watch
 from wayward_jax import checkpoints, results
 from wayward_jax.errors import InputError
 
-FIELDS = """model task method template target_name target_text init gamma seed steps batch_size
-learning_rate n_train n_eval accuracy macro_f1 prompt_f1 token_f1 projected_text projected_ids
-distance task_loss seconds""".split()
+FIELDS = [
+    "model",
+    "task",
+    "method",
+    "template",
+    "target_name",
+    "target_text",
+    "init",
+    "gamma",
+    "seed",
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "n_train",
+    "n_eval",
+    "accuracy",
+    "macro_f1",
+    "prompt_f1",
+    "token_f1",
+    "projected_text",
+    "projected_ids",
+    "distance",
+    "task_loss",
+    "seconds",
+]
 
 
 @pytest.fixture(scope="module")

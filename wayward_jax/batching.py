@@ -114,7 +114,7 @@ def label_pieces(encoded: Sequence[Encoded]) -> list[Piece]:
 
 
 def fill_rows(pieces: Sequence[Piece], slots: int) -> list[list[Piece]]:
-    """Packs pieces into rows of at most `slots` tokens, first-fit by falling length."""
+    """Packs pieces, none longer than `slots`, into rows: first-fit by falling length."""
     rows: list[list[Piece]] = []
     room: list[int] = []
     for item in sorted(pieces, key=lambda p: -len(p.ids)):
@@ -128,13 +128,24 @@ def fill_rows(pieces: Sequence[Piece], slots: int) -> list[list[Piece]]:
     return rows
 
 
-def widths(rows: Iterable[Sequence[Piece]], multiple: int = 32) -> tuple[int, int]:
-    """The least S and K, multiples of `multiple`, that fit every row's tokens and predictions."""
-    tokens, predictions = zip(
-        *((sum(len(p.ids) for p in row), sum(len(p.target) for p in row)) for row in rows),
-        strict=True,
-    )
-    return -(-max(tokens) // multiple) * multiple, -(-max(predictions) // multiple) * multiple
+def spread(pieces: Sequence[Piece], n_rows: int) -> list[list[Piece]]:
+    """Spreads pieces over `n_rows` rows of about equal length: longest first, to the emptiest."""
+    rows: list[list[Piece]] = [[] for _ in range(n_rows)]
+    filled = [0] * n_rows
+    for item in sorted(pieces, key=lambda p: -len(p.ids)):
+        emptiest = filled.index(min(filled))
+        rows[emptiest].append(item)
+        filled[emptiest] += len(item.ids)
+    return rows
+
+
+def widths(
+    rows: Iterable[Sequence[Piece]], of_slots: int = 32, of_predictions: int = 8
+) -> tuple[int, int]:
+    """The least S and K that fit every row's tokens and predictions, multiples of two numbers."""
+    sizes = [(sum(len(p.ids) for p in row), sum(len(p.target) for p in row)) for row in rows]
+    tokens, predictions = map(max, zip(*sizes, strict=True))
+    return -(-tokens // of_slots) * of_slots, -(-predictions // of_predictions) * of_predictions
 
 
 def to_batch(rows: Sequence[Sequence[Piece]], slots: int, predictions: int) -> Batch:

@@ -13,7 +13,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.objective import prediction_losses
 
 # Slots in a row where no single example needs more, and tokens computed at a time.
-ROW_SLOTS = 256
+ROW_SLOTS = 128
 TOKENS_AT_ONCE = 4096
 
 
@@ -36,7 +36,7 @@ def score(
     """
     longest = max(len(piece.ids) for piece in examples.pieces)
     rows = fill_rows(examples.pieces, max(ROW_SLOTS, longest))
-    slots, predictions = widths(rows)
+    slots, predictions = widths(rows, of_predictions=32)  # few programs to compile
     at_once = max(1, TOKENS_AT_ONCE // (len(prompts) * slots))
     rows += [[]] * (-len(rows) % at_once)
     batch = to_batch(rows, slots, predictions)

@@ -13,7 +13,7 @@ METRICS = ("euclidean", "cosine", "dot")
 
 # Rows of the table looked at together, and how many of the nearest are compared exactly.
 BLOCK = 8192
-SHORTLIST = 8
+SHORTLIST = 32
 
 # Norms are at least this, so that a vector of zeros has cosine 0 with all others.
 TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -43,7 +43,9 @@ def neighbours(
 
     One matrix product over blocks of the table makes a shortlist, without ever holding
     `[..., L, V]`. Its distances suffer from cancellation, so the shortlist is then ordered by
-    distances that do not, and equal rows of the table are exactly equally near.
+    distances that do not, and equal rows of the table are exactly equally near. (The product
+    itself may tell equal rows apart by rounding, so of more than `SHORTLIST` equal rows another
+    than the first may be answered.)
 
     Args:
         table: `[V, D]` embeddings.

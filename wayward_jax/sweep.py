@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wayward_jax import metrics
-from wayward_jax.batching import Batch, example_order, to_batch, widths
+from wayward_jax.batching import Batch, example_order, spread, to_batch, widths
 from wayward_jax.encoded_task import EncodedTask
 from wayward_jax.evaluation import predict
 from wayward_jax.initialization import STARTS
@@ -18,6 +18,9 @@ from wayward_jax.objective import distance
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
 from wayward_jax.tuning import Population, TuningState, start, tune
+
+# Longer rows attend in vain across examples, shorter ones are unevenly filled.
+EXAMPLES_A_ROW = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +123,7 @@ def tune_population(
         model: the frozen model.
         task: its examples.
         runs: R runs.
-        starts: by run id, prompts `[L, D]` to start from instead of at `run.init`.
+        starts: by run id, prompts of the run's own `[L, D]` to start from, not at `run.init`.
         points: how often the training curve is measured.
         chunk: the most steps between two reports of progress.
         on_steps: is told, after each chunk, its steps and the runs' last task losses `[R]`.
@@ -206,24 +209,31 @@ def _padded(arrays: Sequence[np.ndarray], runs: Sequence[Run]) -> np.ndarray:
 def _batches(
     task: EncodedTask, runs: Sequence[Run], chunk: int, stops: Sequence[int]
 ) -> Iterator[tuple[int, Batch]]:
-    """Batches `[n <= chunk, R, 1, S]` and the number of their last step; none runs over a stop.
+    """Batches `[n, R, N, S]` of equally many steps n <= chunk, which end at every stop.
 
-    A run's examples of one step share a row.
+    With each comes the number of its last step.
     """
     steps, batch_size = runs[0].steps, runs[0].batch_size
+    n_rows = -(-batch_size // EXAMPLES_A_ROW)
+    n = max(n for n in range(1, chunk + 1) if all(stop % n == 0 for stop in stops))
     orders = [
         example_order(len(task.train), steps * batch_size, run.seed).reshape(steps, batch_size)
         for run in runs
     ]
-    rows = [[[task.train[i] for i in step] for step in order] for order in orders]
+    rows = [
+        [row for step in order for row in spread([task.train[i] for i in step], n_rows)]
+        for order in orders
+    ]
     slots, predictions = widths(row for run_rows in rows for row in run_rows)
-    first = 0
-    for stop in stops:
-        while first < stop:
-            last = min(first + chunk, stop)
-            batches = [to_batch(run_rows[first:last], slots, predictions) for run_rows in rows]
-            yield last, jax.tree.map(lambda *x: np.stack(x, axis=1)[:, :, None], *batches)
-            first = last
+    for first in range(0, steps, n):
+        here = slice(first * n_rows, (first + n) * n_rows)
+        batches = [to_batch(run_rows[here], slots, predictions) for run_rows in rows]
+        yield (
+            first + n,
+            jax.tree.map(
+                lambda *x: np.stack([y.reshape(n, n_rows, -1) for y in x], axis=1), *batches
+            ),
+        )
 
 
 def _readings(
