@@ -39,19 +39,15 @@ def score(
     slots, predictions = widths(rows, of_predictions=32)  # few programs to compile
     at_once = max(1, TOKENS_AT_ONCE // (len(prompts) * slots))
     rows += [[]] * (-len(rows) % at_once)
-    batch = to_batch(rows, slots, predictions)
-    nll = [
-        _prediction_losses(
-            model.module,
-            model.params,
-            prompts,
-            mask,
-            jax.tree.map(lambda x: x[None, first : first + at_once], batch),  # noqa: B023
-        )
+    parts = [
+        to_batch(rows[first : first + at_once], slots, predictions)
         for first in range(0, len(rows), at_once)
     ]
+    # All parts are under way before the first is waited for.
+    nll = [_prediction_losses(model.module, model.params, prompts, mask, part) for part in parts]
     scores = np.zeros((len(prompts), len(examples.labels) * examples.n_labels), np.float32)
-    np.add.at(scores, (slice(None), batch.score), np.concatenate(nll, axis=1))
+    for part, losses in zip(parts, nll, strict=True):
+        np.add.at(scores, (slice(None), part.score), np.asarray(losses))
     return scores.reshape(len(prompts), -1, examples.n_labels)
 
 
@@ -66,6 +62,6 @@ def predict(
 def _prediction_losses(
     module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, batch: Batch
 ) -> jax.Array:
-    """`prediction_losses` of rows `[1, N, S]` that stand behind every prompt: `[R, N, K]`."""
-    shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(prompts), *x.shape[1:])), batch)
+    """`prediction_losses` of rows `[N, S]` that stand behind every prompt: `[R, N, K]`."""
+    shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(prompts), *x.shape)), batch)
     return prediction_losses(module, params, prompts, mask, shared)
