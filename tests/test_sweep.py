@@ -128,7 +128,7 @@ def test_a_run_alone_ends_with_the_same_prompt(results, runs, model, small_task)
     np.testing.assert_allclose(alone.prompt, results[3].prompt, rtol=0, atol=1e-5)
 
 
-def test_given_starts_and_uneven_chunks(runs, model, small_task):
+def test_given_starts_hold_and_chunks_end_at_the_curves_points(runs, model, small_task):
     """Without a learning rate a prompt stays where it started."""
     still = [dataclasses.replace(run, steps=5, learning_rate=0.0) for run in runs]
     given = np.random.default_rng(0).normal(size=(6, tiny.WIDTH)).astype(np.float32)
@@ -147,7 +147,9 @@ def test_given_starts_and_uneven_chunks(runs, model, small_task):
     assert results[3].reading.ids == runs[3].target_ids
     assert results[3].distance == 0
     assert [point.step for point in results[3].curve] == [2, 5]
-    assert told == [2, 2, 1]
+    assert sum(told) == 5
+    assert max(told) <= 2
+    assert 2 in np.cumsum(told)
 
 
 def test_populations_share_what_one_program_must():
