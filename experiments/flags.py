@@ -51,7 +51,7 @@ _GAMMA = flags.DEFINE_list(
     "Weights of the distance term; with several, a target's best one is chosen on dev.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds of the start and the order of examples.")
-_STEPS = flags.DEFINE_integer("steps", 150, "Optimiser steps of each run.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 120, "Optimiser steps of each run.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Examples a step.", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_float(
     "learning_rate", 0.01, "AdamW's at the first step; it falls linearly to 0.", lower_bound=0.0

@@ -140,7 +140,7 @@ def spread(pieces: Sequence[Piece], n_rows: int) -> list[list[Piece]]:
 
 
 def widths(
-    rows: Iterable[Sequence[Piece]], of_slots: int = 32, of_predictions: int = 8
+    rows: Iterable[Sequence[Piece]], of_slots: int = 8, of_predictions: int = 8
 ) -> tuple[int, int]:
     """The least S and K that fit every row's tokens and predictions, multiples of two numbers."""
     sizes = [(sum(len(p.ids) for p in row), sum(len(p.target) for p in row)) for row in rows]

@@ -36,7 +36,7 @@ def score(
     """
     longest = max(len(piece.ids) for piece in examples.pieces)
     rows = fill_rows(examples.pieces, max(ROW_SLOTS, longest))
-    slots, predictions = widths(rows, of_predictions=32)  # few programs to compile
+    slots, predictions = widths(rows, of_slots=32, of_predictions=32)  # few programs to compile
     at_once = max(1, TOKENS_AT_ONCE // (len(prompts) * slots))
     rows += [[]] * (-len(rows) % at_once)
     parts = [

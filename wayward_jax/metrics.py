@@ -24,9 +24,9 @@ def prompt_f1(projected: str, target: str) -> float:
     return _f1(projected.split(), target.split())
 
 
-def token_f1(projected: Sequence[int], target: Sequence[int]) -> float:
-    """F1 of two multisets of token ids."""
-    return _f1(projected, target)
+def token_f1(projected_ids: Sequence[int], target_ids: Sequence[int]) -> float:
+    """F1 of two multisets of token ids: `[L]`, `[L]`, or of different lengths."""
+    return _f1(projected_ids, target_ids)
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -35,24 +35,29 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 averaged over the classes that occur in `labels`: `[N]`, `[N]`.
+    """F1 averaged over the C classes that occur in `labels`: `[N]`, `[N]`.
 
-    As in the paper's code, a class that is never predicted has a precision of 1.
+    The paper's code gives a class that is never predicted a precision of 1. Its recall and so its
+    F1 are 0 all the same, as `2 right / (predicted + actual)` has it.
     """
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    scores = []
-    for label in np.unique(labels):
-        predicted, actual = predictions == label, labels == label
-        right = np.sum(predicted & actual)
-        precision = right / predicted.sum() if predicted.any() else 1.0
-        recall = right / actual.sum()
-        scores.append(2 * precision * recall / (precision + recall) if right else 0.0)
-    return float(np.mean(scores))
+    labels = np.asarray(labels)
+    classes = np.unique(labels)[:, None]
+    predicted, actual = np.asarray(predictions) == classes, labels == classes  # [C, N]
+    right = np.sum(predicted & actual, axis=1)
+    return float(np.mean(2 * right / (predicted.sum(axis=1) + actual.sum(axis=1))))
 
 
 def accuracy_drop(best: float, accuracy: float) -> float:
     """`(best - accuracy) / best`, in percent; NaN where the best is 0."""
     return 100 * (best - accuracy) / best if best else float("nan")
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share, such as an accuracy of `successes` in n >= 1 examples."""
+    from scipy.stats import binomtest  # takes a second to import, which training need not wait for
+
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _words(text: str) -> list[str]:

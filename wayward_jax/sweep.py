@@ -113,7 +113,7 @@ def tune_population(
     runs: Sequence[Run],
     *,
     starts: Mapping[str, np.ndarray] | None = None,
-    points: int = 5,
+    points: int = 4,
     chunk: int = 5,
     on_steps: Callable[[int, np.ndarray], None] = lambda steps, task_loss: None,
 ) -> list[Result]:

@@ -1,7 +1,10 @@
 """`load`: the targets that `--targets` asks for."""
 
 import difflib
+import os
+import re
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -13,15 +16,16 @@ BUILT_IN = ("instructions", "sentences", "code", "definitions", "contradictions"
 
 # The paper's sets and their files; `pile_n=7` and its like are files of that name.
 PAPER_FILES = {"ni": "natural_prompts.json", "pile": "pile.json", "true": "good_prompts.json"}
-LENGTH_PREFIX = "pile_n="
+PAPER_LENGTH = re.compile(r"pile_n=[0-9]+")
 
-# Sets with texts for each task, which begin with the task's name and this.
+# Sets with texts for each task, whose names begin with the task's name and this.
 TASK_ENDS = {"definitions": "/", "contradictions": "/", "true": "_"}
 
 # What the paper's files call the tasks; ours of the same kind share their definitions.
 PAPER_TASKS = {"sst2": "SST-2", "reviews": "SST-2", "sst5": "sst-5", "plots": "subj"}
 
-LITERAL = "text="
+LITERAL = re.compile(r"(?:^|,)\s*text=")
+COUNT = re.compile("[1-9][0-9]{0,8}")
 
 
 class Tokenizer(Protocol):
@@ -43,95 +47,137 @@ def load(
     """The targets of a comma separated list of sets, in order.
 
     A set is one of `BUILT_IN`; one of the paper's, `ni`, `pile`, `true` or `pile_n=7`, whose file
-    is looked for in `data_dir` and `data_dir/prompts`; or the path of a file (see `files.read`).
-    Of `definitions`, `contradictions` and `true` the texts for `task` are taken. `SET:3` is the
-    first three of a set, `SET/NAME` the one of that name. `text=...` is a text of its own, which
-    takes in all that follows it.
+    is looked for in `data_dir` and `data_dir/prompts`; or the path of a file (see `files.read`),
+    where `./` tells a file from a set of that name. Of `definitions`, `contradictions` and `true`
+    the texts for `task` are taken. `SET:3` is the first three of a set (all, if it has fewer),
+    `SET/NAME` the one of that name. `text=...` is a text of its own, which takes in all that
+    follows it, commas too. A target that is asked for twice is given once.
+
+    A fixed `prompt_length` is one of tokens, so a text may be cut within a word: its first tokens
+    are kept as they are, and their decoding becomes the target's text.
 
     Args:
-      spec: as above.
-      tokenizer: see `Tokenizer`.
-      task: name of the task.
-      data_dir: where the paper's files are.
-      prompt_length: cuts every target to this many tokens, whose text it then is, and leaves out
-        those that have fewer; None takes them as they are.
+        spec: as above.
+        tokenizer: see `Tokenizer`.
+        task: name of the task.
+        data_dir: where the paper's files are.
+        prompt_length: cuts every target to this many tokens and leaves out those that have fewer;
+            None takes them as they are.
 
     Raises:
-      InputError: there is no such set, name or file, a file is malformed, or nothing is left.
+        InputError: there is no such set, name or file, a file is malformed, two different texts
+            have one name, a text cannot be encoded, or none is as long as `prompt_length`.
     """
-    listed, literal, text = f",{spec}".partition(f",{LITERAL}")
-    texts: dict[str, str] = {}
-    for item in listed.split(",")[1:]:
-        texts |= _select(item.strip(), task, data_dir)
-    if literal:
-        texts["text"] = text
-    targets = []
-    for name, text in texts.items():
-        ids = tokenizer.encode(text)
-        if not ids:
-            raise InputError(f"--targets={spec}: {name} has no tokens: give another text")
-        if prompt_length is None:
-            targets.append(Target(name, text, tuple(ids)))
-        elif len(ids) >= prompt_length:
-            cut = ids[:prompt_length]
-            targets.append(Target(name, tokenizer.decode(cut), tuple(cut)))
-    if not targets:
+    if prompt_length is not None and prompt_length < 1:
+        raise InputError(f"--prompt_length={prompt_length}: give 1 or more")
+    texts = _texts(spec, task, data_dir)
+    targets = [Target(name, text, _encode(name, text, tokenizer)) for name, text in texts.items()]
+    return targets if prompt_length is None else _cut(targets, prompt_length, tokenizer)
+
+
+def _encode(name: str, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON and command lines can hold half a character
+        raise InputError(f"--targets: {name!r} is not Unicode ({error.reason}): mend it") from error
+    ids = tuple(tokenizer.encode(text))
+    if not ids:
+        raise InputError(f"--targets: {name!r} has no tokens: give another text")
+    return ids
+
+
+def _cut(targets: list[Target], length: int, tokenizer: Tokenizer) -> list[Target]:
+    cuts = [(target.name, target.ids[:length]) for target in targets if len(target.ids) >= length]
+    if not cuts:
+        lengths = [len(target.ids) for target in targets]
         raise InputError(
-            f"--prompt_length={prompt_length}: none of the {len(texts)} targets is that long: "
-            "choose a smaller one, or other --targets"
+            f"--prompt_length={length}: none of the {len(targets)} targets is that long, they have "
+            f"{min(lengths)} to {max(lengths)} tokens: choose a smaller one, or other --targets"
         )
-    return targets
+    return [Target(name, tokenizer.decode(list(ids)), ids) for name, ids in cuts]
+
+
+def _texts(spec: str, task: str, data_dir: Path | None) -> dict[str, str]:
+    """All texts that a list of sets asks for, by `SET/NAME`, or `text`."""
+    sets, *literal = LITERAL.split(spec, maxsplit=1)
+    texts: dict[str, str] = {}
+    for item in sets.split(",") if sets or not literal else []:
+        for name, text in _select(item.strip(), task, data_dir).items():
+            if texts.setdefault(name, text) != text:
+                raise InputError(f"--targets: two texts are called {name!r}: rename a file")
+    return texts | dict(zip(["text"], literal, strict=False))
 
 
 def _select(item: str, task: str, data_dir: Path | None) -> dict[str, str]:
     """The texts of `SET`, `SET:COUNT` or `SET/NAME`, by `SET/NAME`."""
-    if Path(item).expanduser().is_file():
-        texts = files.read(Path(item).expanduser())
-        return {f"{Path(item).stem}/{name}": text for name, text in texts.items()}
-    kind, colon, count = item.rpartition(":")
-    if colon:
-        if not count.isdecimal() or int(count) < 1:
-            raise InputError(f"--targets={item}: write a number from 1 on after the colon")
-        return dict(list(_select(kind, task, data_dir).items())[: int(count)])
-    kind, slash, _ = item.partition("/")
-    texts = {f"{kind}/{name}": text for name, text in _set(kind, task, data_dir).items()}
-    if not slash:
-        return texts
-    if item not in texts:
-        raise InputError(f"--targets={item}: {_closest(item, list(texts))}")
-    return {item: texts[item]}
+    kind, selector = _split(item)
+    texts = _read(kind, task, data_dir)
+    chosen = selector[1:]
+    if selector.startswith(":"):
+        if not COUNT.fullmatch(chosen):
+            raise InputError(f"--targets={item!r}: write a number from 1 on after the colon")
+        texts = dict(islice(texts.items(), int(chosen)))
+    elif selector:
+        if chosen not in texts:
+            known = [f"{kind}/{name}" for name in texts]
+            raise InputError(f"--targets={item!r}: no such target; {_closest(item, known)}")
+        texts = {chosen: texts[chosen]}
+    return {f"{Path(kind).stem}/{name}": text for name, text in texts.items()}
 
 
-def _set(kind: str, task: str, data_dir: Path | None) -> dict[str, str]:
-    if kind in BUILT_IN:
+def _split(item: str) -> tuple[str, str]:
+    """The set and its selector, which begins with `:` or `/` or is empty."""
+    for end in [*(match.start() for match in re.finditer("[:/]", item)), len(item)]:
+        if _is_named(item[:end]) or os.path.isfile(os.path.expanduser(item[:end])):
+            return item[:end], item[end:]
+    close = _closest(item, [*BUILT_IN, *PAPER_FILES])
+    raise InputError(f"--targets={item!r}: no such set or file; {close}, or write text=...")
+
+
+def _is_named(kind: str) -> bool:
+    return kind in BUILT_IN or kind in PAPER_FILES or bool(PAPER_LENGTH.fullmatch(kind))
+
+
+def _read(kind: str, task: str, data_dir: Path | None) -> dict[str, str]:
+    """The texts of a set by name; of a set with texts for each task, those of this task."""
+    if not _is_named(kind):
+        return files.read(Path(os.path.expanduser(kind)))
+    if kind not in BUILT_IN:
+        texts = files.read(_paper_file(kind, data_dir))
+    else:
         with resources.as_file(resources.files(__package__) / f"{kind}.json") as path:
             texts = files.read(path)
-    elif kind in PAPER_FILES or kind.startswith(LENGTH_PREFIX):
-        texts = files.read(_paper_file(kind, PAPER_FILES.get(kind, f"{kind}.json"), data_dir))
-    else:
-        known = [*BUILT_IN, *PAPER_FILES]
-        raise InputError(f"--targets={kind}: no such set or file; {_closest(kind, known)}")
-    if kind not in TASK_ENDS:
-        return texts
-    called = PAPER_TASKS.get(task, task) if kind in PAPER_FILES else task
-    beginning = called + TASK_ENDS[kind]
+    return _of_task(kind, texts, task) if kind in TASK_ENDS else texts
+
+
+def _of_task(kind: str, texts: dict[str, str], task: str) -> dict[str, str]:
+    end = TASK_ENDS[kind]
+    beginning = (PAPER_TASKS.get(task, task) if kind in PAPER_FILES else task) + end
     chosen = {
         name.removeprefix(beginning): text
         for name, text in texts.items()
         if name.startswith(beginning)
     }
     if not chosen:
-        raise InputError(f"--targets={kind}: has no texts for task {task}: give a file of your own")
+        tasks = ", ".join(dict.fromkeys(name.rpartition(end)[0] for name in texts))
+        raise InputError(
+            f"--targets={kind} has no texts for task {task!r}, only for {tasks}: "
+            "write your own to a file and give its path, or text=..."
+        )
     return chosen
 
 
-def _paper_file(kind: str, name: str, data_dir: Path | None) -> Path:
+def _paper_file(kind: str, data_dir: Path | None) -> Path:
+    name = PAPER_FILES.get(kind, f"{kind}.json")
     if data_dir is None:
         raise InputError(f"--targets={kind}: give the folder of {name} with --data_dir")
     for path in (data_dir / name, data_dir / "prompts" / name):
         if path.is_file():
             return path
-    raise InputError(f"--targets={kind}: neither {name} nor prompts/{name} is in {data_dir}")
+    raise InputError(
+        f"--targets={kind}: neither {name} nor prompts/{name} is in {data_dir}: "
+        "put it there or change --data_dir"
+    )
 
 
 def _closest(name: str, known: list[str]) -> str:

@@ -7,10 +7,12 @@ import dataclasses
 class Target:
     """A text that a prompt shall read as.
 
+    The ids are what counts: for some tokenizers `decode(encode(text))` is not `text`.
+
     Attributes:
-      name: its set and its name there, such as `instructions/07`.
-      text: the text.
-      ids: its L tokens. They are what counts: not every tokenizer gives a text back as it was.
+        name: its set and its name there, such as `instructions/07`; unique among those loaded.
+        text: the text.
+        ids: its L tokens.
     """
 
     name: str
