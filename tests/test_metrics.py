@@ -1,7 +1,5 @@
 """Hand-worked cases, and properties."""
 
-from statistics import NormalDist
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +11,6 @@ from wayward_jax.metrics import (
     macro_f1,
     prompt_f1,
     token_f1,
-    wilson_interval,
 )
 
 TOKENS = st.lists(st.integers(0, 5), max_size=8)
@@ -107,26 +104,3 @@ def test_accuracy_drop_is_relative_and_in_percent():
     assert accuracy_drop(0.8, 0.6) == pytest.approx(25)
     assert accuracy_drop(0.8, 0.9) == pytest.approx(-12.5)
     assert np.isnan(accuracy_drop(0.0, 0.5))
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [
-        # (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) by hand, z^2 = 3.8415
-        (8, 10, 0.4902, 0.9433),
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-    ],
-)
-def test_wilson_interval_of_worked_cases(successes, n, low, high):
-    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=1e-4)
-
-
-@given(st.integers(1, 2000), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
-def test_the_ends_of_a_wilson_interval_lie_z_standard_errors_from_the_share(n, share, confidence):
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    observed = round(share * n) / n
-    low, high = wilson_interval(round(share * n), n, confidence)
-    assert 0 <= low <= observed <= high <= 1
-    for end in (low, high):
-        assert (observed - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n)

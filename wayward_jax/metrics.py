@@ -52,14 +52,6 @@ def accuracy_drop(best: float, accuracy: float) -> float:
     return 100 * (best - accuracy) / best if best else float("nan")
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share, such as an accuracy of `successes` in n >= 1 examples."""
-    from scipy.stats import binomtest  # takes a second to import, which training need not wait for
-
-    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def _words(text: str) -> list[str]:
     return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
 

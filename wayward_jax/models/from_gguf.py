@@ -69,9 +69,7 @@ def read(path: Path) -> Checkpoint:
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise InputError(
-            f"{path} is no GGUF file or is cut short ({error}): get it again"
-        ) from error
+        raise InputError(f"--model: {path} is broken ({error}): get it again") from error
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     try:

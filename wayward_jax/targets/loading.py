@@ -105,7 +105,9 @@ def _texts(spec: str, task: str, data_dir: Path | None) -> dict[str, str]:
         for name, text in _select(item.strip(), task, data_dir).items():
             if texts.setdefault(name, text) != text:
                 raise InputError(f"--targets: two texts are called {name!r}: rename a file")
-    return texts | dict(zip(["text"], literal, strict=False))
+    if literal:
+        texts["text"] = literal[0]
+    return texts
 
 
 def _select(item: str, task: str, data_dir: Path | None) -> dict[str, str]:
