@@ -29,7 +29,9 @@ def training_curves(rows: Sequence[dict[str, Any]]) -> Figure:
     _lines(f1, wayward, "prompt_f1", WAYWARD_COLOR, "wayward")
     accuracy.set(ylabel="accuracy on dev", title="does the task")
     f1.set(ylabel="prompt F1", title="reads as the target", ylim=(-0.03, 1.03))
-    accuracy.legend(frameon=False, loc="lower right")
+    figure.legend(
+        *accuracy.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2
+    )
     for axes in (accuracy, f1):
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
