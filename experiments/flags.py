@@ -9,8 +9,9 @@ from absl import flags
 from wayward_jax.errors import InputError
 
 
-def _user_cache() -> str:
-    return os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+def default_cache_dir() -> Path:
+    """`wayward_jax` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wayward_jax"
 
 
 EXPERIMENTS = ("main",)
@@ -93,7 +94,7 @@ _OUT_DIR = flags.DEFINE_string(
 )
 _CACHE_DIR = flags.DEFINE_string(
     "cache_dir",
-    os.path.join(_user_cache(), "wayward_jax"),
+    str(default_cache_dir()),
     "Folder for what is fetched, converted and compiled.",
 )
 _ASSETS_DIR = flags.DEFINE_string(

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.flags import default_cache_dir
 from wayward_jax import assets
 
 CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's are words, too.
@@ -22,7 +23,7 @@ def asset(tmp_path_factory):
         if folder := os.environ.get("WAYWARD_ASSETS_DIR"):
             cache = tmp_path_factory.getbasetemp() / "cache"
             return assets.fetch(name, cache_dir=cache, assets_dir=Path(folder))
-        cache = Path.home() / ".cache" / "wayward_jax"
+        cache = default_cache_dir()
         if (cache / "assets" / assets.ASSETS[name].file_name).exists():
             return assets.fetch(name, cache_dir=cache)
         pytest.skip(f"WAYWARD_ASSETS_DIR is not set, and {cache} has no {name}")

@@ -12,6 +12,7 @@ from wayward_jax.batching import (
     gold_pieces,
     label_pieces,
     piece,
+    spread,
     to_batch,
     widths,
 )
@@ -126,10 +127,21 @@ def test_at_most_one_row_is_less_than_half_full(lengths, slots):
 
 @pytest.mark.parametrize(
     ("lengths", "expected"),
-    [([[3, 4], [32]], (32, 32)), ([[33], [1]], (64, 32)), ([[1] * 33, [5]], (64, 64))],
+    [([[3, 4], [32]], (32, 16)), ([[33], [1]], (64, 16)), ([[1] * 33, [5]], (64, 48))],
 )
 def test_widths_are_the_least_multiples_that_fit(lengths, expected):
-    assert widths([[of_length(length) for length in row] for row in lengths]) == expected
+    rows = [[of_length(length) for length in row] for row in lengths]
+    assert widths(rows, of_slots=32, of_predictions=16) == expected
+
+
+@given(lengths, st.integers(1, 5))
+def test_pieces_are_spread_evenly_and_none_is_lost(lengths, n_rows):
+    rows = spread(list(map(of_length, lengths)), n_rows)
+    filled = [[len(p.ids) for p in row] for row in rows]
+    assert len(rows) == n_rows
+    assert sorted(length for row in filled for length in row) == sorted(lengths)
+    totals = list(map(sum, filled))
+    assert max(totals) - min(totals) <= max(lengths, default=0)
 
 
 @given(st.lists(st.integers(0, 3), min_size=12, max_size=12))

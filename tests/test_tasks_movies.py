@@ -3,8 +3,6 @@
 import bz2
 import csv
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,11 +143,8 @@ def test_too_few_reviews_for_k_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["reviews", "plots"])
-def test_the_real_corpus(name):
-    path = Path(os.environ.get("WAYWARD_ASSETS_DIR", "")) / "rotten_tomatoes_corpus_full.csv.bz2"
-    if not path.is_file():
-        pytest.skip("WAYWARD_ASSETS_DIR names no folder with the Rotten Tomatoes corpus")
-    data = load_from(path, name)
+def test_the_real_corpus(name, asset):
+    data = load_from(asset("rotten_tomatoes"), name)
     texts = [text for examples in splits_of(data) for text in examples.texts]
     assert len(texts) == len(set(texts))
     assert len(texts) > (12_000 if name == "reviews" else 8_000)
