@@ -57,6 +57,7 @@ def carry_out(settings: Settings, plan: Plan, out_dir: Path, watch: Watch) -> Fi
     """
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise InputError(f"--out_dir={out_dir} is not empty: name a new folder")
+    start = _read_start(settings)
     dtype = prepare_device(settings)
     fetch = _fetcher(settings)
     watch.doing("fetching and reading")
@@ -73,7 +74,6 @@ def carry_out(settings: Settings, plan: Plan, out_dir: Path, watch: Watch) -> Fi
     model = models.load(
         settings.model, cache_dir=settings.cache_dir, assets_dir=settings.assets_dir, dtype=dtype
     )
-    start = _read_start(settings)
     planned, encoded = {}, {}
     for name, data in datasets.items():
         found = targets.load(
@@ -106,12 +106,13 @@ def carry_out(settings: Settings, plan: Plan, out_dir: Path, watch: Watch) -> Fi
     rows = []
     for name, group in groups:
         watch.doing(f"{name}, {len(group)} prompts")
-        starts = {run.id: start for run in group if run.init == settings.init}
+        given = start is not None
+        starts = {run.id: start for run in group if given and run.init == settings.init}
         found = tune_population(
             model,
             encoded[name],
             group,
-            starts=starts if start is not None else None,
+            starts=starts,
             on_steps=watch.stepped,
         )
         for result in found:

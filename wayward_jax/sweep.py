@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def tune_population(
     task: EncodedTask,
     runs: Sequence[Run],
     *,
-    starts: Mapping[str, np.ndarray] | None = None,
+    starts: Mapping[str, np.ndarray] = MappingProxyType({}),
     points: int = 4,
     chunk: int = 5,
     on_steps: Callable[[int, np.ndarray], None] = lambda steps, task_loss: None,
@@ -135,9 +136,10 @@ def tune_population(
     steps = runs[0].steps
     table = model.table()
     population = _population(runs)
-    state = start(_starts(runs, np.asarray(table, np.float32), starts or {}), steps)
+    state = start(_starts(runs, np.asarray(table, np.float32), starts), steps)
 
     curves: list[list[Point]] = [[] for _ in runs]
+    # The last of these is the last step, so its readings are the results', too.
     measured = [round(steps * (i + 1) / points) for i in range(points)]
     since: list[np.ndarray] = []
     for last, batches in _batches(task, runs, chunk, measured):
@@ -148,7 +150,8 @@ def tune_population(
             task_loss, far = np.concatenate(since, axis=1).mean(axis=1)
             since.clear()
             right = predict(model, state.prompts, population.mask, task.curve) == task.curve.labels
-            for r, reading in enumerate(_readings(model, table, state, runs)):
+            readings = _readings(model, table, state, runs)
+            for r, reading in enumerate(readings):
                 point = Point(
                     step=last,
                     task_loss=float(task_loss[r]),
@@ -180,9 +183,7 @@ def tune_population(
             diverged_at=int(state.diverged_at[r]) if state.diverged_at[r] >= 0 else None,
             seconds=seconds,
         )
-        for r, (run, reading) in enumerate(
-            zip(runs, _readings(model, table, state, runs), strict=True)
-        )
+        for r, (run, reading) in enumerate(zip(runs, readings, strict=True))
     ]
 
 
