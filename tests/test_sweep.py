@@ -7,9 +7,9 @@ import pytest
 import tiny
 
 from wayward_jax.encoded_task import encode_task
-from wayward_jax.evaluation import predict
+from wayward_jax.evaluation import predictions, start_scoring
 from wayward_jax.runs import Run
-from wayward_jax.sweep import populations, tune_population
+from wayward_jax.sweep import tune_population
 from wayward_jax.tasks import Examples, Task, TaskData
 
 TASK = Task("toy", ("bad", "good"), ("%s",), ("terrible", "great"))

@@ -1,11 +1,11 @@
-"""Encoded examples to rows of token slots (NumPy, on the host).
+"""Encoded examples to packs of fixed shape (NumPy, on the host).
 
 An example's labels share its context, so the context is stored once and the labels' continuations
-branch off it: every token sees the context before it and its own branch alone. Several examples
-are packed into a row, which none of them notices.
+branch off it: every token sees the context before it and its own branch alone. The examples of
+several runs are laid end to end in a pack, which none of them notices.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,33 +16,60 @@ from flax import struct
 from wayward_jax.models.attention import Layout
 from wayward_jax.tasks.encoding import Encoded
 
+# Sizes are multiples of this.
+GRAIN = 8
+
+
+class PackShape(NamedTuple):
+    """The sizes of a pack, which decide what it costs and which program computes it.
+
+    Attributes:
+        tokens: T, of all examples of all runs.
+        queries: Q, tokens whose hidden state predicts something.
+        predictions: K.
+        windows: N a run.
+        slots: S a window.
+    """
+
+    tokens: int
+    queries: int
+    predictions: int
+    windows: int
+    slots: int
+
 
 @struct.dataclass
-class Batch:
-    """Rows of packed examples. All arrays are int32 but `weight`.
+class Pack:
+    """The examples of R runs, end to end. All arrays are int32 but `weight`.
 
-    ids: `[R, N, S]` tokens.
-    positions: `[R, N, S]` counted from the end of the prompt.
-    segment: `[R, N, S]` which example of the row a token belongs to; -1 in empty slots.
+    ids: `[T]` tokens.
+    positions: `[T]` counted from the end of the prompt.
+    slot: `[T]` which of the `R * N * S` slots a token has; -1 for empty tokens.
+    token: `[R, N, S]` which token a slot has; -1 for empty slots.
+    segment: `[R, N, S]` which example of the pack a slot belongs to; -1 for empty slots.
     branch: `[R, N, S]` 0 in a context, `1 + label` in that label's continuation.
-    source: `[R, N, K]` slot in the row whose hidden state predicts ...
-    target: `[R, N, K]` ... this token.
-    score: `[R, N, K]` index of the score that the prediction counts for.
-    weight: `[R, N, K]` float32, 1 / tokens of the continuation; 0 in unused predictions.
+    query: `[Q]` tokens whose hidden states predict.
+    of: `[K]` which of the queries predicts ...
+    target: `[K]` ... this token.
+    score: `[K]` number of the score that the prediction counts for.
+    weight: `[K]` float32, 1 / tokens of the continuation; 0 for unused predictions.
     """
 
     ids: np.ndarray
     positions: np.ndarray
+    slot: np.ndarray
+    token: np.ndarray
     segment: np.ndarray
     branch: np.ndarray
-    source: np.ndarray
+    query: np.ndarray
+    of: np.ndarray
     target: np.ndarray
     score: np.ndarray
     weight: np.ndarray
 
     def layout(self, prompt_mask: jax.Array) -> Layout:
-        """The layout of these rows behind prompts of mask `prompt_mask` `[R, L]`."""
-        slots = self.ids.shape[-1]
+        """The layout of these examples behind prompts of mask `prompt_mask` `[R, L]`."""
+        slots = self.token.shape[-1]
         to, of = (..., None, slice(None)), (..., slice(None), None)
         same = self.segment[to] == self.segment[of]
         own_branch = (self.branch[to] == 0) | (self.branch[to] == self.branch[of])
@@ -50,21 +77,43 @@ class Batch:
         lengths = prompt_mask.sum(axis=1, dtype=jnp.int32)
         return Layout(
             prompt_mask=prompt_mask,
-            positions=self.positions + lengths[:, None, None],
+            positions=self.positions + lengths[self.run()],
+            slot=self.slot,
+            token=self.token,
             visible=same & own_branch & causal,
+        )
+
+    def run(self) -> jax.Array:
+        """`[T]` int32, the run that a token belongs to; for empty tokens any."""
+        _, windows, slots = self.token.shape
+        return jnp.maximum(self.slot, 0) // (windows * slots)
+
+    def cut(self, shape: PackShape) -> "Pack":
+        """The same examples in a smaller shape of equal windows, if they fit it."""
+        return self.replace(
+            ids=self.ids[: shape.tokens],
+            positions=self.positions[: shape.tokens],
+            slot=self.slot[: shape.tokens],
+            query=self.query[: shape.queries],
+            of=self.of[: shape.predictions],
+            target=self.target[: shape.predictions],
+            score=self.score[: shape.predictions],
+            weight=self.weight[: shape.predictions],
         )
 
 
 class Piece(NamedTuple):
-    """One context and its continuations, to be placed somewhere in a row; `[n]` and `[k]` int32.
+    """One context and its continuations, to be placed in a pack.
 
-    The last token of a continuation is only ever predicted, so it has no slot.
+    `[n]` tokens, `[q]` queries and `[k]` predictions, as in a `Pack`. The last token of a
+    continuation is only ever predicted, so it is none of the tokens.
     """
 
     ids: np.ndarray
     positions: np.ndarray
     branch: np.ndarray
-    source: np.ndarray
+    query: np.ndarray
+    of: np.ndarray
     target: np.ndarray
     score: np.ndarray
     weight: np.ndarray
@@ -79,17 +128,19 @@ def piece(
     """
     ids, positions = list(context), list(range(len(context)))
     branch = [0] * len(context)
-    source, target, score, weight = [], [], [], []
+    query = [len(context) - 1]  # its prediction begins every continuation
+    of, target, score, weight = [], [], [], []
     for label, tokens in continuations.items():
         inner = range(len(ids), len(ids) + len(tokens) - 1)
-        source += [len(context) - 1, *inner]
+        of += [0, *range(len(query), len(query) + len(inner))]
+        query += inner
         target += tokens
         score += [first_score + label] * len(tokens)
         weight += [1 / len(tokens)] * len(tokens)
         ids += tokens[:-1]
         positions += range(len(context), len(context) + len(inner))
         branch += [1 + label] * len(inner)
-    arrays = (np.asarray(x, np.int32) for x in (ids, positions, branch, source, target, score))
+    arrays = (np.asarray(x, np.int32) for x in (ids, positions, branch, query, of, target, score))
     return Piece(*arrays, np.asarray(weight, np.float32))
 
 
@@ -113,72 +164,111 @@ def label_pieces(encoded: Sequence[Encoded]) -> list[Piece]:
     return pieces
 
 
-def fill_rows(pieces: Sequence[Piece], slots: int) -> list[list[Piece]]:
-    """Packs pieces, none longer than `slots`, into rows: first-fit by falling length."""
-    rows: list[list[Piece]] = []
-    room: list[int] = []
-    for item in sorted(pieces, key=lambda p: -len(p.ids)):
-        fits = next((i for i, free in enumerate(room) if free >= len(item.ids)), None)
-        if fits is None:
-            rows.append([])
-            room.append(slots)
-            fits = -1
-        rows[fits].append(item)
-        room[fits] -= len(item.ids)
-    return rows
+def sizes(pieces: Sequence[Piece]) -> np.ndarray:
+    """`[E, 3]`: each piece's tokens, queries and predictions."""
+    found = [(len(p.ids), len(p.query), len(p.of)) for p in pieces]
+    return np.array(found, np.int64).reshape(-1, 3)
 
 
-def spread(pieces: Sequence[Piece], n_rows: int) -> list[list[Piece]]:
-    """Spreads pieces over `n_rows` rows of about equal length: longest first, to the emptiest."""
-    rows: list[list[Piece]] = [[] for _ in range(n_rows)]
-    filled = [0] * n_rows
+def first_fit(lengths: np.ndarray, slots: int) -> np.ndarray:
+    """Where pieces start that are packed into windows: first-fit by falling length.
+
+    Args:
+        lengths: `[M, B]` of the pieces of M packings, none above `slots`.
+        slots: of a window.
+
+    Returns:
+        `[M, B]` slots; the window is `slot // slots`.
+    """
+    packing = np.arange(len(lengths))
+    filled, start = np.zeros_like(lengths), np.zeros_like(lengths)
+    for piece in np.argsort(-lengths, axis=1, kind="stable").T:
+        length = lengths[packing, piece]
+        window = (filled + length[:, None] <= slots).argmax(axis=1)
+        start[packing, piece] = window * slots + filled[packing, window]
+        filled[packing, window] += length
+    return start
+
+
+def spread(pieces: Sequence[Piece], parts: int) -> list[list[Piece]]:
+    """Spreads pieces over parts of about equally many tokens: longest first, to the emptiest."""
+    spread: list[list[Piece]] = [[] for _ in range(parts)]
+    filled = [0] * parts
     for item in sorted(pieces, key=lambda p: -len(p.ids)):
         emptiest = filled.index(min(filled))
-        rows[emptiest].append(item)
+        spread[emptiest].append(item)
         filled[emptiest] += len(item.ids)
-    return rows
+    return spread
 
 
-def widths(
-    rows: Iterable[Sequence[Piece]], of_slots: int = 8, of_predictions: int = 8
-) -> tuple[int, int]:
-    """The least S and K that fit every row's tokens and predictions, multiples of two numbers."""
-    sizes = [(sum(len(p.ids) for p in row), sum(len(p.target) for p in row)) for row in rows]
-    tokens, predictions = map(max, zip(*sizes, strict=True))
-    return -(-tokens // of_slots) * of_slots, -(-predictions // of_predictions) * of_predictions
+def padded(size: int | np.ndarray) -> int | np.ndarray:
+    """The least multiple of `GRAIN` that is no less than `size`, and no less than `GRAIN`."""
+    return np.maximum(-(-size // GRAIN), 1) * GRAIN
 
 
-def to_batch(rows: Sequence[Sequence[Piece]], slots: int, predictions: int) -> Batch:
-    """Lays out rows of pieces as a `Batch` of `[N, S]` and `[N, K]` arrays, empty slots zero."""
+def size_classes(sizes: np.ndarray, most: int, enough: float = 0.95) -> list[int]:
+    """A few sizes to which given ones can be padded up with the least waste.
 
-    def empty(width: int, fill: int = 0, dtype: type = np.int32) -> np.ndarray:
-        return np.full((len(rows), width), fill, dtype)
+    Args:
+        sizes: `[n]` positive int, each as often as it occurs.
+        most: at most so many classes.
+        enough: no more classes than it takes for so much of what is computed to be needed.
 
-    batch = Batch(
-        ids=empty(slots),
-        positions=empty(slots),
-        segment=empty(slots, -1),
-        branch=empty(slots),
-        source=empty(predictions),
-        target=empty(predictions),
-        score=empty(predictions),
-        weight=empty(predictions, dtype=np.float32),
+    Returns:
+        Some of the sizes, rising; the last is the largest.
+    """
+    values, counts = np.unique(sizes, return_counts=True)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    # cost[i, j]: of padding the sizes i to j - 1 to the largest of them.
+    cost = np.concatenate([[0], values]) * (before - before[:, None]).astype(float)
+    cost[np.tri(len(before), dtype=bool)] = np.inf
+    least, ends = cost[0], [[i] for i in range(len(before))]
+    for _ in range(most - 1):
+        if np.sum(sizes) >= enough * least[-1]:
+            break
+        split = (least[:, None] + cost).argmin(axis=0)
+        least = (least[:, None] + cost).min(axis=0)
+        ends = [[*ends[i], j] for j, i in enumerate(split)]
+    return [int(values[end - 1]) for end in ends[-1]]
+
+
+def make_pack(runs: Sequence[Sequence[Piece]], shape: PackShape) -> Pack:
+    """Lays out the pieces of R runs as a pack of a shape that they fit."""
+    pieces = [piece for run in runs for piece in run]
+    tokens, queries, _ = sizes(pieces).T
+    first_slot = [
+        number * shape.windows * shape.slots + first_fit(sizes(run)[None, :, 0], shape.slots)[0]
+        for number, run in enumerate(runs)
+    ]
+    first_token, first_query = np.cumsum(tokens) - tokens, np.cumsum(queries) - queries
+    slot = np.repeat(np.concatenate(first_slot) - first_token, tokens) + np.arange(tokens.sum())
+
+    def in_order(field: str, size: int, shift: np.ndarray | int = 0) -> np.ndarray:
+        values = [getattr(piece, field) for piece in pieces]
+        shifts = np.broadcast_to(shift, len(pieces))
+        row = np.concatenate([[], *(v + s for v, s in zip(values, shifts, strict=True))])
+        return np.pad(row.astype(np.int32), (0, size - len(row)))
+
+    def in_slots(values: np.ndarray, empty: int) -> np.ndarray:
+        slots = np.full(len(runs) * shape.windows * shape.slots, empty, np.int32)
+        slots[slot] = values
+        return slots.reshape(len(runs), shape.windows, shape.slots)
+
+    branch = in_order("branch", len(slot))
+    weight = np.concatenate([np.zeros(0, np.float32), *(piece.weight for piece in pieces)])
+    return Pack(
+        ids=in_order("ids", shape.tokens),
+        positions=in_order("positions", shape.tokens),
+        slot=np.pad(slot.astype(np.int32), (0, shape.tokens - len(slot)), constant_values=-1),
+        token=in_slots(np.arange(len(slot)), -1),
+        segment=in_slots(np.repeat(np.arange(len(pieces)), tokens), -1),
+        branch=in_slots(branch, 0),
+        query=in_order("query", shape.queries, first_token),
+        of=in_order("of", shape.predictions, first_query),
+        target=in_order("target", shape.predictions),
+        score=in_order("score", shape.predictions),
+        weight=np.pad(weight, (0, shape.predictions - len(weight))),
     )
-    for n, row in enumerate(rows):
-        token, prediction = 0, 0
-        for number, item in enumerate(row):
-            here = slice(token, token + len(item.ids))
-            there = slice(prediction, prediction + len(item.target))
-            batch.ids[n, here] = item.ids
-            batch.positions[n, here] = item.positions
-            batch.segment[n, here] = number
-            batch.branch[n, here] = item.branch
-            batch.source[n, there] = item.source + token
-            batch.target[n, there] = item.target
-            batch.score[n, there] = item.score
-            batch.weight[n, there] = item.weight
-            token, prediction = here.stop, there.stop
-    return batch
 
 
 def example_order(n_examples: int, count: int, seed: int) -> np.ndarray:

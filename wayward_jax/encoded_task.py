@@ -5,23 +5,9 @@ import dataclasses
 import numpy as np
 
 from wayward_jax.batching import Piece, example_order, gold_pieces, label_pieces
+from wayward_jax.evaluation import EvaluationSet, evaluation_sets
 from wayward_jax.models import LanguageModel
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class EvaluationSet:
-    """E examples with all their C labels: pieces whose scores count up to E * C, and the answers.
-
-    Attributes:
-        pieces: of every label of every example.
-        labels: `[E]` int32, the right ones.
-        n_labels: C.
-    """
-
-    pieces: list[Piece]
-    labels: np.ndarray
-    n_labels: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,11 +36,14 @@ def encode_task(
     template: int = 1,
     n_eval: int = 0,
     n_curve: int = 64,
+    tokens: int = 2048,
+    devices: int = 1,
 ) -> EncodedTask:
     """Tokenises a task's examples for prompts of up to `prompt_length` tokens.
 
     Dev and test are cut to `n_eval` random examples (0: all of them), the same for every run;
-    the curve's to `n_curve`.
+    the curve's to `n_curve`. They are packed in parts of about `tokens` tokens, to be scored on
+    `devices` devices side by side.
 
     Raises:
         InputError: see `tasks.encode`.
@@ -70,15 +59,21 @@ def encode_task(
             max_tokens=model.module.config.max_positions - prompt_length,
         )
 
-    def evaluated(examples: Examples, limit: int) -> EvaluationSet:
+    def some(examples: Examples, limit: int) -> Examples:
         order = example_order(len(examples), len(examples), seed=0)
-        examples = examples.take(np.sort(order[: limit or None]))
-        pieces = label_pieces(encoded(examples))
-        return EvaluationSet(pieces, examples.labels, len(data.task.labels))
+        return examples.take(np.sort(order[: limit or None]))
 
-    return EncodedTask(
-        train=gold_pieces(encoded(data.train), data.train.labels),
-        curve=evaluated(data.dev, min(n_curve, n_eval or n_curve)),
-        dev=evaluated(data.dev, n_eval),
-        test=evaluated(data.test, n_eval),
+    evaluated = [
+        some(data.dev, min(n_curve, n_eval or n_curve)),
+        some(data.dev, n_eval),
+        some(data.test, n_eval),
+    ]
+    curve, dev, test = evaluation_sets(
+        [label_pieces(encoded(examples)) for examples in evaluated],
+        [examples.labels for examples in evaluated],
+        len(data.task.labels),
+        tokens=tokens,
+        devices=devices,
     )
+    train = gold_pieces(encoded(data.train), data.train.labels)
+    return EncodedTask(train, curve, dev, test)

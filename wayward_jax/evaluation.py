@@ -1,67 +1,197 @@
 """Scoring examples under prompts: every label of every example in one pass (paper, section 3)."""
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
-from wayward_jax.batching import Batch, fill_rows, to_batch, widths
-from wayward_jax.encoded_task import EvaluationSet
+from wayward_jax.batching import Pack, PackShape, Piece, first_fit, make_pack, padded, sizes, spread
+from wayward_jax.mesh import BY_RUN, place
 from wayward_jax.models import LanguageModel
+from wayward_jax.models.causal_lm import Past
 from wayward_jax.objective import prediction_losses
 
-# Slots in a row where no single example needs more, and tokens computed at a time.
-ROW_SLOTS = 128
-TOKENS_AT_ONCE = 4096
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """E examples with all their C labels, ready to be scored under any prompt.
+
+    Attributes:
+        parts: packs `[X, ...]` of one shape, for one run; their scores count up to `E * C`.
+        labels: `[E]` int32, the right ones.
+        n_labels: C.
+    """
+
+    parts: tuple[Pack, ...]
+    labels: np.ndarray
+    n_labels: int
 
 
-def score(
-    model: LanguageModel, prompts: jax.Array, mask: jax.Array, examples: EvaluationSet
-) -> np.ndarray:
-    """Mean negative log-likelihood of every label of every example under every prompt.
+def evaluation_sets(
+    pieces: Sequence[Sequence[Piece]],
+    labels: Sequence[np.ndarray],
+    n_labels: int,
+    *,
+    tokens: int,
+    devices: int = 1,
+) -> list[EvaluationSet]:
+    """Packs the pieces of several sets, all in one shape, so that one program scores them all.
 
-    The mean is over the tokens from the first at which the labels differ to EOS. A context is
-    computed once for all labels.
+    Args:
+        pieces: of each set, from `label_pieces`.
+        labels: of each set, `[E]` int32.
+        n_labels: C.
+        tokens: of a pack, at most about so many; how many exactly is chosen to leave few unused.
+        devices: X, packs that are scored side by side.
+    """
+    totals = [sizes(each)[:, 0].sum() for each in pieces]
+    longest = max(sizes(each)[:, 0].max() for each in pieces)
+
+    def computed(size: int) -> int:
+        return size * sum(-(-total // (size * devices)) for total in totals)
+
+    size = min(range(max(tokens // 2, longest), max(tokens, longest) + 1), key=computed)
+    dealt = [
+        spread(each, devices * -(-total // (size * devices)))
+        for each, total in zip(pieces, totals, strict=True)
+    ]
+    shape = _shape([pack for packs in dealt for pack in packs])
+    return [
+        EvaluationSet(
+            tuple(
+                jax.tree.map(
+                    lambda *x: np.stack(x),
+                    *(make_pack([pack], shape) for pack in packs[first : first + devices]),
+                )
+                for first in range(0, len(packs), devices)
+            ),
+            right,
+            n_labels,
+        )
+        for packs, right in zip(dealt, labels, strict=True)
+    ]
+
+
+def _shape(packs: Sequence[Sequence[Piece]]) -> PackShape:
+    """The least shape for packs of one run each."""
+    tokens, queries, predictions = np.max([sizes(pack).sum(axis=0) for pack in packs], axis=0)
+    slots = int(padded(max(len(piece.ids) for pack in packs for piece in pack)))
+    last = max(first_fit(sizes(pack)[None, :, 0], slots).max(initial=0) for pack in packs)
+    needed = (int(padded(size)) for size in (tokens, queries, predictions))
+    return PackShape(*needed, windows=int(last // slots) + 1, slots=slots)
+
+
+def start_scoring(
+    model: LanguageModel, prompts: jax.Array, mask: jax.Array, examples: EvaluationSet, mesh: Mesh
+) -> list[jax.Array]:
+    """Sets the devices to scoring every label of every example under every prompt.
+
+    A prompt is read once, and a context once for all labels.
 
     Args:
         model: the frozen model.
-        prompts: `[R, L, D]`.
+        prompts: `[R, L, D]`, R a multiple of the mesh's `runs`.
         mask: `[R, L]` bool, False where a prompt is padded.
-        examples: E of them with C labels.
+        examples: with X the mesh's `data`.
+        mesh: see `mesh.AXES`.
+
+    Returns:
+        What `scores` makes scores of, as soon as the devices are done.
+    """
+    past = _read(model.module, model.params, prompts, mask, mesh)
+    return [
+        _score(
+            model.module,
+            model.params,
+            prompts,
+            mask,
+            past,
+            place(part, mesh, PartitionSpec("data")),
+            mesh,
+        )
+        for part in examples.parts
+    ]
+
+
+def scores(losses: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
+    """Mean negative log-likelihood of every label of every example under every prompt.
+
+    The mean is over the tokens from the first at which the labels differ to EOS.
+
+    Args:
+        losses: from `start_scoring`.
+        examples: the same.
 
     Returns:
         `[R, E, C]` float32, nats a token.
     """
-    longest = max(len(piece.ids) for piece in examples.pieces)
-    rows = fill_rows(examples.pieces, max(ROW_SLOTS, longest))
-    slots, predictions = widths(rows, of_slots=32, of_predictions=32)  # few programs to compile
-    at_once = max(1, TOKENS_AT_ONCE // (len(prompts) * slots))
-    rows += [[]] * (-len(rows) % at_once)
-    parts = [
-        to_batch(rows[first : first + at_once], slots, predictions)
-        for first in range(0, len(rows), at_once)
-    ]
-    # All parts are under way before the first is waited for.
-    nll = [_prediction_losses(model.module, model.params, prompts, mask, part) for part in parts]
-    scores = np.zeros((len(prompts), len(examples.labels) * examples.n_labels), np.float32)
-    for part, losses in zip(parts, nll, strict=True):
-        np.add.at(scores, (slice(None), part.score), np.asarray(losses))
-    return scores.reshape(len(prompts), -1, examples.n_labels)
+    total = np.zeros((len(losses[0]), len(examples.labels) * examples.n_labels), np.float32)
+    for part, loss in zip(examples.parts, losses, strict=True):
+        np.add.at(total, (slice(None), part.score), np.asarray(loss))
+    return total.reshape(len(total), -1, examples.n_labels)
 
 
-def predict(
-    model: LanguageModel, prompts: jax.Array, mask: jax.Array, examples: EvaluationSet
-) -> np.ndarray:
-    """The label of lowest score, the first of equals: `[R, E]` int. Arguments as for `score`."""
-    return score(model, prompts, mask, examples).argmin(axis=-1)
+def predictions(losses: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
+    """The label of lowest score, the first of equals: `[R, E]` int. Arguments as for `scores`."""
+    return scores(losses, examples).argmin(axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def _prediction_losses(
-    module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, batch: Batch
+@functools.partial(jax.jit, static_argnames=("module", "mesh"))
+def _read(
+    module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, mesh: Mesh
+) -> Past:
+    """What the module keeps of every prompt: `[R, 1, L, K, d]` keys and values."""
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), BY_RUN, BY_RUN),
+        out_specs=BY_RUN,
+        axis_names={"runs", "data"},
+        check_vma=False,
+    )
+    def read_shard(params: dict, prompts: jax.Array, mask: jax.Array) -> Past:
+        def read(one: tuple[jax.Array, jax.Array]) -> Past:
+            return module.apply(params, one[0][None], one[1][None], method="read_prompts")
+
+        return jax.lax.map(read, (prompts, mask))
+
+    return read_shard(params, prompts, mask)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "mesh"))
+def _score(
+    module: nn.Module,
+    params: dict,
+    prompts: jax.Array,
+    mask: jax.Array,
+    past: Past,
+    part: Pack,
+    mesh: Mesh,
 ) -> jax.Array:
-    """`prediction_losses` of rows `[N, S]` that stand behind every prompt: `[R, N, K]`."""
-    shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(prompts), *x.shape)), batch)
-    return prediction_losses(module, params, prompts, mask, shared)
+    """`prediction_losses` of a part under every prompt, one prompt after the other: `[R, X, K]`."""
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), BY_RUN, BY_RUN, BY_RUN, PartitionSpec("data")),
+        out_specs=PartitionSpec("runs", "data"),
+        axis_names={"runs", "data"},
+        check_vma=False,
+    )
+    def score_shard(
+        params: dict, prompts: jax.Array, mask: jax.Array, past: Past, part: Pack
+    ) -> jax.Array:
+        pack = jax.tree.map(lambda x: x[0], part)
+
+        def score(one: tuple[jax.Array, jax.Array, Past]) -> jax.Array:
+            prompt, mask, past = one
+            return prediction_losses(module, params, prompt[None, :0], mask[None], pack, past)[None]
+
+        return jax.lax.map(score, (prompts, mask, past))
+
+    return score_shard(params, prompts, mask, past, part)

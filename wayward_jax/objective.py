@@ -4,33 +4,53 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wayward_jax.batching import Batch
+from wayward_jax.batching import Pack
+from wayward_jax.models.causal_lm import Past
 
 
 def prediction_losses(
-    module: nn.Module, params: dict, prompts: jax.Array, prompt_mask: jax.Array, batch: Batch
+    module: nn.Module,
+    params: dict,
+    prompts: jax.Array,
+    prompt_mask: jax.Array,
+    pack: Pack,
+    past: Past | None = None,
 ) -> jax.Array:
     """What every predicted token adds to its continuation's mean negative log-likelihood, in nats.
 
-    Summed by `batch.score` these are the scores of the paper: the mean over the tokens from the
+    Summed by `pack.score` these are the scores of the paper: the mean over the tokens from the
     first at which the labels differ to EOS. Logits exist only where a token is predicted.
 
     Args:
         module: a `CausalLM`.
         params: its frozen weights.
-        prompts: `[R, L, D]` float32.
+        prompts: `[R, L, D]` float32; `[R, 0, D]` if `past` is given.
         prompt_mask: `[R, L]` bool, False where a prompt is padded.
-        batch: rows of `[R, N, S]`.
+        pack: examples of the R runs.
+        past: what the module keeps of the prompts.
 
     Returns:
-        `[R, N, K]` float32; 0 for unused predictions.
+        `[K]` float32; 0 for unused predictions.
     """
-    table = module.apply(params, method="table")
-    hidden = module.apply(params, prompts, table[batch.ids], batch.layout(prompt_mask))
-    at = jnp.take_along_axis(hidden, batch.source[..., None], axis=2)
-    logits = module.apply(params, at, method="logits")
-    likely = jnp.take_along_axis(logits, batch.target[..., None], axis=3)[..., 0]
-    return (jax.nn.logsumexp(logits, axis=-1) - likely) * batch.weight
+    layout = pack.layout(prompt_mask)
+    hidden, _ = module.apply(params, prompts, pack.ids, layout, pack.query, past)
+    logits = module.apply(params, hidden, method="logits")
+    nll = jax.nn.logsumexp(logits, axis=-1)[pack.of] - logits[pack.of, pack.target]
+    return jnp.where(pack.weight > 0, nll * pack.weight, 0)
+
+
+def summed_losses(
+    module: nn.Module, params: dict, prompts: jax.Array, prompt_mask: jax.Array, pack: Pack
+) -> tuple[jax.Array, jax.Array]:
+    """The summed losses of each run's examples, and their number: `[R]` float32 each.
+
+    The examples come with their gold labels alone. Arguments as for `prediction_losses`.
+    """
+    losses = prediction_losses(module, params, prompts, prompt_mask, pack)
+    own = pack.run()[pack.query[pack.of]] == jnp.arange(len(prompts))[:, None]  # [R, K]
+    # Masked, not multiplied: the NaN of a diverged run must stay its own. A weight is 1 over the
+    # number of a continuation's tokens, so the weights count the examples.
+    return jnp.where(own, losses, 0).sum(axis=1), jnp.where(own, pack.weight, 0).sum(axis=1)
 
 
 def distance(prompts: jax.Array, targets: jax.Array, prompt_mask: jax.Array) -> jax.Array:

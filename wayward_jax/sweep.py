@@ -8,20 +8,19 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from wayward_jax import metrics
-from wayward_jax.batching import Batch, example_order, spread, to_batch, widths
 from wayward_jax.encoded_task import EncodedTask
-from wayward_jax.evaluation import predict
+from wayward_jax.evaluation import predictions, start_scoring
 from wayward_jax.initialization import STARTS
+from wayward_jax.mesh import BY_RUN, place
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
+from wayward_jax.populations import Plan, batches
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
-from wayward_jax.tuning import Population, TuningState, start, tune
-
-# Longer rows attend in vain across examples, shorter ones are unevenly filled.
-EXAMPLES_A_ROW = 4
+from wayward_jax.tuning import STATE_SPECS, Losses, Population, start, tune
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,38 +91,26 @@ class Result:
     seconds: float
 
 
-def populations(runs: Sequence[Run], size: int) -> Iterator[list[Run]]:
-    """Groups runs that can be tuned in one program, at most `size` at a time.
-
-    They share the number of steps, the batch size and the examples; the rest differs as it may.
-    Runs of like prompt length stand together, which saves padding.
-    """
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        shared = (run.steps, run.batch_size, run.method, run.template, run.k_shot, run.data_seed)
-        groups.setdefault(shared, []).append(run)
-    for group in groups.values():
-        group.sort(key=lambda run: run.prompt_length)
-        for first in range(0, len(group), size):
-            yield group[first : first + size]
-
-
 def tune_population(
     model: LanguageModel,
     task: EncodedTask,
-    runs: Sequence[Run],
+    plan: Plan,
+    mesh: Mesh,
     *,
     starts: Mapping[str, np.ndarray] = MappingProxyType({}),
     points: int = 4,
     chunk: int = 5,
     on_steps: Callable[[int, np.ndarray], None] = lambda steps, task_loss: None,
 ) -> list[Result]:
-    """Tunes and evaluates the runs of one of the `populations`, all at once.
+    """Tunes and evaluates the runs of a population, all at once.
+
+    The devices are always a chunk of steps ahead of what the host waits for.
 
     Args:
-        model: the frozen model.
+        model: the frozen model, its weights on the mesh.
         task: its examples.
-        runs: R runs.
+        plan: R runs and how they are computed, from `populations.plan`.
+        mesh: that the plan was made for.
         starts: by run id, prompts of the run's own `[L, D]` to start from, not at `run.init`.
         points: how often the training curve is measured.
         chunk: the most steps between two reports of progress.
@@ -133,43 +120,43 @@ def tune_population(
         R results, in order.
     """
     began = time.perf_counter()
-    steps = runs[0].steps
+    runs, steps = plan.runs, plan.runs[0].steps
     table = model.table()
-    population = _population(runs)
-    state = start(_starts(runs, np.asarray(table, np.float32), starts), steps)
+    population = place(_population(plan), mesh, BY_RUN)
+    state = start(_starts(plan, np.asarray(table, np.float32), starts), steps)
+    state = place(state, mesh, STATE_SPECS)
 
-    curves: list[list[Point]] = [[] for _ in runs]
     # The last of these is the last step, so its readings are the results', too.
     measured = [round(steps * (i + 1) / points) for i in range(points)]
-    since: list[np.ndarray] = []
-    for last, batches in _batches(task, runs, chunk, measured):
-        state, losses = tune(model.module, model.params, population, state, batches, steps)
-        since.append(np.stack([losses.task, losses.distance]))  # [2, n, R]
-        on_steps(losses.task.shape[0], since[-1][0, -1])
+    losses, scored, nearest = [], [], []
+    for batch in batches(task.train, plan, _chunk(chunk, measured)):
+        batch = place(batch, mesh, PartitionSpec(None, "runs", "data"))
+        state, of_chunk = tune(
+            model.module, model.params, population, state, batch, plan.shapes, steps, mesh
+        )
+        if losses:  # those of the chunk before, for which the wait is short
+            _report(losses[-1], len(runs), on_steps)
+        losses.append(of_chunk)
+        last = sum(len(each.task) for each in losses)
         if last in measured:
-            task_loss, far = np.concatenate(since, axis=1).mean(axis=1)
-            since.clear()
-            right = predict(model, state.prompts, population.mask, task.curve) == task.curve.labels
-            readings = _readings(model, table, state, runs)
-            for r, reading in enumerate(readings):
-                point = Point(
-                    step=last,
-                    task_loss=float(task_loss[r]),
-                    distance=float(far[r]) if runs[r].target_ids else None,
-                    dev_accuracy=float(right[r].mean()),
-                    prompt_f1=reading.prompt_f1,
-                )
-                curves[r].append(point)
+            scored.append(start_scoring(model, state.prompts, population.mask, task.curve, mesh))
+            nearest.append(d_proj(table, state.prompts, model.readable()))
+    _report(losses[-1], len(runs), on_steps)
 
-    dev = predict(model, state.prompts, population.mask, task.dev)
-    test = predict(model, state.prompts, population.mask, task.test)
-    far = distance(state.prompts, c_proj(table, population.targets), population.mask)
+    dev, test = (
+        predictions(start_scoring(model, state.prompts, population.mask, part, mesh), part)
+        for part in (task.dev, task.test)
+    )
+    far = np.asarray(distance(state.prompts, c_proj(table, population.targets), population.mask))
+    prompts, diverged_at = np.asarray(state.prompts), np.asarray(state.diverged_at)
+    readings = [_readings(model, ids, runs) for ids in nearest]
+    curves = _curves(task, runs, measured, losses, scored, readings)
     seconds = (time.perf_counter() - began) / len(runs)
     return [
         Result(
             run=run,
-            prompt=np.asarray(state.prompts[r, : run.prompt_length]),
-            reading=reading,
+            prompt=prompts[r, : run.prompt_length],
+            reading=readings[-1][r],
             distance=float(far[r]) if run.target_ids else None,
             task_loss=curves[r][-1].task_loss,
             predictions=test[r],
@@ -179,70 +166,81 @@ def tune_population(
             n_train=len(task.train),
             n_dev=len(task.dev.labels),
             n_eval=len(task.test.labels),
-            curve=tuple(curves[r]),
-            diverged_at=int(state.diverged_at[r]) if state.diverged_at[r] >= 0 else None,
+            curve=curves[r],
+            diverged_at=int(diverged_at[r]) if diverged_at[r] >= 0 else None,
             seconds=seconds,
         )
-        for r, (run, reading) in enumerate(zip(runs, readings, strict=True))
+        for r, run in enumerate(runs)
     ]
 
 
-def _population(runs: Sequence[Run]) -> Population:
+def _population(plan: Plan) -> Population:
+    runs = plan.padded_runs
     return Population(
-        targets=jnp.asarray(_padded([np.asarray(run.target_ids, np.int32) for run in runs], runs)),
-        mask=jnp.asarray(_padded([np.ones(run.prompt_length, bool) for run in runs], runs)),
+        targets=_padded([np.asarray(run.target_ids, np.int32) for run in runs], plan),
+        mask=_padded([np.ones(run.prompt_length, bool) for run in runs], plan),
         gamma=jnp.asarray([run.gamma for run in runs], jnp.float32),
         learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
     )
 
 
-def _starts(runs: Sequence[Run], table: np.ndarray, given: Mapping[str, np.ndarray]) -> jax.Array:
-    vectors = [given[run.id] if run.id in given else STARTS[run.init](run, table) for run in runs]
-    return jnp.asarray(_padded(vectors, runs), jnp.float32)
-
-
-def _padded(arrays: Sequence[np.ndarray], runs: Sequence[Run]) -> np.ndarray:
-    """Stacks arrays of `[<= L, ...]` as `[R, max L, ...]`, padded with zeros at the end."""
-    length = max(run.prompt_length for run in runs)
-    return np.stack([np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in arrays])
-
-
-def _batches(
-    task: EncodedTask, runs: Sequence[Run], chunk: int, stops: Sequence[int]
-) -> Iterator[tuple[int, Batch]]:
-    """Batches `[n, R, N, S]` of equally many steps n <= chunk, which end at every stop.
-
-    With each comes the number of its last step.
-    """
-    steps, batch_size = runs[0].steps, runs[0].batch_size
-    n_rows = -(-batch_size // EXAMPLES_A_ROW)
-    n = max(n for n in range(1, chunk + 1) if all(stop % n == 0 for stop in stops))
-    orders = [
-        example_order(len(task.train), steps * batch_size, run.seed).reshape(steps, batch_size)
-        for run in runs
+def _starts(plan: Plan, table: np.ndarray, given: Mapping[str, np.ndarray]) -> jax.Array:
+    vectors = [
+        given[run.id] if run.id in given else STARTS[run.init](run, table)
+        for run in plan.padded_runs
     ]
-    rows = [
-        [row for step in order for row in spread([task.train[i] for i in step], n_rows)]
-        for order in orders
-    ]
-    slots, predictions = widths(row for run_rows in rows for row in run_rows)
-    for first in range(0, steps, n):
-        here = slice(first * n_rows, (first + n) * n_rows)
-        batches = [to_batch(run_rows[here], slots, predictions) for run_rows in rows]
-        yield (
-            first + n,
-            jax.tree.map(
-                lambda *x: np.stack([y.reshape(n, n_rows, -1) for y in x], axis=1), *batches
-            ),
+    return _padded(vectors, plan).astype(jnp.float32)
+
+
+def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
+    """Stacks arrays of `[<= L, ...]` as `[R, L, ...]`, padded with zeros at the end."""
+    length = plan.prompt_length
+    return jnp.asarray(
+        np.stack([np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in arrays])
+    )
+
+
+def _chunk(most: int, stops: Sequence[int]) -> int:
+    """The most steps, no more than `most`, after some of which every stop is reached."""
+    return max(n for n in range(1, most + 1) if all(stop % n == 0 for stop in stops))
+
+
+def _report(losses: Losses, n_runs: int, on_steps: Callable[[int, np.ndarray], None]) -> None:
+    task = np.asarray(losses.task)
+    on_steps(len(task), task[-1, :n_runs])
+
+
+def _curves(
+    task: EncodedTask,
+    runs: Sequence[Run],
+    measured: Sequence[int],
+    losses: Sequence[Losses],
+    scored: Sequence[list[jax.Array]],
+    readings: Sequence[list[Reading]],
+) -> list[tuple[Point, ...]]:
+    """Each run's curve, from what was set going at the measured steps."""
+    task_loss = np.concatenate([np.asarray(chunk.task) for chunk in losses])
+    far = np.concatenate([np.asarray(chunk.distance) for chunk in losses])
+    right = [predictions(each, task.curve) == task.curve.labels for each in scored]
+    stretches = list(zip([0, *measured[:-1]], measured, strict=True))
+    return [
+        tuple(
+            Point(
+                step=last,
+                task_loss=float(task_loss[first:last, r].mean()),
+                distance=float(far[first:last, r].mean()) if run.target_ids else None,
+                dev_accuracy=float(right[i][r].mean()),
+                prompt_f1=readings[i][r].prompt_f1,
+            )
+            for i, (first, last) in enumerate(stretches)
         )
+        for r, run in enumerate(runs)
+    ]
 
 
-def _readings(
-    model: LanguageModel, table: jax.Array, state: TuningState, runs: Sequence[Run]
-) -> list[Reading]:
-    nearest = np.asarray(d_proj(table, state.prompts, model.readable()))
+def _readings(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[Reading]:
     readings = []
-    for run, ids in zip(runs, nearest.tolist(), strict=True):
+    for run, ids in zip(runs, np.asarray(nearest).tolist(), strict=False):
         ids = tuple(ids[: run.prompt_length])
         text = model.tokenizer.decode(ids)
         aimed = bool(run.target_ids)

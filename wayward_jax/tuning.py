@@ -1,9 +1,10 @@
 """The population trainer: many prompts tuned at once over one frozen model.
 
-Runs differ only in their prompts, so they stand on a leading axis and share every matrix product.
-Each example's loss depends on its own run's prompt alone, so the gradient of the summed losses
-holds every run's own exact gradient. Clipping, the optimiser and the freezing of diverged runs
-are per run: one run is a population of one, and what else is in a population changes nothing.
+Runs differ only in their prompts, so they stand on a leading axis and, a pack at a time, share
+every matrix product. Each example's loss depends on its own run's prompt alone, so the gradient of
+the summed losses holds every run's own exact gradient. Clipping, the optimiser and the freezing of
+diverged runs are per run: one run is a population of one, and what else is in a population changes
+nothing.
 """
 
 import functools
@@ -13,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import PartitionSpec
 
-from wayward_jax.batching import Batch
-from wayward_jax.objective import distance, prediction_losses
+from wayward_jax.batching import Pack, PackShape
+from wayward_jax.mesh import BY_RUN
+from wayward_jax.objective import distance, summed_losses
 from wayward_jax.projection import c_proj
 
 
@@ -52,6 +55,11 @@ class TuningState:
     diverged_at: jax.Array
 
 
+STATE_SPECS = TuningState(
+    prompts=BY_RUN, optimizer=BY_RUN, step=PartitionSpec(), diverged_at=BY_RUN
+)
+
+
 @struct.dataclass
 class Losses:
     """What the loss was made of at each of n steps: `[n, R]` float32, before each step's update."""
@@ -79,67 +87,136 @@ def start(prompts: jax.Array, steps: int) -> TuningState:
     )
 
 
-def losses(
-    module: nn.Module, params: dict, population: Population, prompts: jax.Array, batch: Batch
-) -> Losses:
-    """Task loss and distance of each run (paper, eq. 2), `[R]` each.
+@struct.dataclass
+class Batches:
+    """The examples of n steps, for R runs in G packs of equally many.
 
-    The batch holds each run's examples with their gold labels alone. A weight is 1 over the number
-    of a continuation's tokens, so the weights sum to the number of examples.
+    Each run's examples are dealt out to X packs that hold the same runs.
+
+    packs: `[n, G, X, ...]`, in the largest of the shapes that they come in.
+    shape: `[n, G, X]` int32, which of the shapes a pack can be cut to.
     """
-    targets = c_proj(module.apply(params, method="table"), population.targets)
-    nll = prediction_losses(module, params, prompts, population.mask, batch)
-    task = nll.sum(axis=(1, 2)) / batch.weight.sum(axis=(1, 2))
-    return Losses(task, distance(prompts, targets, population.mask))
+
+    packs: Pack
+    shape: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("module", "steps"), donate_argnames="state")
+@functools.partial(
+    jax.jit, static_argnames=("module", "shapes", "steps", "mesh"), donate_argnames="state"
+)
 def tune(
     module: nn.Module,
     params: dict,
     population: Population,
     state: TuningState,
-    batches: Batch,
+    batches: Batches,
+    shapes: tuple[PackShape, ...],
     steps: int,
+    mesh: jax.sharding.Mesh,
 ) -> tuple[TuningState, Losses]:
-    """Takes n steps on the device, one a batch.
+    """Takes n steps on the devices.
 
     Args:
         module: a `CausalLM`.
         params: its frozen weights.
         population: R runs.
         state: is given up (its buffers are reused).
-        batches: `[n, R, N, S]`, each run's examples with their gold labels.
+        batches: each run's examples with their gold labels; X is the mesh's `data`, G a multiple
+            of its `runs`.
+        shapes: the shapes that packs come in.
         steps: of the whole training, over which the learning rate falls.
+        mesh: of axes `runs`, `data` and `model`. Runs never communicate; a run's gradient is
+            summed over `data`, and what is sharded over `model` is the compiler's business.
 
     Returns:
         The state n steps later, and the losses on the way.
     """
     optimizer = prompt_optimizer(steps)
 
-    def total(prompts: jax.Array, batch: Batch) -> tuple[jax.Array, Losses]:
-        parts = losses(module, params, population, prompts, batch)
-        return (parts.task + population.gamma * parts.distance).sum(), parts
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), BY_RUN, STATE_SPECS, PartitionSpec(None, "runs", "data")),
+        out_specs=(STATE_SPECS, PartitionSpec(None, "runs")),
+        axis_names={"runs", "data"},
+        check_vma=False,
+    )
+    def tune_shard(
+        params: dict, population: Population, state: TuningState, batches: Batches
+    ) -> tuple[TuningState, Losses]:
+        targets = c_proj(module.apply(params, method="table"), population.targets)
 
-    def step(state: TuningState, batch: Batch) -> tuple[TuningState, Losses]:
-        gradients, parts = jax.grad(total, has_aux=True)(state.prompts, batch)
-        gradients = jnp.where(population.mask[..., None], gradients, 0)
-        updates, stepped = jax.vmap(optimizer.update)(gradients, state.optimizer, state.prompts)
-        moved = state.prompts + population.learning_rate[:, None, None] * updates
+        def pull(prompts: jax.Array) -> tuple[jax.Array, jax.Array]:
+            far = distance(prompts, targets, population.mask)
+            return (population.gamma * far).sum(), far
 
-        loss = parts.task + parts.distance
-        finite = jnp.isfinite(loss) & jnp.isfinite(moved).all(axis=(1, 2))
-        alive = finite & (state.diverged_at < 0)
+        def step(state: TuningState, batch: Batches) -> tuple[TuningState, Losses]:
+            pulls, far = jax.grad(pull, has_aux=True)(state.prompts)
+            summed = _summed_gradients(module, params, population.mask, state.prompts, batch, shapes)
+            gradients, losses, examples = jax.lax.psum(summed, "data")
+            task = losses / jnp.maximum(examples, 1)
+            gradients = gradients / jnp.maximum(examples, 1)[:, None, None] + pulls
+            gradients = jnp.where(population.mask[..., None], gradients, 0)
+            updates, stepped = jax.vmap(optimizer.update)(gradients, state.optimizer, state.prompts)
+            moved = state.prompts + population.learning_rate[:, None, None] * updates
 
-        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(alive.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+            finite = jnp.isfinite(task + far) & jnp.isfinite(moved).all(axis=(1, 2))
+            going_on = finite & (state.diverged_at < 0)
 
-        state = TuningState(
-            prompts=keep(moved, state.prompts),
-            optimizer=jax.tree.map(keep, stepped, state.optimizer),
-            step=state.step + 1,
-            diverged_at=jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, state.step),
-        )
-        return state, parts
+            def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+                return jnp.where(going_on.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-    return jax.lax.scan(step, state, batches)
+            first = ~finite & (state.diverged_at < 0)
+            state = TuningState(
+                prompts=keep(moved, state.prompts),
+                optimizer=jax.tree.map(keep, stepped, state.optimizer),
+                step=state.step + 1,
+                diverged_at=jnp.where(first, state.step, state.diverged_at),
+            )
+            return state, Losses(task, far)
+
+        return jax.lax.scan(step, state, batches)
+
+    return tune_shard(params, population, state, batches)
+
+
+def _summed_gradients(
+    module: nn.Module,
+    params: dict,
+    prompt_mask: jax.Array,
+    prompts: jax.Array,
+    batch: Batches,
+    shapes: tuple[PackShape, ...],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of one step, a pack after the other: gradients `[R, L, D]`, losses and examples `[R]`.
+
+    All are sums over a run's examples. No run's loss depends on another's prompt, so the gradient
+    of all losses together holds each run's own.
+    """
+
+    def of_shape(
+        shape: PackShape, prompts: jax.Array, mask: jax.Array, pack: Pack
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def total(prompts: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            losses, examples = summed_losses(module, params, prompts, mask, pack.cut(shape))
+            return losses.sum(), (losses, examples)
+
+        gradients, (losses, examples) = jax.grad(total, has_aux=True)(prompts)
+        return gradients, losses, examples
+
+    branches = [functools.partial(of_shape, shape) for shape in shapes]
+
+    def of_pack(
+        inputs: tuple[jax.Array, jax.Array, jax.Array, Pack],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        shape, *operands = inputs
+        return jax.lax.switch(shape, branches, *operands)
+
+    # One of the X packs of each group of runs is this device's.
+    shape, packs = jax.tree.map(lambda x: x[:, 0], (batch.shape, batch.packs))
+
+    def by_pack(x: jax.Array) -> jax.Array:
+        return x.reshape(len(shape), -1, *x.shape[1:])
+
+    summed = jax.lax.map(of_pack, (shape, by_pack(prompts), by_pack(prompt_mask), packs))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), summed)

@@ -4,26 +4,42 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wayward_jax.models.attention import Layout, text_layout
+from wayward_jax.models.attention import KeysValues, Layout, prompt_layout, text_layout
+
+Past = tuple[KeysValues, ...]
+"""What the layers keep of prompts, so that the prompts need not be computed again."""
 
 
 class CausalLM(nn.Module):
-    """A language model that reads embeddings and gives hidden states; logits are a separate call.
+    """A language model that reads prompts and tokens and gives hidden states.
 
-    A family defines `__call__` and sets two tables in `setup`: `embed`, and `head`, which is
-    `embed` again where the weights are tied.
+    Logits are a separate call, so that they are computed only where they are needed. A family
+    defines `__call__` and sets in `setup` its `layers` and two tables: `embed`, and `head`, which
+    is `embed` again where the weights are tied.
     """
 
-    def __call__(self, prompts: jax.Array, rows: jax.Array, layout: Layout) -> jax.Array:
-        """Hidden states of the rows' tokens, after the last norm.
+    def __call__(
+        self,
+        prompts: jax.Array,
+        ids: jax.Array,
+        layout: Layout,
+        at: jax.Array,
+        past: Past | None = None,
+    ) -> tuple[jax.Array, Past]:
+        """Hidden states of some tokens, after the last norm.
+
+        The last layer needs all tokens for its keys and values alone; the rest of it is computed
+        for the tokens that are asked for.
 
         Args:
-            prompts: `[R, L, D]` continuous prompts.
-            rows: `[R, N, S, D]` token embeddings.
-            layout: of the same R, L, N and S.
+            prompts: `[R, L, D]` continuous prompts; `[R, 0, D]` if `past` is given.
+            ids: `[T]` int32 tokens.
+            layout: of the stream of prompts and tokens.
+            at: `[Q]` int32, which of the T tokens.
+            past: of the prompts, from `read_prompts`.
 
         Returns:
-            `[R, N, S, D]` in the weights' dtype.
+            `[Q, D]` in the weights' dtype, and the prompts' keys and values in every layer.
         """
         raise NotImplementedError
 
@@ -31,11 +47,40 @@ class CausalLM(nn.Module):
         """The embedding table `[V, D]`, in the weights' dtype."""
         return self.embed.embedding
 
+    def stream(self, prompts: jax.Array, ids: jax.Array) -> jax.Array:
+        """`[R, L, D]` and `[T]` as one stream of vectors `[R * L + T, D]`, in the weights' dtype."""
+        tokens = self.embed(ids)
+        flat = prompts.reshape(-1, prompts.shape[-1]).astype(tokens.dtype)
+        return jnp.concatenate([flat, tokens])
+
+    def run_layers(
+        self, x: jax.Array, layout: Layout, at: jax.Array, past: Past | None, *more: jax.Array
+    ) -> tuple[jax.Array, Past]:
+        """Takes a stream `[R * L + T, D]` through all layers: `[Q, D]`, and the prompts' past.
+
+        Each layer is given the stream, the layout, its own past, where its answer is wanted, and
+        whatever `more` the family's layers need.
+        """
+        at = at + len(x) - len(layout.slot)
+        new_past = []
+        for i, layer in enumerate(self.layers):
+            where = at if i + 1 == len(self.layers) else slice(None)
+            x, left = layer(x, layout, past[i] if past else None, where, *more)
+            new_past.append(left)
+        return x, tuple(new_past)
+
+    def read_prompts(self, prompts: jax.Array, prompt_mask: jax.Array) -> Past:
+        """Keys and values of prompts `[R, L, D]` with mask `[R, L]` in every layer."""
+        nothing = jnp.zeros(0, jnp.int32)
+        return self(prompts, nothing, prompt_layout(prompt_mask), nothing)[1]
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits `[..., V]` float32 of hidden states `[..., D]`."""
         return jnp.matmul(hidden, self.head.embedding.T, preferred_element_type=jnp.float32)
 
     def text_logits(self, ids: jax.Array) -> jax.Array:
         """The plain language model: token ids `[N, T]` to logits `[N, T, V]` float32."""
-        rows = self.embed(ids)[None]
-        return self.logits(self(rows[:, 0, :0], rows, text_layout(*ids.shape)))[0]
+        no_prompt = jnp.zeros((1, 0, self.table().shape[1]))
+        every = jnp.arange(ids.size)
+        hidden, _ = self(no_prompt, ids.ravel(), text_layout(*ids.shape), every)
+        return self.logits(hidden).reshape(*ids.shape, -1)

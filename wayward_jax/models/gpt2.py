@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wayward_jax.models.attention import Layout, attend, join
-from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.attention import KeysValues, Layout, attend
+from wayward_jax.models.causal_lm import CausalLM, Past
 
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -42,7 +42,10 @@ def _norm(config: GPT2Config) -> nn.LayerNorm:
 
 
 class Block(nn.Module):
-    """One layer: `[R, T, n_embd] -> [R, T, n_embd]`, normalised before each half."""
+    """One layer, normalised before each half; arguments as for `attend`.
+
+    `[T, n_embd] -> [Q, n_embd]`, at the tokens `at`.
+    """
 
     config: GPT2Config
 
@@ -54,13 +57,14 @@ class Block(nn.Module):
         self.c_fc = nn.Dense(c.n_inner or 4 * c.n_embd)
         self.mlp_proj = nn.Dense(c.n_embd)
 
-    def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
-        qkv = self.c_attn(self.ln_1(x))
-        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.config.n_head, -1), 3, axis=2)
-        x = x + self.attn_proj(attend(q, k, v, layout))
-        return x + self.mlp_proj(
-            ACTIVATIONS[self.config.activation_function](self.c_fc(self.ln_2(x)))
-        )
+    def __call__(
+        self, x: jax.Array, layout: Layout, past: KeysValues | None, at: jax.Array | slice
+    ) -> tuple[jax.Array, KeysValues]:
+        qkv = self.c_attn(self.ln_1(x)).reshape(len(x), 3 * self.config.n_head, -1)
+        mixed, past = attend(*jnp.split(qkv, 3, axis=1), layout, past)
+        x = x[at] + self.attn_proj(mixed[at])
+        activation = ACTIVATIONS[self.config.activation_function]
+        return x + self.mlp_proj(activation(self.c_fc(self.ln_2(x)))), past
 
 
 class GPT2(CausalLM):
@@ -77,9 +81,14 @@ class GPT2(CausalLM):
         self.layers = [Block(c) for _ in range(c.n_layer)]
         self.ln_f = _norm(c)
 
-    def __call__(self, prompts: jax.Array, rows: jax.Array, layout: Layout) -> jax.Array:
-        x = join(prompts, rows).astype(self.embed.embedding.dtype)
-        x = x + self.wpe(layout.all_positions())
-        for layer in self.layers:
-            x = layer(x, layout)
-        return self.ln_f(x[:, prompts.shape[1] :]).reshape(rows.shape)
+    def __call__(
+        self,
+        prompts: jax.Array,
+        ids: jax.Array,
+        layout: Layout,
+        at: jax.Array,
+        past: Past | None = None,
+    ) -> tuple[jax.Array, Past]:
+        x = self.stream(prompts, ids) + self.wpe(layout.stream_positions(prompts))
+        x, past = self.run_layers(x, layout, at, past)
+        return self.ln_f(x), past

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wayward_jax.models.attention import Layout, attend, join
-from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.attention import KeysValues, Layout, attend
+from wayward_jax.models.causal_lm import CausalLM, Past
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +69,17 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotary embedding of `x` `[R, T, H, d]` by `angles` `[R, T, d / 2]`; halves are paired."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    """Rotary embedding of `x` `[T, H, d]` by `angles` `[T, d / 2]`; halves are paired."""
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 class Block(nn.Module):
-    """One layer: `[R, T, hidden_size] -> [R, T, hidden_size]`, normalised before each half."""
+    """One layer, normalised before each half; arguments as for `attend`.
+
+    `[T, hidden_size] -> [Q, hidden_size]`, at the tokens `at`; `angles` are `rotate`'s.
+    """
 
     config: LlamaConfig
 
@@ -92,15 +95,23 @@ class Block(nn.Module):
         self.up_proj = nn.Dense(c.intermediate_size, use_bias=c.mlp_bias)
         self.down_proj = nn.Dense(c.hidden_size, use_bias=c.mlp_bias)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, layout: Layout) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        layout: Layout,
+        past: KeysValues | None,
+        at: jax.Array | slice,
+        angles: jax.Array,
+    ) -> tuple[jax.Array, KeysValues]:
         normed = self.input_layernorm(x)
         q, k, v = (
-            project(normed).reshape(*x.shape[:2], -1, self.config.head_dim)
+            project(normed).reshape(len(x), -1, self.config.head_dim)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        x = x + self.o_proj(attend(rotate(q, angles), rotate(k, angles), v, layout))
+        mixed, past = attend(rotate(q, angles), rotate(k, angles), v, layout, past)
+        x = x[at] + self.o_proj(mixed[at])
         normed = self.post_attention_layernorm(x)
-        return x + self.down_proj(nn.silu(self.gate_proj(normed)) * self.up_proj(normed))
+        return x + self.down_proj(nn.silu(self.gate_proj(normed)) * self.up_proj(normed)), past
 
 
 class Llama(CausalLM):
@@ -116,9 +127,15 @@ class Llama(CausalLM):
         self.layers = [Block(c) for _ in range(c.num_hidden_layers)]
         self.norm = nn.RMSNorm(epsilon=c.rms_norm_eps)
 
-    def __call__(self, prompts: jax.Array, rows: jax.Array, layout: Layout) -> jax.Array:
-        x = join(prompts, rows).astype(self.embed.embedding.dtype)
-        angles = layout.all_positions()[..., None] * rope_frequencies(self.config)
-        for layer in self.layers:
-            x = layer(x, angles, layout)
-        return self.norm(x[:, prompts.shape[1] :]).reshape(rows.shape)
+    def __call__(
+        self,
+        prompts: jax.Array,
+        ids: jax.Array,
+        layout: Layout,
+        at: jax.Array,
+        past: Past | None = None,
+    ) -> tuple[jax.Array, Past]:
+        x = self.stream(prompts, ids)
+        angles = layout.stream_positions(prompts)[:, None] * rope_frequencies(self.config)
+        x, past = self.run_layers(x, layout, at, past, angles)
+        return self.norm(x), past

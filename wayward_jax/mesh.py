@@ -1,0 +1,56 @@
+"""Devices as a mesh of three axes, and where arrays lie on it.
+
+`runs`: the runs of a population, which never communicate. `data`: the examples of a run, whose
+gradients are summed. `model`: the weights of a model too large for one device.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import traverse_util
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("runs", "data", "model")
+BY_RUN = PartitionSpec("runs")
+
+# Linear layers in pairs: the first split by what it gives, the second by what it takes, so that
+# only the second's sum crosses devices (Shoeybi et al., 2019). Tables are split by tokens.
+MODEL_SHARDING = (
+    (r"(c_attn|c_fc|q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel", PartitionSpec(None, "model")),
+    (r"(attn_proj|mlp_proj|o_proj|down_proj)/kernel", PartitionSpec("model", None)),
+    (r"(embed|head)/embedding", PartitionSpec("model", None)),
+)
+
+
+def make_mesh(runs: int = 1, data: int = 1, model: int = 1) -> Mesh:
+    """The mesh of the first `runs * data * model` devices.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    devices = jax.devices()[: runs * data * model]
+    return jax.make_mesh((runs, data, model), AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+def place(tree: Any, mesh: Mesh, specs: Any = PartitionSpec()) -> Any:
+    """Puts a pytree onto the mesh; `specs` is one for all, or a pytree prefix of them."""
+    shardings = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    return jax.device_put(tree, shardings)
+
+
+def place_params(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Puts a model's weights onto the mesh, sharded over `model` where they can be split evenly."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    specs = {path: _model_spec(path, x.shape, mesh.shape["model"]) for path, x in flat.items()}
+    return traverse_util.unflatten_dict(place(flat, mesh, specs), sep="/")
+
+
+def _model_spec(path: str, shape: tuple[int, ...], devices: int) -> PartitionSpec:
+    for pattern, spec in MODEL_SHARDING:
+        if re.search(pattern, path) and shape[spec.index("model")] % devices == 0:
+            return spec
+    return PartitionSpec()
