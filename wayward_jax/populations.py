@@ -38,7 +38,8 @@ class Plan:
         prompt_length: L, to which their prompts are padded.
         packs: G, to which the runs are dealt out in order.
         pack_runs: of each pack; where there are fewer runs, the rest have no examples.
-        data: X, to which the examples of each run are dealt out.
+        sides: of the packs, so many are computed side by side: `runs` of the mesh.
+        data: X, to which the examples of each run are dealt out: `data` of the mesh.
         shapes: that packs come in, by rising tokens.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     prompt_length: int
     packs: int
     pack_runs: int
+    sides: int
     data: int
     shapes: tuple[PackShape, ...]
 
@@ -90,10 +92,10 @@ def _plans(
     size = -(-len(runs) // -(-len(runs) // population))
     groups = [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
 
-    data = mesh.shape["data"]
+    sides, data = mesh.shape["runs"], mesh.shape["data"]
     run_tokens = train[:, 0].mean() * runs[0].batch_size / data + runs[-1].prompt_length
     packs = -(-size // max(1, round(pack_tokens / run_tokens)))
-    packs = -(-packs // mesh.shape["runs"]) * mesh.shape["runs"]
+    packs = -(-packs // sides) * sides
 
     longest = np.array([group[-1].prompt_length for group in groups])
     lengths = size_classes(longest, MOST_LENGTHS)
@@ -101,7 +103,7 @@ def _plans(
     plans = []
     for length in lengths:
         alike = [
-            Plan(group, length, packs, -(-size // packs), data, ())
+            Plan(group, length, packs, -(-size // packs), sides, data, ())
             for group, own in zip(groups, of_length, strict=True)
             if own == length
         ]
@@ -115,7 +117,7 @@ def _shapes(train: np.ndarray, plans: Sequence[Plan]) -> tuple[PackShape, ...]:
     slots = int(padded(train[:, 0].max()))
     packs, windows = [], 1
     for plan in plans:
-        for runs in _dealt(plan.runs, plan):
+        for runs in filter(None, _dealt(plan.runs, plan)):
             examples = [train[_order(run, len(train))] for run in runs]  # [steps, B, 3] each
             for part in range(plan.data):
                 own = [each[:, part :: plan.data] for each in examples]
@@ -149,10 +151,12 @@ def batches(train: Sequence[Piece], plan: Plan, n: int) -> Iterator[Batches]:
                     empty = [[]] * (plan.pack_runs - len(runs))
                     made.append(make_pack([*examples, *empty], plan.shapes[-1]))
                     shape.append(np.searchsorted(tokens, (made[-1].slot >= 0).sum()))
-        axes = (n, plan.packs, plan.data)
         yield Batches(
-            packs=jax.tree.map(lambda *x: np.stack(x).reshape(*axes, *x[0].shape), *made),  # noqa: B023
-            shape=np.array(shape, np.int32).reshape(axes),
+            packs=jax.tree.map(
+                lambda *x: np.stack(x).reshape(n, plan.packs, plan.data, *x[0].shape), *made
+            ),
+            # All devices compute the same shape at a time, as what they exchange has to be equal.
+            shape=np.array(shape, np.int32).reshape(n, plan.sides, -1, plan.data).max(axis=(1, 3)),
         )
 
 

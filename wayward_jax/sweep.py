@@ -8,7 +8,7 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from wayward_jax import metrics
 from wayward_jax.encoded_task import EncodedTask
@@ -20,7 +20,7 @@ from wayward_jax.objective import distance
 from wayward_jax.populations import Plan, batches
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
-from wayward_jax.tuning import STATE_SPECS, Losses, Population, start, tune
+from wayward_jax.tuning import BATCH_SPECS, STATE_SPECS, Losses, Population, start, tune
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def tune_population(
     measured = [round(steps * (i + 1) / points) for i in range(points)]
     losses, scored, nearest = [], [], []
     for batch in batches(task.train, plan, _chunk(chunk, measured)):
-        batch = place(batch, mesh, PartitionSpec(None, "runs", "data"))
+        batch = place(batch, mesh, BATCH_SPECS)
         state, of_chunk = tune(
             model.module, model.params, population, state, batch, plan.shapes, steps, mesh
         )

@@ -94,11 +94,15 @@ class Batches:
     Each run's examples are dealt out to X packs that hold the same runs.
 
     packs: `[n, G, X, ...]`, in the largest of the shapes that they come in.
-    shape: `[n, G, X]` int32, which of the shapes a pack can be cut to.
+    shape: `[n, G / sides]` int32, which of the shapes each side's packs can be cut to, one after
+        the other; a side is a part of the mesh that has its own runs.
     """
 
     packs: Pack
     shape: jax.Array
+
+
+BATCH_SPECS = Batches(packs=PartitionSpec(None, "runs", "data"), shape=PartitionSpec())
 
 
 @functools.partial(
@@ -136,7 +140,7 @@ def tune(
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(PartitionSpec(), BY_RUN, STATE_SPECS, PartitionSpec(None, "runs", "data")),
+        in_specs=(PartitionSpec(), BY_RUN, STATE_SPECS, BATCH_SPECS),
         out_specs=(STATE_SPECS, PartitionSpec(None, "runs")),
         axis_names={"runs", "data"},
         check_vma=False,
@@ -212,11 +216,10 @@ def _summed_gradients(
         shape, *operands = inputs
         return jax.lax.switch(shape, branches, *operands)
 
-    # One of the X packs of each group of runs is this device's.
-    shape, packs = jax.tree.map(lambda x: x[:, 0], (batch.shape, batch.packs))
+    packs = jax.tree.map(lambda x: x[:, 0], batch.packs)  # one of the X packs is this device's
 
     def by_pack(x: jax.Array) -> jax.Array:
-        return x.reshape(len(shape), -1, *x.shape[1:])
+        return x.reshape(len(batch.shape), -1, *x.shape[1:])
 
-    summed = jax.lax.map(of_pack, (shape, by_pack(prompts), by_pack(prompt_mask), packs))
+    summed = jax.lax.map(of_pack, (batch.shape, by_pack(prompts), by_pack(prompt_mask), packs))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), summed)
