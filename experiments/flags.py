@@ -86,8 +86,14 @@ _N_EVAL = flags.DEFINE_integer(
     "Examples of dev and of test that are evaluated; 0 is all of them.",
     lower_bound=0,
 )
-_POPULATION = flags.DEFINE_integer(
-    "population", 8, "The most runs to tune at once; more need more memory.", lower_bound=1
+_POPULATION = flags.DEFINE_string(
+    "population", "auto", "The most runs to tune at once: a number, or auto for what memory allows."
+)
+_MESH = flags.DEFINE_string(
+    "mesh",
+    "auto",
+    "How devices are used, such as runs:4,data:2,model:1: shares of the runs, of each run's "
+    "examples, and of the weights of a model too large for one device. auto: all for the runs.",
 )
 _OUT_DIR = flags.DEFINE_string(
     "out_dir", None, "Folder for the results, new or empty; runs/<time>-<experiment> by default."
@@ -127,7 +133,8 @@ class Settings:
     k_shot: int
     data_seed: int
     n_eval: int
-    population: int
+    population: int | None
+    mesh: dict[str, int] | None
     out_dir: Path | None
     cache_dir: Path
     assets_dir: Path | None
@@ -158,7 +165,8 @@ def settings() -> Settings:
         k_shot=_K_SHOT.value,
         data_seed=_DATA_SEED.value,
         n_eval=_N_EVAL.value,
-        population=_POPULATION.value,
+        population=_population(_POPULATION.value),
+        mesh=_mesh(_MESH.value),
         out_dir=Path(_OUT_DIR.value).expanduser() if _OUT_DIR.value else None,
         cache_dir=Path(_CACHE_DIR.value).expanduser(),
         assets_dir=_folder("assets_dir", _ASSETS_DIR.value),
@@ -196,6 +204,24 @@ def _number(flag: str, text: str) -> float:
     if not 0 <= value < float("inf"):
         raise InputError(f"--{flag}={text}: give finite numbers from 0 on")
     return value
+
+
+def _population(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--population={text}: give a number from 1 on, or auto")
+    return int(text)
+
+
+def _mesh(text: str) -> dict[str, int] | None:
+    if text == "auto":
+        return None
+    axes = dict(part.partition(":")[::2] for part in text.split(","))
+    known = axes.keys() <= {"runs", "data", "model"} and len(axes) == text.count(",") + 1
+    if not known or not all(size.isdecimal() and int(size) > 0 for size in axes.values()):
+        raise InputError(f"--mesh={text}: give auto, or sizes such as runs:4,data:2,model:1")
+    return {axis: int(size) for axis, size in axes.items()}
 
 
 def _seed(text: str) -> int:

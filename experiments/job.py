@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.flags import Settings, as_flags
 from experiments.terminal import Watch
@@ -15,12 +16,15 @@ from wayward_jax import assets, checkpoints, models, results, targets, tasks
 from wayward_jax.encoded_task import encode_task
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
+from wayward_jax.memory import busy_tokens, pack_tokens
+from wayward_jax.mesh import make_mesh
 from wayward_jax.models.tokenizer import Tokenizer
+from wayward_jax.populations import plan
 from wayward_jax.runs import Run
-from wayward_jax.sweep import populations, tune_population
+from wayward_jax.sweep import tune_population
 from wayward_jax.targets import Target
 
-Plan = Callable[[Settings, str, Sequence[Target]], list[Run]]
+RunsOf = Callable[[Settings, str, Sequence[Target]], list[Run]]
 
 
 def prepare_device(settings: Settings) -> jnp.dtype:
@@ -40,15 +44,15 @@ class Finished:
     tokenizer: Tokenizer
 
 
-def carry_out(settings: Settings, plan: Plan, out_dir: Path, watch: Watch) -> Finished:
-    """Tunes and evaluates every run of the plan.
+def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) -> Finished:
+    """Tunes and evaluates every run of an experiment.
 
     Writes into `out_dir`, which is made once all input has been found good: `flags.json`,
     `results.jsonl` (a population's rows at a time), and `checkpoints/<run id>`.
 
     Args:
         settings: of the job.
-        plan: gives the runs of a task for its targets.
+        runs_of: gives the runs of a task for its targets.
         out_dir: must be new or empty.
         watch: is told how far the job has come.
 
@@ -59,6 +63,7 @@ def carry_out(settings: Settings, plan: Plan, out_dir: Path, watch: Watch) -> Fi
         raise InputError(f"--out_dir={out_dir} is not empty: name a new folder")
     start = _read_start(settings)
     dtype = prepare_device(settings)
+    mesh = _mesh(settings)
     fetch = _fetcher(settings)
     watch.doing("fetching and reading")
     datasets = {
@@ -72,7 +77,11 @@ def carry_out(settings: Settings, plan: Plan, out_dir: Path, watch: Watch) -> Fi
         for name in settings.tasks
     }
     model = models.load(
-        settings.model, cache_dir=settings.cache_dir, assets_dir=settings.assets_dir, dtype=dtype
+        settings.model,
+        cache_dir=settings.cache_dir,
+        assets_dir=settings.assets_dir,
+        dtype=dtype,
+        mesh=mesh,
     )
     planned, encoded = {}, {}
     for name, data in datasets.items():
@@ -83,7 +92,7 @@ def carry_out(settings: Settings, plan: Plan, out_dir: Path, watch: Watch) -> Fi
             data_dir=settings.data_dir,
             prompt_length=settings.prompt_length,
         )
-        planned[name] = plan(settings, name, found)
+        planned[name] = runs_of(settings, name, found)
         longest = max(run.prompt_length for run in planned[name])
         _check_start(settings, start, planned[name])
         encoded[name] = encode_task(
@@ -93,27 +102,31 @@ def carry_out(settings: Settings, plan: Plan, out_dir: Path, watch: Watch) -> Fi
             method=settings.method,
             template=settings.template,
             n_eval=settings.n_eval,
+            tokens=busy_tokens(mesh),
+            devices=mesh.shape["data"],
         )
+    plans = [
+        (name, each)
+        for name, runs in planned.items()
+        for each in plan(
+            encoded[name].train,
+            runs,
+            population=settings.population,
+            pack_tokens=pack_tokens(model, encoded[name].train, runs, mesh),
+            mesh=mesh,
+        )
+    ]
 
     _make(out_dir)
     (out_dir / "flags.json").write_text(json.dumps(as_flags(settings), indent=2) + "\n")
-    groups = [
-        (name, group)
-        for name, runs in planned.items()
-        for group in populations(runs, settings.population)
-    ]
-    watch.planned(sum(group[0].steps for _, group in groups))
+    watch.planned(sum(each.runs[0].steps for _, each in plans))
     rows = []
-    for name, group in groups:
-        watch.doing(f"{name}, {len(group)} prompts")
+    for name, each in plans:
+        watch.doing(f"{name}, {len(each.runs)} prompts")
         given = start is not None
-        starts = {run.id: start for run in group if given and run.init == settings.init}
+        starts = {run.id: start for run in each.runs if given and run.init == settings.init}
         found = tune_population(
-            model,
-            encoded[name],
-            group,
-            starts=starts,
-            on_steps=watch.stepped,
+            model, encoded[name], each, mesh, starts=starts, on_steps=watch.stepped
         )
         for result in found:
             checkpoints.save_prompt(out_dir / "checkpoints" / result.run.id, result.prompt)
@@ -121,6 +134,14 @@ def carry_out(settings: Settings, plan: Plan, out_dir: Path, watch: Watch) -> Fi
         results.append(out_dir / "results.jsonl", new)
         rows += new
     return Finished(rows, model.tokenizer)
+
+
+def _mesh(settings: Settings) -> Mesh:
+    sizes = settings.mesh or {"runs": jax.device_count()}
+    try:
+        return make_mesh(**sizes)
+    except ValueError as error:
+        raise InputError(f"--mesh: {error}") from error
 
 
 def _fetcher(settings: Settings) -> Callable[[str], Path]:

@@ -141,9 +141,7 @@ def predictions(losses: Sequence[jax.Array], examples: EvaluationSet) -> np.ndar
 
 
 @functools.partial(jax.jit, static_argnames=("module", "mesh"))
-def _read(
-    module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, mesh: Mesh
-) -> Past:
+def _read(module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, mesh: Mesh) -> Past:
     """What the module keeps of every prompt: `[R, 1, L, K, d]` keys and values."""
 
     @functools.partial(

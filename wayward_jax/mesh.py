@@ -30,16 +30,20 @@ def make_mesh(runs: int = 1, data: int = 1, model: int = 1) -> Mesh:
     Raises:
         ValueError: there are fewer.
     """
-    devices = jax.devices()[: runs * data * model]
+    needed, devices = runs * data * model, jax.devices()
+    if needed > len(devices):
+        raise ValueError(f"needs {needed} devices, and there are {len(devices)}")
+    devices = devices[:needed]
     return jax.make_mesh((runs, data, model), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
-def place(tree: Any, mesh: Mesh, specs: Any = PartitionSpec()) -> Any:
+def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
     """Puts a pytree onto the mesh; `specs` is one for all, or a pytree prefix of them."""
-    shardings = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
-    return jax.device_put(tree, shardings)
+
+    def sharding(spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(mesh, spec)
+
+    return jax.device_put(tree, jax.tree.map(sharding, specs))
 
 
 def place_params(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:

@@ -59,7 +59,12 @@ class Plan:
 
 
 def plan(
-    train: Sequence[Piece], runs: Sequence[Run], *, population: int, pack_tokens: int, mesh: Mesh
+    train: Sequence[Piece],
+    runs: Sequence[Run],
+    *,
+    population: int | None,
+    pack_tokens: int,
+    mesh: Mesh,
 ) -> list[Plan]:
     """Groups runs of one task into populations.
 
@@ -69,7 +74,7 @@ def plan(
     Args:
         train: the task's training examples.
         runs: in any order.
-        population: the most runs to tune at once.
+        population: the most runs to tune at once; None is one pack for every side of the mesh.
         pack_tokens: about how many tokens go through the model at once.
         mesh: see `mesh.AXES`; runs and examples are dealt out to it.
     """
@@ -85,17 +90,18 @@ def plan(
 
 
 def _plans(
-    train: np.ndarray, runs: Sequence[Run], population: int, pack_tokens: int, mesh: Mesh
+    train: np.ndarray, runs: Sequence[Run], population: int | None, pack_tokens: int, mesh: Mesh
 ) -> list[Plan]:
     """`plan` for runs that can be tuned together; `train` `[E, 3]` are `sizes`."""
     runs = sorted(runs, key=lambda run: run.prompt_length)
-    size = -(-len(runs) // -(-len(runs) // population))
-    groups = [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
-
     sides, data = mesh.shape["runs"], mesh.shape["data"]
     run_tokens = train[:, 0].mean() * runs[0].batch_size / data + runs[-1].prompt_length
-    packs = -(-size // max(1, round(pack_tokens / run_tokens)))
-    packs = -(-packs // sides) * sides
+    pack_runs = max(1, round(pack_tokens / run_tokens))
+
+    most = population or pack_runs * sides
+    size = -(-len(runs) // -(-len(runs) // most))
+    groups = [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
+    packs = -(-size // (pack_runs * sides)) * sides
 
     longest = np.array([group[-1].prompt_length for group in groups])
     lengths = size_classes(longest, MOST_LENGTHS)

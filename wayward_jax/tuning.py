@@ -156,7 +156,9 @@ def tune(
 
         def step(state: TuningState, batch: Batches) -> tuple[TuningState, Losses]:
             pulls, far = jax.grad(pull, has_aux=True)(state.prompts)
-            summed = _summed_gradients(module, params, population.mask, state.prompts, batch, shapes)
+            summed = _summed_gradients(
+                module, params, state.prompts, population.mask, batch, shapes
+            )
             gradients, losses, examples = jax.lax.psum(summed, "data")
             task = losses / jnp.maximum(examples, 1)
             gradients = gradients / jnp.maximum(examples, 1)[:, None, None] + pulls
@@ -187,8 +189,8 @@ def tune(
 def _summed_gradients(
     module: nn.Module,
     params: dict,
-    prompt_mask: jax.Array,
     prompts: jax.Array,
+    prompt_mask: jax.Array,
     batch: Batches,
     shapes: tuple[PackShape, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from wayward_jax.cache import make_once
+from wayward_jax.mesh import make_mesh, place_params
 from wayward_jax.models import conversion, sources
 from wayward_jax.models.causal_lm import CausalLM
 from wayward_jax.models.tokenizer import Tokenizer
@@ -23,7 +25,7 @@ class LanguageModel:
 
     name: what it was loaded by.
     module: the maths, as in `module.apply(params, ids, method="text_logits")`.
-    params: the weights, of one dtype, on the device.
+    params: the weights, of one dtype, on the devices.
     tokenizer: ids from its `vocab_size` on may have a row in the embedding table, but no text.
     """
 
@@ -47,6 +49,7 @@ def load(
     cache_dir: Path,
     assets_dir: Path | None = None,
     dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> LanguageModel:
     """A language model: converted on first use, and read from the cache from then on.
 
@@ -56,6 +59,7 @@ def load(
         cache_dir: where built-in and converted models are kept.
         assets_dir: where the files of built-in models are, to use no network.
         dtype: of the weights.
+        mesh: where the weights are put; None is one device.
 
     Raises:
         InputError: there is no such model, or it cannot be used.
@@ -67,7 +71,7 @@ def load(
         lambda folder: conversion.convert(sources.read(source), dtype, folder),
     )
     module, params, tokenizer = conversion.open_converted(converted)
-    return LanguageModel(name, module, jax.device_put(params), tokenizer)
+    return LanguageModel(name, module, place_params(params, mesh or make_mesh()), tokenizer)
 
 
 def _key(source: Path, dtype: str) -> str:

@@ -48,7 +48,7 @@ class CausalLM(nn.Module):
         return self.embed.embedding
 
     def stream(self, prompts: jax.Array, ids: jax.Array) -> jax.Array:
-        """`[R, L, D]` and `[T]` as one stream of vectors `[R * L + T, D]`, in the weights' dtype."""
+        """`[R, L, D]` and `[T]` as one stream `[R * L + T, D]`, in the weights' dtype."""
         tokens = self.embed(ids)
         flat = prompts.reshape(-1, prompts.shape[-1]).astype(tokens.dtype)
         return jnp.concatenate([flat, tokens])
