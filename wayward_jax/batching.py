@@ -27,7 +27,8 @@ class PackShape(NamedTuple):
         tokens: T, of all examples of all runs.
         queries: Q, tokens whose hidden state predicts something.
         predictions: K.
-        windows: N a run.
+        windows: W, of all runs.
+        run_windows: n, the most of one run.
         slots: S a window.
     """
 
@@ -35,6 +36,7 @@ class PackShape(NamedTuple):
     queries: int
     predictions: int
     windows: int
+    run_windows: int
     slots: int
 
 
@@ -42,12 +44,16 @@ class PackShape(NamedTuple):
 class Pack:
     """The examples of R runs, end to end. All arrays are int32 but `weight`.
 
+    A -1 stands for nothing: an empty token, slot or window.
+
     ids: `[T]` tokens.
     positions: `[T]` counted from the end of the prompt.
-    slot: `[T]` which of the `R * N * S` slots a token has; -1 for empty tokens.
-    token: `[R, N, S]` which token a slot has; -1 for empty slots.
-    segment: `[R, N, S]` which example of the pack a slot belongs to; -1 for empty slots.
-    branch: `[R, N, S]` 0 in a context, `1 + label` in that label's continuation.
+    slot: `[T]` which of the `W * S` slots a token has.
+    token: `[W, S]` which token a slot has.
+    segment: `[W, S]` which example of the pack a slot belongs to.
+    branch: `[W, S]` 0 in a context, `1 + label` in that label's continuation.
+    run: `[W]` which run a window belongs to.
+    windows: `[R, n]` the windows of each run.
     query: `[Q]` tokens whose hidden states predict.
     of: `[K]` which of the queries predicts ...
     target: `[K]` ... this token.
@@ -61,6 +67,8 @@ class Pack:
     token: np.ndarray
     segment: np.ndarray
     branch: np.ndarray
+    run: np.ndarray
+    windows: np.ndarray
     query: np.ndarray
     of: np.ndarray
     target: np.ndarray
@@ -77,23 +85,29 @@ class Pack:
         lengths = prompt_mask.sum(axis=1, dtype=jnp.int32)
         return Layout(
             prompt_mask=prompt_mask,
-            positions=self.positions + lengths[self.run()],
+            positions=self.positions + lengths[self.token_run()],
             slot=self.slot,
             token=self.token,
+            run=self.run,
+            windows=self.windows,
             visible=same & own_branch & causal,
         )
 
-    def run(self) -> jax.Array:
+    def token_run(self) -> jax.Array:
         """`[T]` int32, the run that a token belongs to; for empty tokens any."""
-        _, windows, slots = self.token.shape
-        return jnp.maximum(self.slot, 0) // (windows * slots)
+        return jnp.asarray(self.run)[self.slot // self.token.shape[1]]
 
     def cut(self, shape: PackShape) -> "Pack":
-        """The same examples in a smaller shape of equal windows, if they fit it."""
-        return self.replace(
+        """The same examples in a smaller shape, if they fit it, of equal slots and run windows."""
+        return Pack(
             ids=self.ids[: shape.tokens],
             positions=self.positions[: shape.tokens],
             slot=self.slot[: shape.tokens],
+            token=self.token[: shape.windows],
+            segment=self.segment[: shape.windows],
+            branch=self.branch[: shape.windows],
+            run=self.run[: shape.windows],
+            windows=self.windows,
             query=self.query[: shape.queries],
             of=self.of[: shape.predictions],
             target=self.target[: shape.predictions],
@@ -236,11 +250,16 @@ def make_pack(runs: Sequence[Sequence[Piece]], shape: PackShape) -> Pack:
     """Lays out the pieces of R runs as a pack of a shape that they fit."""
     pieces = [piece for run in runs for piece in run]
     tokens, queries, _ = sizes(pieces).T
-    first_slot = [
-        number * shape.windows * shape.slots + first_fit(sizes(run)[None, :, 0], shape.slots)[0]
-        for number, run in enumerate(runs)
-    ]
     first_token, first_query = np.cumsum(tokens) - tokens, np.cumsum(queries) - queries
+
+    first_slot, window_run = [], []
+    windows = np.full((len(runs), shape.run_windows), -1, np.int32)
+    for number, run in enumerate(runs):
+        start = first_fit(sizes(run)[None, :, 0], shape.slots)[0]
+        used = start.max(initial=-1) // shape.slots + 1
+        first_slot.append(len(window_run) * shape.slots + start)
+        windows[number, :used] = len(window_run) + np.arange(used)
+        window_run += [number] * used
     slot = np.repeat(np.concatenate(first_slot) - first_token, tokens) + np.arange(tokens.sum())
 
     def in_order(field: str, size: int, shift: np.ndarray | int = 0) -> np.ndarray:
@@ -250,25 +269,32 @@ def make_pack(runs: Sequence[Sequence[Piece]], shape: PackShape) -> Pack:
         return np.pad(row.astype(np.int32), (0, size - len(row)))
 
     def in_slots(values: np.ndarray, empty: int) -> np.ndarray:
-        slots = np.full(len(runs) * shape.windows * shape.slots, empty, np.int32)
+        slots = np.full(shape.windows * shape.slots, empty, np.int32)
         slots[slot] = values
-        return slots.reshape(len(runs), shape.windows, shape.slots)
+        return slots.reshape(shape.windows, shape.slots)
 
     branch = in_order("branch", len(slot))
     weight = np.concatenate([np.zeros(0, np.float32), *(piece.weight for piece in pieces)])
     return Pack(
         ids=in_order("ids", shape.tokens),
         positions=in_order("positions", shape.tokens),
-        slot=np.pad(slot.astype(np.int32), (0, shape.tokens - len(slot)), constant_values=-1),
+        slot=_filled(slot.astype(np.int32), shape.tokens),
         token=in_slots(np.arange(len(slot)), -1),
         segment=in_slots(np.repeat(np.arange(len(pieces)), tokens), -1),
         branch=in_slots(branch, 0),
+        run=_filled(np.asarray(window_run, np.int32), shape.windows),
+        windows=windows,
         query=in_order("query", shape.queries, first_token),
         of=in_order("of", shape.predictions, first_query),
         target=in_order("target", shape.predictions),
         score=in_order("score", shape.predictions),
         weight=np.pad(weight, (0, shape.predictions - len(weight))),
     )
+
+
+def _filled(values: np.ndarray, size: int) -> np.ndarray:
+    """`values` and then -1, `[size]`."""
+    return np.pad(values, (0, size - len(values)), constant_values=-1)
 
 
 def example_order(n_examples: int, count: int, seed: int) -> np.ndarray:

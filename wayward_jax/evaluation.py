@@ -82,7 +82,8 @@ def _shape(packs: Sequence[Sequence[Piece]]) -> PackShape:
     slots = int(padded(max(len(piece.ids) for pack in packs for piece in pack)))
     last = max(first_fit(sizes(pack)[None, :, 0], slots).max(initial=0) for pack in packs)
     needed = (int(padded(size)) for size in (tokens, queries, predictions))
-    return PackShape(*needed, windows=int(last // slots) + 1, slots=slots)
+    windows = int(last // slots) + 1
+    return PackShape(*needed, windows=windows, run_windows=windows, slots=slots)
 
 
 def start_scoring(

@@ -49,14 +49,17 @@ def activation_bytes(model: LanguageModel, runs: int, prompt_length: int, shape:
     def integers(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    tokens, queries, predictions, windows, slots = shape
-    in_slots = integers(runs, windows, slots)
+    in_slots = integers(shape.windows, shape.slots)
     pack = Pack(
-        *[integers(tokens)] * 3,
+        *[integers(shape.tokens)] * 3,
         *[in_slots] * 3,
-        integers(queries),
-        *[integers(predictions)] * 3,
-        jax.ShapeDtypeStruct((predictions,), jnp.float32),
+        run=integers(shape.windows),
+        windows=integers(runs, shape.run_windows),
+        query=integers(shape.queries),
+        of=integers(shape.predictions),
+        target=integers(shape.predictions),
+        score=integers(shape.predictions),
+        weight=jax.ShapeDtypeStruct((shape.predictions,), jnp.float32),
     )
     prompts = jax.ShapeDtypeStruct((runs, prompt_length, model.table().shape[1]), jnp.float32)
     mask = jax.ShapeDtypeStruct((runs, prompt_length), bool)

@@ -47,7 +47,7 @@ def summed_losses(
     The examples come with their gold labels alone. Arguments as for `prediction_losses`.
     """
     losses = prediction_losses(module, params, prompts, prompt_mask, pack)
-    own = pack.run()[pack.query[pack.of]] == jnp.arange(len(prompts))[:, None]  # [R, K]
+    own = pack.token_run()[pack.query[pack.of]] == jnp.arange(len(prompts))[:, None]  # [R, K]
     # Masked, not multiplied: the NaN of a diverged run must stay its own. A weight is 1 over the
     # number of a continuation's tokens, so the weights count the examples.
     return jnp.where(own, losses, 0).sum(axis=1), jnp.where(own, pack.weight, 0).sum(axis=1)

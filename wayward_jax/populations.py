@@ -121,23 +121,22 @@ def _plans(
 def _shapes(train: np.ndarray, plans: Sequence[Plan]) -> tuple[PackShape, ...]:
     """A few shapes that fit all packs of the plans."""
     slots = int(padded(train[:, 0].max()))
-    packs, windows = [], 1
+    packs, run_windows = [], 1
     for plan in plans:
         for runs in filter(None, _dealt(plan.runs, plan)):
             examples = [train[_order(run, len(train))] for run in runs]  # [steps, B, 3] each
             for part in range(plan.data):
                 own = [each[:, part :: plan.data] for each in examples]
-                packs.append(sum(each.sum(axis=1) for each in own))
-                last = max(first_fit(each[:, :, 0], slots).max() for each in own)
-                windows = max(windows, int(last // slots) + 1)
-    demand = np.concatenate(packs)  # [steps of all packs, 3]
-    demand[:, 0] = padded(demand[:, 0])
+                used = [first_fit(each[:, :, 0], slots).max(axis=1) // slots + 1 for each in own]
+                run_windows = max(run_windows, int(np.max(used)))
+                summed = sum(each.sum(axis=1) for each in own)
+                packs.append(np.column_stack([summed, sum(used)]))
+    demand = np.concatenate(packs)  # [steps of all packs, 4]
+    demand[:, :3] = padded(demand[:, :3])
     shapes = []
     for tokens in size_classes(demand[:, 0], MOST_SHAPES):
-        _, queries, predictions = demand[demand[:, 0] <= tokens].max(axis=0)
-        shapes.append(
-            PackShape(tokens, int(padded(queries)), int(padded(predictions)), windows, slots)
-        )
+        _, queries, predictions, windows = demand[demand[:, 0] <= tokens].max(axis=0).tolist()
+        shapes.append(PackShape(tokens, queries, predictions, windows, run_windows, slots))
     return tuple(shapes)
 
 

@@ -6,7 +6,7 @@ computed once a run and every example of the run attends to them. Tokens a run a
 `B * (L + T)` to `L + B * T`; nothing is approximated, gradients included.
 
 The tokens of R runs form one *stream*: the prompts, then the examples end to end. All layers but
-attention see only the stream, which has next to no padding. Attention sees *windows* of S slots,
+attention see only the stream, which has next to no padding. Attention sees W *windows* of S slots,
 each of which holds whole examples of one run.
 """
 
@@ -17,19 +17,23 @@ from flax import struct
 KeysValues = tuple[jax.Array, jax.Array]
 """What a layer's attention keeps of the prompts: `[R, L, K, d]` keys and values."""
 
+LOWEST = float(jnp.finfo(jnp.float32).min)
+
 
 @struct.dataclass
 class Layout:
     """Where the tokens of a stream stand and what they see.
 
     The stream is R prompts of L tokens, or none of them where their keys and values are given,
-    and then T tokens of examples. A run has N windows of S slots.
+    and then T tokens of examples. A -1 stands for nothing: an empty token, slot or window.
 
     prompt_mask: `[R, L]` bool, False where a prompt shorter than L is padded (at its end).
     positions: `[T]` int32, positions of the examples' tokens, the prompt counted in.
-    slot: `[T]` int32, which of the `R * N * S` slots a token stands in; -1 for empty tokens.
-    token: `[R, N, S]` int32, which of the T tokens stands in a slot; -1 for empty slots.
-    visible: `[R, N, S, S]` bool, whether a slot (third axis) sees another of its window (last).
+    slot: `[T]` int32, which of the `W * S` slots a token stands in.
+    token: `[W, S]` int32, which of the T tokens stands in a slot.
+    run: `[W]` int32, the run whose prompt a window's tokens see.
+    windows: `[R, n]` int32, the windows of each run.
+    visible: `[W, S, S]` bool, whether a slot (second axis) sees another of its window (last).
         Every slot sees itself, an empty one too, so that no softmax runs over nothing.
     """
 
@@ -37,6 +41,8 @@ class Layout:
     positions: jax.Array
     slot: jax.Array
     token: jax.Array
+    run: jax.Array
+    windows: jax.Array
     visible: jax.Array
 
     def stream_positions(self, prompts: jax.Array) -> jax.Array:
@@ -53,8 +59,10 @@ def text_layout(texts: int, length: int) -> Layout:
         prompt_mask=jnp.ones((1, 0), bool),
         positions=tokens % length,
         slot=tokens,
-        token=tokens.reshape(1, texts, length),
-        visible=jnp.broadcast_to(causal, (1, texts, length, length)),
+        token=tokens.reshape(texts, length),
+        run=jnp.zeros(texts, jnp.int32),
+        windows=jnp.arange(texts)[None],
+        visible=jnp.broadcast_to(causal, (texts, length, length)),
     )
 
 
@@ -65,8 +73,10 @@ def prompt_layout(prompt_mask: jax.Array) -> Layout:
         prompt_mask=prompt_mask,
         positions=nothing,
         slot=nothing,
-        token=nothing.reshape(len(prompt_mask), 0, 0),
-        visible=jnp.zeros((len(prompt_mask), 0, 0, 0), bool),
+        token=nothing.reshape(0, 0),
+        run=nothing,
+        windows=jnp.zeros((len(prompt_mask), 0), jnp.int32),
+        visible=jnp.zeros((0, 0, 0), bool),
     )
 
 
@@ -86,8 +96,9 @@ def attend(
         `[R * L + T, H * d]` in the dtype of `v`, and the prompts' keys and values. Scores and
         softmax are in float32.
     """
-    runs, windows, slots = layout.token.shape
-    length = layout.prompt_mask.shape[1]
+    runs, length = layout.prompt_mask.shape
+    windows, slots = layout.token.shape
+    width = q.shape[1] * q.shape[2]
     prompt_tokens = 0 if past else runs * length
     out = []
 
@@ -96,57 +107,70 @@ def attend(
             x[:prompt_tokens].reshape(runs, length, *x.shape[1:]) for x in (q, k, v)
         )
         past = k_prompt, v_prompt
-        if prompt_tokens:
-            mixed = jax.nn.dot_product_attention(q_prompt, k_prompt, v_prompt, is_causal=True)
-            out.append(mixed.reshape(prompt_tokens, -1))
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        out.append(_mix(q_prompt, k_prompt, v_prompt, causal).reshape(prompt_tokens, width))
 
-    if layout.token.size:
+    if windows:
         token = layout.token.ravel()
         q, k, v = (
-            _rearrange(x[prompt_tokens:], token, layout.slot).reshape(
-                runs, windows, slots, *x.shape[1:]
+            _take(x[prompt_tokens:], token, layout.slot[:, None]).reshape(
+                windows, slots, *x.shape[1:]
             )
             for x in (q, k, v)
         )
         k, v = (
-            jnp.concatenate([_to_windows(of_prompt, windows), x], axis=2)
+            jnp.concatenate([_take(of_prompt, layout.run, layout.windows), x], axis=1)
             for of_prompt, x in zip(past, (k, v), strict=True)
         )
-        to_prompt = jnp.broadcast_to(
-            layout.prompt_mask[:, None, None], (runs, windows, slots, length)
-        )
-        visible = jnp.concatenate([to_prompt, layout.visible], axis=3)
-        q, k, v, visible = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, visible))
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None])
-        out.append(_rearrange(mixed.reshape(len(token), -1), layout.slot, token))
+        to_prompt = layout.prompt_mask[layout.run] & (layout.run >= 0)[:, None]
+        to_prompt = jnp.broadcast_to(to_prompt[:, None], (windows, slots, length))
+        visible = jnp.concatenate([to_prompt, layout.visible], axis=2)
+        mixed = _mix(q, k, v, visible[:, None, None]).reshape(windows * slots, width)
+        out.append(_take(mixed, layout.slot, token[:, None]))
 
     return jnp.concatenate(out), past
 
 
-def _to_windows(of_prompt: jax.Array, windows: int) -> jax.Array:
-    """`[R, L, K, d]` -> `[R, N, L, K, d]`, the same for every window of a run."""
-    runs, *rest = of_prompt.shape
-    return jnp.broadcast_to(of_prompt[:, None], (runs, windows, *rest))
+def _mix(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """Softmax attention: `[N, S, H, d]`, `[N, Z, K, d]` twice -> `[N, S, H, d]`.
+
+    `visible` broadcasts to `[N, K, H / K, S, Z]`. Heads are moved to the front for the sake of
+    CPUs, where products of matrices that lie next to each other are two to three times faster.
+    """
+    batch, slots, heads, d = q.shape
+    keys, kv_heads = k.shape[1:3]
+    group = heads // kv_heads
+    q = (q * d**-0.5).swapaxes(1, 2).reshape(batch, kv_heads, group * slots, d)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+    scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads, group, slots, keys)
+    scores = jnp.where(visible, scores, LOWEST).reshape(batch, kv_heads, group * slots, keys)
+    highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True, initial=LOWEST))
+    weights = jnp.exp(scores - highest)
+    # Divided after they have been mixed: those are far fewer numbers than the weights.
+    mixed = jnp.matmul(weights.astype(v.dtype), v) / weights.sum(axis=-1, keepdims=True)
+    return mixed.astype(v.dtype).reshape(batch, heads, slots, d).swapaxes(1, 2)
 
 
 @jax.custom_vjp
-def _rearrange(x: jax.Array, source: jax.Array, inverse: jax.Array) -> jax.Array:
+def _take(x: jax.Array, source: jax.Array, inverse: jax.Array) -> jax.Array:
     """`x[source]`, `[A, ...]` -> `[B, ...]`, with zeros where `source` `[B]` is -1.
 
-    `inverse` `[A]` says where each element of `x` went, so that the gradient is a gather as well:
-    the scatter that JAX would make of it is slow.
+    `inverse` `[A, n]` says where each element of `x` went, up to n places, so that the gradient is
+    a gather as well: the scatter that JAX would make of it is slow, and in no certain order.
     """
-    kept = (source >= 0).reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.where(kept, x[source], 0)
+    taken = (source >= 0).reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(taken, x[source], 0)
 
 
-def _rearrange_forward(x: jax.Array, source: jax.Array, inverse: jax.Array) -> tuple:
-    return _rearrange(x, source, inverse), (source, inverse)
+def _take_forward(x: jax.Array, source: jax.Array, inverse: jax.Array) -> tuple:
+    return _take(x, source, inverse), inverse
 
 
-def _rearrange_backward(residuals: tuple, gradient: jax.Array) -> tuple:
-    source, inverse = residuals
-    return _rearrange(gradient, inverse, source), None, None
+def _take_backward(inverse: jax.Array, gradient: jax.Array) -> tuple:
+    places = [_take(gradient, inverse[:, i], inverse) for i in range(inverse.shape[1])]
+    return sum(places), None, None
 
 
-_rearrange.defvjp(_rearrange_forward, _rearrange_backward)
+_take.defvjp(_take_forward, _take_backward)
