@@ -97,24 +97,6 @@ class Pack:
         """`[T]` int32, the run that a token belongs to; for empty tokens any."""
         return jnp.asarray(self.run)[self.slot // self.token.shape[1]]
 
-    def cut(self, shape: PackShape) -> "Pack":
-        """The same examples in a smaller shape, if they fit it, of equal slots and run windows."""
-        return Pack(
-            ids=self.ids[: shape.tokens],
-            positions=self.positions[: shape.tokens],
-            slot=self.slot[: shape.tokens],
-            token=self.token[: shape.windows],
-            segment=self.segment[: shape.windows],
-            branch=self.branch[: shape.windows],
-            run=self.run[: shape.windows],
-            windows=self.windows,
-            query=self.query[: shape.queries],
-            of=self.of[: shape.predictions],
-            target=self.target[: shape.predictions],
-            score=self.score[: shape.predictions],
-            weight=self.weight[: shape.predictions],
-        )
-
 
 class Piece(NamedTuple):
     """One context and its continuations, to be placed in a pack.

@@ -24,9 +24,12 @@ from wayward_jax.batching import (
 from wayward_jax.runs import Run
 from wayward_jax.tuning import Batches
 
-# Every shape is compiled: a few of each waste little and do not take long.
+# Every size is compiled: a few of each waste little and do not take long.
 MOST_LENGTHS = 4
 MOST_SHAPES = 3
+
+# The most steps that are taken in one go, in packs of one shape.
+CHUNK = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +39,31 @@ class Plan:
     Attributes:
         runs: its runs, by rising prompt length.
         prompt_length: L, to which their prompts are padded.
-        packs: G, to which the runs are dealt out in order.
-        pack_runs: of each pack; where there are fewer runs, the rest have no examples.
-        sides: of the packs, so many are computed side by side: `runs` of the mesh.
-        data: X, to which the examples of each run are dealt out: `data` of the mesh.
+        sides: parts of the mesh that have their own runs.
+        data: X, to which the examples of each run are dealt out.
+        packs: P, of each side.
+        pack_runs: M, of each pack.
+        chunk: n, steps taken in one go.
         shapes: that packs come in, by rising tokens.
     """
 
     runs: tuple[Run, ...]
     prompt_length: int
-    packs: int
-    pack_runs: int
     sides: int
     data: int
-    shapes: tuple[PackShape, ...]
+    packs: int
+    pack_runs: int
+    chunk: int
+    shapes: tuple[PackShape, ...] = ()
 
     @property
     def padded_runs(self) -> list[Run]:
-        """`G * pack_runs` runs: the last one again where there are too few."""
-        missing = self.packs * self.pack_runs - len(self.runs)
-        return [*self.runs, *[self.runs[-1]] * missing]
+        """As many runs as there are places in packs: the last one again where there are fewer.
+
+        Those have no examples, so they hardly cost anything.
+        """
+        places = self.sides * self.packs * self.pack_runs
+        return [*self.runs, *[self.runs[-1]] * (places - len(self.runs))]
 
 
 def plan(
@@ -65,6 +73,7 @@ def plan(
     population: int | None,
     pack_tokens: int,
     mesh: Mesh,
+    points: int = 4,
 ) -> list[Plan]:
     """Groups runs of one task into populations.
 
@@ -77,6 +86,7 @@ def plan(
         population: the most runs to tune at once; None is one pack for every side of the mesh.
         pack_tokens: about how many tokens go through the model at once.
         mesh: see `mesh.AXES`; runs and examples are dealt out to it.
+        points: how often training is interrupted for a measurement, see `stops`.
     """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
@@ -85,12 +95,52 @@ def plan(
     return [
         plan
         for group in groups.values()
-        for plan in _plans(sizes(train), group, population, pack_tokens, mesh)
+        for plan in _plans(sizes(train), group, population, pack_tokens, mesh, points)
     ]
 
 
+def stops(steps: int, points: int) -> list[int]:
+    """The steps after which a run is measured, equally far apart; the last is the last step."""
+    return [round(steps * (i + 1) / points) for i in range(points)]
+
+
+def batches(train: Sequence[Piece], plan: Plan) -> Iterator[Batches]:
+    """The examples of all steps, a chunk at a time; made when they are asked for."""
+    lengths = sizes(train)[:, 0]
+    orders = [_order(run, len(train)) for run in plan.runs]
+    members = _members(lengths, orders, plan)
+    fits = [shape.tokens for shape in plan.shapes]
+
+    def examples(run: int, step: int, part: int) -> list[Piece]:
+        if run >= len(orders):
+            return []
+        return [train[i] for i in orders[run][step, part :: plan.data]]
+
+    for first in range(0, plan.runs[0].steps, plan.chunk):
+        chunk = members[first : first + plan.chunk]  # [n, packs of all sides, M]
+        dealt = [
+            [examples(run, first + step, part) for run in pack]
+            for step, packs in enumerate(chunk)
+            for pack in packs
+            for part in range(plan.data)
+        ]
+        most = max(sum(len(p.ids) for run in pack for p in run) for pack in dealt)
+        shape = plan.shapes[int(np.searchsorted(fits, most))]
+        made = [make_pack(pack, shape) for pack in dealt]
+        axes = (*chunk.shape[:2], plan.data)
+        yield Batches(
+            packs=jax.tree.map(lambda *x: np.stack(x).reshape(*axes, *x[0].shape), *made),  # noqa: B023
+            members=chunk % (plan.packs * plan.pack_runs),
+        )
+
+
 def _plans(
-    train: np.ndarray, runs: Sequence[Run], population: int | None, pack_tokens: int, mesh: Mesh
+    train: np.ndarray,
+    runs: Sequence[Run],
+    population: int | None,
+    pack_tokens: int,
+    mesh: Mesh,
+    points: int,
 ) -> list[Plan]:
     """`plan` for runs that can be tuned together; `train` `[E, 3]` are `sizes`."""
     runs = sorted(runs, key=lambda run: run.prompt_length)
@@ -101,7 +151,10 @@ def _plans(
     most = population or pack_runs * sides
     size = -(-len(runs) // -(-len(runs) // most))
     groups = [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
-    packs = -(-size // (pack_runs * sides)) * sides
+    packs = -(-size // (pack_runs * sides))
+    pack_runs = -(-size // (packs * sides))
+    ends = stops(runs[0].steps, points)
+    chunk = max(n for n in range(1, CHUNK + 1) if all(end % n == 0 for end in ends))
 
     longest = np.array([group[-1].prompt_length for group in groups])
     lengths = size_classes(longest, MOST_LENGTHS)
@@ -109,7 +162,7 @@ def _plans(
     plans = []
     for length in lengths:
         alike = [
-            Plan(group, length, packs, -(-size // packs), sides, data, ())
+            Plan(group, length, sides, data, packs, pack_runs, chunk)
             for group, own in zip(groups, of_length, strict=True)
             if own == length
         ]
@@ -119,59 +172,50 @@ def _plans(
 
 
 def _shapes(train: np.ndarray, plans: Sequence[Plan]) -> tuple[PackShape, ...]:
-    """A few shapes that fit all packs of the plans."""
+    """A few shapes, one of which fits all packs of a chunk, for every chunk of the plans."""
     slots = int(padded(train[:, 0].max()))
-    packs, run_windows = [], 1
+    chunks, run_windows = [], 1
     for plan in plans:
-        for runs in filter(None, _dealt(plan.runs, plan)):
-            examples = [train[_order(run, len(train))] for run in runs]  # [steps, B, 3] each
+        orders = [_order(run, len(train)) for run in plan.runs]
+        members = _members(train[:, 0], orders, plan)
+        needed = np.zeros((len(plan.padded_runs), len(members), plan.data, 4), np.int64)
+        for run, order in enumerate(orders):
             for part in range(plan.data):
-                own = [each[:, part :: plan.data] for each in examples]
-                used = [first_fit(each[:, :, 0], slots).max(axis=1) // slots + 1 for each in own]
-                run_windows = max(run_windows, int(np.max(used)))
-                summed = sum(each.sum(axis=1) for each in own)
-                packs.append(np.column_stack([summed, sum(used)]))
-    demand = np.concatenate(packs)  # [steps of all packs, 4]
+                own = train[order[:, part :: plan.data]]  # [steps, B / X, 3]
+                windows = first_fit(own[:, :, 0], slots).max(axis=1) // slots + 1
+                needed[run, :, part] = np.column_stack([own.sum(axis=1), windows])
+        run_windows = max(run_windows, needed[..., 3].max())
+        by_pack = sum(
+            needed[run, np.arange(len(run))[:, None]] for run in members.transpose(2, 0, 1)
+        )
+        chunks.append(by_pack.reshape(-1, plan.chunk * by_pack[0, ..., 0].size, 4).max(axis=1))
+    demand = np.concatenate(chunks)  # [chunks, 4]
     demand[:, :3] = padded(demand[:, :3])
     shapes = []
     for tokens in size_classes(demand[:, 0], MOST_SHAPES):
         _, queries, predictions, windows = demand[demand[:, 0] <= tokens].max(axis=0).tolist()
-        shapes.append(PackShape(tokens, queries, predictions, windows, run_windows, slots))
+        shapes.append(PackShape(tokens, queries, predictions, windows, int(run_windows), slots))
     return tuple(shapes)
 
 
-def batches(train: Sequence[Piece], plan: Plan, n: int) -> Iterator[Batches]:
-    """The examples of all steps, n steps at a time; made when they are asked for."""
-    orders = {run: _order(run, len(train)) for run in plan.runs}
-    packs = _dealt(plan.runs, plan)
-    tokens = [shape.tokens for shape in plan.shapes]
-    for first in range(0, plan.runs[0].steps, n):
-        made, shape = [], []
-        for step in range(first, first + n):
-            for runs in packs:
-                for part in range(plan.data):
-                    examples = [
-                        [train[i] for i in orders[run][step, part :: plan.data]] for run in runs
-                    ]
-                    empty = [[]] * (plan.pack_runs - len(runs))
-                    made.append(make_pack([*examples, *empty], plan.shapes[-1]))
-                    shape.append(np.searchsorted(tokens, (made[-1].slot >= 0).sum()))
-        yield Batches(
-            packs=jax.tree.map(
-                lambda *x: np.stack(x).reshape(n, plan.packs, plan.data, *x[0].shape), *made
-            ),
-            # All devices compute the same shape at a time, as what they exchange has to be equal.
-            shape=np.array(shape, np.int32).reshape(n, plan.sides, -1, plan.data).max(axis=(1, 3)),
-        )
+def _members(lengths: np.ndarray, orders: Sequence[np.ndarray], plan: Plan) -> np.ndarray:
+    """`[steps, sides * P, M]` int32, the runs of every pack.
+
+    At each step a side's runs are dealt out by falling length of their examples, to and fro, so
+    that its packs are about equally long. `lengths` `[E]`, `orders` `[steps, B]` each.
+    """
+    tokens = np.zeros((len(orders[0]), len(plan.padded_runs)), np.int64)
+    tokens[:, : len(orders)] = np.stack([lengths[order].sum(axis=1) for order in orders], axis=1)
+    by_side = tokens.reshape(len(tokens), plan.sides, -1)
+    ranked = np.argsort(-by_side, axis=2, kind="stable")
+    rounds = ranked.reshape(*by_side.shape[:2], plan.pack_runs, plan.packs)
+    rounds[:, :, 1::2] = rounds[:, :, 1::2, ::-1].copy()
+    first = np.arange(plan.sides)[:, None, None] * by_side.shape[2]
+    members = rounds.swapaxes(2, 3) + first
+    return members.reshape(len(tokens), -1, plan.pack_runs).astype(np.int32)
 
 
 def _order(run: Run, n_examples: int) -> np.ndarray:
     """`[steps, B]`, the examples of each step."""
     order = example_order(n_examples, run.steps * run.batch_size, run.seed)
     return order.reshape(run.steps, run.batch_size)
-
-
-def _dealt(runs: Sequence[Run], plan: Plan) -> list[Sequence[Run]]:
-    """The runs of each of the G packs; the last may have fewer, or none."""
-    firsts = [pack * plan.pack_runs for pack in range(plan.packs)]
-    return [runs[first : first + plan.pack_runs] for first in firsts]

@@ -17,7 +17,7 @@ from wayward_jax.initialization import STARTS
 from wayward_jax.mesh import BY_RUN, place
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
-from wayward_jax.populations import Plan, batches
+from wayward_jax.populations import Plan, batches, stops
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
 from wayward_jax.tuning import BATCH_SPECS, STATE_SPECS, Losses, Population, start, tune
@@ -99,7 +99,6 @@ def tune_population(
     *,
     starts: Mapping[str, np.ndarray] = MappingProxyType({}),
     points: int = 4,
-    chunk: int = 5,
     on_steps: Callable[[int, np.ndarray], None] = lambda steps, task_loss: None,
 ) -> list[Result]:
     """Tunes and evaluates the runs of a population, all at once.
@@ -112,8 +111,7 @@ def tune_population(
         plan: R runs and how they are computed, from `populations.plan`.
         mesh: that the plan was made for.
         starts: by run id, prompts of the run's own `[L, D]` to start from, not at `run.init`.
-        points: how often the training curve is measured.
-        chunk: the most steps between two reports of progress.
+        points: how often the training curve is measured; the plan was made for as many.
         on_steps: is told, after each chunk, its steps and the runs' last task losses `[R]`.
 
     Returns:
@@ -127,13 +125,11 @@ def tune_population(
     state = place(state, mesh, STATE_SPECS)
 
     # The last of these is the last step, so its readings are the results', too.
-    measured = [round(steps * (i + 1) / points) for i in range(points)]
+    measured = stops(steps, points)
     losses, scored, nearest = [], [], []
-    for batch in batches(task.train, plan, _chunk(chunk, measured)):
+    for batch in batches(task.train, plan):
         batch = place(batch, mesh, BATCH_SPECS)
-        state, of_chunk = tune(
-            model.module, model.params, population, state, batch, plan.shapes, steps, mesh
-        )
+        state, of_chunk = tune(model.module, model.params, population, state, batch, steps, mesh)
         if losses:  # those of the chunk before, for which the wait is short
             _report(losses[-1], len(runs), on_steps)
         losses.append(of_chunk)
@@ -198,11 +194,6 @@ def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
     return jnp.asarray(
         np.stack([np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in arrays])
     )
-
-
-def _chunk(most: int, stops: Sequence[int]) -> int:
-    """The most steps, no more than `most`, after some of which every stop is reached."""
-    return max(n for n in range(1, most + 1) if all(stop % n == 0 for stop in stops))
 
 
 def _report(losses: Losses, n_runs: int, on_steps: Callable[[int, np.ndarray], None]) -> None:

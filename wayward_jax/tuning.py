@@ -16,7 +16,7 @@ import optax
 from flax import struct
 from jax.sharding import PartitionSpec
 
-from wayward_jax.batching import Pack, PackShape
+from wayward_jax.batching import Pack
 from wayward_jax.mesh import BY_RUN
 from wayward_jax.objective import distance, summed_losses
 from wayward_jax.projection import c_proj
@@ -89,32 +89,32 @@ def start(prompts: jax.Array, steps: int) -> TuningState:
 
 @struct.dataclass
 class Batches:
-    """The examples of n steps, for R runs in G packs of equally many.
+    """The examples of n steps, in packs of M runs each.
 
-    Each run's examples are dealt out to X packs that hold the same runs.
+    The runs are shared out to the mesh's `runs`, a side each; a side computes P packs one after
+    the other, and the examples of a run are dealt out to the mesh's X `data`.
 
-    packs: `[n, G, X, ...]`, in the largest of the shapes that they come in.
-    shape: `[n, G / sides]` int32, which of the shapes each side's packs can be cut to, one after
-        the other; a side is a part of the mesh that has its own runs.
+    packs: `[n, sides * P, X, ...]`, all of one shape.
+    members: `[n, sides * P, M]` int32, the runs of a pack, counted within their side. Every run of
+        a side is in one of its packs.
     """
 
     packs: Pack
-    shape: jax.Array
+    members: jax.Array
 
 
-BATCH_SPECS = Batches(packs=PartitionSpec(None, "runs", "data"), shape=PartitionSpec())
-
-
-@functools.partial(
-    jax.jit, static_argnames=("module", "shapes", "steps", "mesh"), donate_argnames="state"
+BATCH_SPECS = Batches(
+    packs=PartitionSpec(None, "runs", "data"), members=PartitionSpec(None, "runs")
 )
+
+
+@functools.partial(jax.jit, static_argnames=("module", "steps", "mesh"), donate_argnames="state")
 def tune(
     module: nn.Module,
     params: dict,
     population: Population,
     state: TuningState,
     batches: Batches,
-    shapes: tuple[PackShape, ...],
     steps: int,
     mesh: jax.sharding.Mesh,
 ) -> tuple[TuningState, Losses]:
@@ -125,9 +125,7 @@ def tune(
         params: its frozen weights.
         population: R runs.
         state: is given up (its buffers are reused).
-        batches: each run's examples with their gold labels; X is the mesh's `data`, G a multiple
-            of its `runs`.
-        shapes: the shapes that packs come in.
+        batches: each run's examples with their gold labels.
         steps: of the whole training, over which the learning rate falls.
         mesh: of axes `runs`, `data` and `model`. Runs never communicate; a run's gradient is
             summed over `data`, and what is sharded over `model` is the compiler's business.
@@ -156,9 +154,7 @@ def tune(
 
         def step(state: TuningState, batch: Batches) -> tuple[TuningState, Losses]:
             pulls, far = jax.grad(pull, has_aux=True)(state.prompts)
-            summed = _summed_gradients(
-                module, params, state.prompts, population.mask, batch, shapes
-            )
+            summed = _summed_gradients(module, params, state.prompts, population.mask, batch)
             gradients, losses, examples = jax.lax.psum(summed, "data")
             task = losses / jnp.maximum(examples, 1)
             gradients = gradients / jnp.maximum(examples, 1)[:, None, None] + pulls
@@ -187,12 +183,7 @@ def tune(
 
 
 def _summed_gradients(
-    module: nn.Module,
-    params: dict,
-    prompts: jax.Array,
-    prompt_mask: jax.Array,
-    batch: Batches,
-    shapes: tuple[PackShape, ...],
+    module: nn.Module, params: dict, prompts: jax.Array, prompt_mask: jax.Array, batch: Batches
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of one step, a pack after the other: gradients `[R, L, D]`, losses and examples `[R]`.
 
@@ -200,28 +191,17 @@ def _summed_gradients(
     of all losses together holds each run's own.
     """
 
-    def of_shape(
-        shape: PackShape, prompts: jax.Array, mask: jax.Array, pack: Pack
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def of_pack(inputs: tuple[jax.Array, Pack]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        members, packs = inputs
+        pack = jax.tree.map(lambda x: x[0], packs)  # one of the X is this device's
+
         def total(prompts: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            losses, examples = summed_losses(module, params, prompts, mask, pack.cut(shape))
+            losses, examples = summed_losses(module, params, prompts, prompt_mask[members], pack)
             return losses.sum(), (losses, examples)
 
-        gradients, (losses, examples) = jax.grad(total, has_aux=True)(prompts)
+        gradients, (losses, examples) = jax.grad(total, has_aux=True)(prompts[members])
         return gradients, losses, examples
 
-    branches = [functools.partial(of_shape, shape) for shape in shapes]
-
-    def of_pack(
-        inputs: tuple[jax.Array, jax.Array, jax.Array, Pack],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        shape, *operands = inputs
-        return jax.lax.switch(shape, branches, *operands)
-
-    packs = jax.tree.map(lambda x: x[:, 0], batch.packs)  # one of the X packs is this device's
-
-    def by_pack(x: jax.Array) -> jax.Array:
-        return x.reshape(len(batch.shape), -1, *x.shape[1:])
-
-    summed = jax.lax.map(of_pack, (batch.shape, by_pack(prompts), by_pack(prompt_mask), packs))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), summed)
+    by_pack = jax.lax.map(of_pack, (batch.members, batch.packs))
+    place = jnp.argsort(batch.members.ravel())  # of each run among the members of all packs
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[place], by_pack)
