@@ -28,8 +28,10 @@ from wayward_jax.tuning import Batches
 MOST_LENGTHS = 4
 MOST_SHAPES = 3
 
-# The most steps that are taken in one go, in packs of one shape.
+# The most steps taken in one go. Their packs have one shape, so fewer are taken where less than
+# this share of the tokens would be real.
 CHUNK = 5
+FILLED = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Plan:
         data: X, to which the examples of each run are dealt out.
         packs: P, of each side.
         pack_runs: M, of each pack.
-        chunk: n, steps taken in one go.
+        chunk: n, steps taken in one go, in packs of one shape.
         shapes: that packs come in, by rising tokens.
     """
 
@@ -53,7 +55,7 @@ class Plan:
     data: int
     packs: int
     pack_runs: int
-    chunk: int
+    chunk: int = 1
     shapes: tuple[PackShape, ...] = ()
 
     @property
@@ -153,49 +155,65 @@ def _plans(
     groups = [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
     packs = -(-size // (pack_runs * sides))
     pack_runs = -(-size // (packs * sides))
-    ends = stops(runs[0].steps, points)
-    chunk = max(n for n in range(1, CHUNK + 1) if all(end % n == 0 for end in ends))
-
     longest = np.array([group[-1].prompt_length for group in groups])
     lengths = size_classes(longest, MOST_LENGTHS)
     of_length = [lengths[np.searchsorted(lengths, length)] for length in longest]
     plans = []
     for length in lengths:
         alike = [
-            Plan(group, length, sides, data, packs, pack_runs, chunk)
+            Plan(group, length, sides, data, packs, pack_runs)
             for group, own in zip(groups, of_length, strict=True)
             if own == length
         ]
-        shapes = _shapes(train, alike)
-        plans += [dataclasses.replace(plan, shapes=shapes) for plan in alike]
+        demand = np.stack([_demand(train, plan) for plan in alike])
+        chunk, shapes = _shapes(demand, stops(runs[0].steps, points), int(train[:, 0].max()))
+        plans += [dataclasses.replace(plan, chunk=chunk, shapes=shapes) for plan in alike]
     return plans
 
 
-def _shapes(train: np.ndarray, plans: Sequence[Plan]) -> tuple[PackShape, ...]:
-    """A few shapes, one of which fits all packs of a chunk, for every chunk of the plans."""
+def _demand(train: np.ndarray, plan: Plan) -> np.ndarray:
+    """`[steps, packs, 5]`: each pack's tokens, queries, predictions and windows, and windows a run."""
     slots = int(padded(train[:, 0].max()))
-    chunks, run_windows = [], 1
-    for plan in plans:
-        orders = [_order(run, len(train)) for run in plan.runs]
-        members = _members(train[:, 0], orders, plan)
-        needed = np.zeros((len(plan.padded_runs), len(members), plan.data, 4), np.int64)
-        for run, order in enumerate(orders):
-            for part in range(plan.data):
-                own = train[order[:, part :: plan.data]]  # [steps, B / X, 3]
-                windows = first_fit(own[:, :, 0], slots).max(axis=1) // slots + 1
-                needed[run, :, part] = np.column_stack([own.sum(axis=1), windows])
-        run_windows = max(run_windows, needed[..., 3].max())
-        by_pack = sum(
-            needed[run, np.arange(len(run))[:, None]] for run in members.transpose(2, 0, 1)
-        )
-        chunks.append(by_pack.reshape(-1, plan.chunk * by_pack[0, ..., 0].size, 4).max(axis=1))
-    demand = np.concatenate(chunks)  # [chunks, 4]
-    demand[:, :3] = padded(demand[:, :3])
+    orders = [_order(run, len(train)) for run in plan.runs]
+    members = _members(train[:, 0], orders, plan)
+    needed = np.zeros((len(plan.padded_runs), len(members), plan.data, 4), np.int64)
+    for run, order in enumerate(orders):
+        for part in range(plan.data):
+            own = train[order[:, part :: plan.data]]  # [steps, B / X, 3]
+            windows = first_fit(own[:, :, 0], slots).max(axis=1) // slots + 1
+            needed[run, :, part] = np.column_stack([own.sum(axis=1), windows])
+    each = needed[members, np.arange(len(members))[:, None, None]]  # [steps, sides * P, M, X, 4]
+    packs = np.concatenate([each.sum(axis=2), each[..., 3:].max(axis=2)], axis=-1)
+    return packs.reshape(len(members), -1, 5)
+
+
+def _shapes(
+    demand: np.ndarray, ends: Sequence[int], longest: int
+) -> tuple[int, tuple[PackShape, ...]]:
+    """How many steps to take in one go, and a few shapes, one of which fits each such chunk.
+
+    Args:
+        demand: `[populations, steps, packs, 5]`, see `_demand`.
+        ends: chunks must end at these steps.
+        longest: tokens of the longest example.
+    """
+    demand = np.concatenate([padded(demand[..., :3]), demand[..., 3:]], axis=-1)
+    for chunk in range(CHUNK, 0, -1):
+        if any(end % chunk for end in ends):
+            continue
+        by_chunk = demand.reshape(-1, chunk * demand.shape[2], 5)
+        most = by_chunk.max(axis=1)  # [chunks, 5]
+        classes = size_classes(most[:, 0], MOST_SHAPES)
+        computed = np.take(classes, np.searchsorted(classes, most[:, 0])).sum() * by_chunk.shape[1]
+        if chunk == 1 or by_chunk[..., 0].sum() >= FILLED * computed:
+            break
     shapes = []
-    for tokens in size_classes(demand[:, 0], MOST_SHAPES):
-        _, queries, predictions, windows = demand[demand[:, 0] <= tokens].max(axis=0).tolist()
-        shapes.append(PackShape(tokens, queries, predictions, windows, int(run_windows), slots))
-    return tuple(shapes)
+    for tokens in classes:
+        fitting = most[most[:, 0] <= tokens].max(axis=0).tolist()
+        shapes.append(
+            PackShape(tokens, *fitting[1:4], most[:, 4].max().item(), int(padded(longest)))
+        )
+    return chunk, tuple(shapes)
 
 
 def _members(lengths: np.ndarray, orders: Sequence[np.ndarray], plan: Plan) -> np.ndarray:
