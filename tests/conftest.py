@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.flags import default_cache_dir
+from experiments.command_line import default_cache_dir
 from wayward_jax import assets
 
 CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's are words, too.
