@@ -29,15 +29,17 @@ _OUT_DIR = flags.DEFINE_string(
 PROMPTS_AT_ONCE = 256
 
 CAPTIONS = {
-    "main": "Accuracy, its drop and prompt F1. Small dots are targets, large ones their means.",
-    "gamma": "Prompt F1 and accuracy drop against gamma, the weight of the distance term.",
+    "main": "Accuracy, its drop and prompt F1. Small dots are targets, large ones their means; bars "
+    "are 95 % intervals over targets and seeds.",
+    "gamma": "Prompt F1 and accuracy drop against gamma, the weight of the distance term. Means, "
+    "and 95 % intervals over targets and seeds.",
     "length": "Prompt F1 and accuracy drop against the length of the prompt, at the best gamma.",
     "model_size": "Prompt F1 and accuracy drop against the model's parameters, at the best gamma.",
     "training": "Along training: means, and the band that holds 80 % of the runs.",
-    "groups": "Groups of targets",
-    "targets": "Targets",
-    "differences": "Differences between groups",
-    "metrics": "Other metrics of projection",
+    "groups": "Groups of targets, with intervals over targets and seeds",
+    "targets": "Targets, with intervals over test examples",
+    "differences": "Differences between groups in accuracy drop",
+    "metrics": "Prompt F1 under other metrics of projection",
 }
 NOTES = (
     "A prompt reads as the tokens whose embeddings are nearest to its vectors (squared Euclidean "

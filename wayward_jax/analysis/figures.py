@@ -39,14 +39,15 @@ def figures(rows: Sequence[Row], parameters: Mapping[str, int]) -> dict[str, Fig
     if not comparisons:
         return made
     made = {"main": main_comparison(comparisons), **made}
-    lengths = tables.by_group(comparisons, (*tables.SETTING_NAMES, "prompt_length"))
+    # Target sets are told apart in the main figure.
+    names = [name for name in tables.SETTING_NAMES if name != "set"]
     known = [c for c in comparisons if c.wayward[0]["model"] in parameters]
-    sizes = tables.by_group(known)
+    sizes = tables.by_group(known, names)
     if known:
-        sizes = sizes.assign(parameters=sizes["model"].map(parameters))
+        sizes["parameters"] = sizes["model"].map(parameters)
     for name, frame, axis in (
-        ("gamma", tables.by_gamma(rows), "gamma"),
-        ("length", lengths, "prompt_length"),
+        ("gamma", tables.by_gamma(rows, names), "gamma"),
+        ("length", tables.by_group(comparisons, [*names, "prompt_length"]), "prompt_length"),
         ("model_size", sizes, "parameters"),
     ):
         if axis in frame and frame[axis].nunique() > 1:

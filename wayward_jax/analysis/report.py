@@ -95,7 +95,7 @@ def page_data(
         return [tokens.of(texts.get(int(id_), f"#{id_}")) for id_ in ids]
 
     runs = []
-    for run in finished:
+    for run in sorted(finished, key=lambda run: not is_aimed(run.row)):
         row = run.row
         entry = {name: row[name] for name in ("id", *_COLUMNS) if name in row}
         entry |= {
@@ -225,8 +225,8 @@ def _svg(figure: Figure) -> Markup:
 
 
 def _cells(frame: pd.DataFrame) -> dict[str, Any]:
-    table = tables.shown(frame)
+    table, numbers = tables.shown(frame)
     return {
-        "columns": [(name, tables.is_number(frame, name)) for name in table],
+        "columns": list(zip(table, numbers, strict=True)),
         "rows": table.to_numpy().tolist(),
     }

@@ -41,7 +41,7 @@ def summary(
 def title(rows: Sequence[Row]) -> str:
     """Of a page about the runs."""
     models, tasks = _names(rows, "model"), _names(rows, "task")
-    return f"What prompts of {models} for {tasks} read as"
+    return f"{models} on {tasks}, {count(len(rows), 'run')}"
 
 
 def reservations(rows: Sequence[Row], readings: Mapping[str, Reading]) -> list[str]:
@@ -95,13 +95,14 @@ def _cost(line: pd.Series) -> str:
     interval = (
         "no interval, as there is but one"
         if pd.isna(line["low"])
-        else f"95 % interval {line['low']:+.1f} to {line['high']:+.1f}"
+        else f"95 % interval of the drop: {line['low']:.1f} to {line['high']:.1f}"
     )
     noise = ", which is within noise" if line["within_noise"] else ""
     return (
         f"On {tables.short(line['task'])}, {tables.short(line['model'])} does the task with "
         f"accuracy {line['accuracy']:.3f} under the prompts with a target and "
-        f"{line['p_star']:.3f} under p_star: a drop of {line['drop']:+.1f} % "
+        f"{line['p_star']:.3f} under p_star: a "
+        f"{'gain' if line['drop'] < 0 else 'drop'} of {abs(line['drop']):.1f} % "
         f"({interval}; {count(line['targets'], 'target')}, {count(line['seeds'], 'seed')}, "
         f"{count(line['runs'], 'run')}){noise}."
     )

@@ -28,6 +28,20 @@ ALWAYS_SHOWN = ("model", "task", "set")
 # What tells groups of targets apart.
 SETTING_NAMES = (*ALWAYS_SHOWN, *(n for n in AIMED_SETTING if n not in ALWAYS_SHOWN))
 
+# Column names that readers see, where they are not the columns' own.
+NAMES = {
+    "p_star": "p_star",
+    "drop": "drop, %",
+    "difference": "difference, %",
+    "low": "from",
+    "high": "to",
+    "f1": "prompt F1",
+    "word_f1": "prompt F1",
+    "token_f1": "token F1",
+    "reads_alike": "read as target",
+    "p_value": "p",
+    "adjusted": "adjusted p",
+}
 FORMATS = {
     **dict.fromkeys(("p_star", "accuracy", "f1", "p_value", "adjusted"), "{:.3f}"),
     **dict.fromkeys(("word_f1", "token_f1", "reads_alike"), "{:.3f}"),
@@ -100,16 +114,14 @@ def by_group(
     return pd.DataFrame(lines)
 
 
-def by_gamma(rows: Sequence[Row]) -> pd.DataFrame:
+def by_gamma(rows: Sequence[Row], names: Sequence[str] = SETTING_NAMES) -> pd.DataFrame:
     """`by_group` at each gamma, chosen or not."""
     p_star = [row for row in rows if not is_aimed(row)]
-    gammas = sorted({row["gamma"] for row in rows if is_aimed(row)})
-    frames = [
-        by_group(compare([*p_star, *(r for r in rows if is_aimed(r) and r["gamma"] == gamma)]))
-        for gamma in gammas
-    ]
-    parts = [frame.assign(gamma=g) for g, frame in zip(gammas, frames, strict=True)]
-    return pd.concat(parts) if parts else pd.DataFrame()
+    frames = []
+    for gamma in sorted({row["gamma"] for row in rows if is_aimed(row)}):
+        here = [row for row in rows if is_aimed(row) and row["gamma"] == gamma]
+        frames.append(by_group(compare([*p_star, *here]), names).assign(gamma=gamma))
+    return pd.concat(frames) if frames else pd.DataFrame()
 
 
 def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
@@ -185,34 +197,33 @@ def by_run(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
 
 
-def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table for readers: settings only where they differ, numbers as text, no underscores."""
+def shown(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
+    """A table for readers: settings only where they differ, all cells as text.
+
+    Returns:
+        The table, and which of its columns are numbers.
+    """
     same = [
         name
         for name in frame
         if name in AIMED_SETTING and name not in ALWAYS_SHOWN and frame[name].nunique() == 1
     ]
+    names = [name for name in frame if name not in same]
     texts = {
-        name.replace("_", " ").replace("p star", "p_star"): [_text(name, value) for value in frame[name]]
-        for name in frame
-        if name not in same
+        NAMES.get(name, name.replace("_", " ")): [_text(name, value) for value in frame[name]]
+        for name in names
     }
-    return pd.DataFrame(texts)
-
-
-def is_number(frame: pd.DataFrame, name: str) -> bool:
-    """Whether a column of `shown(frame)` holds numbers."""
-    return frame[name.replace(" ", "_")].dtype.kind in "if"
+    return pd.DataFrame(texts), [frame[name].dtype.kind in "if" for name in names]
 
 
 def write(frame: pd.DataFrame, folder: Path, name: str) -> None:
     """Writes `name.csv` in full, and `name.md` and `name.tex` as `shown`."""
     frame.to_csv(folder / f"{name}.csv", index=False)
-    table = shown(frame)
-    align = ["right" if is_number(frame, column) else "left" for column in table]
-    markdown = table.to_markdown(index=False, disable_numparse=True, colalign=align) + "\n"
-    (folder / f"{name}.md").write_text(markdown, encoding="utf-8")
+    table, numbers = shown(frame)
+    align = ["right" if number else "left" for number in numbers]
+    markdown = table.to_markdown(index=False, disable_numparse=True, colalign=align)
     latex = table.to_latex(index=False, escape=True, column_format="".join(a[0] for a in align))
+    (folder / f"{name}.md").write_text(markdown + "\n", encoding="utf-8")
     (folder / f"{name}.tex").write_text(latex, encoding="utf-8")
 
 

@@ -31,7 +31,7 @@ function drawing(tag, attributes, ...children) {
 
 const number = (value, digits) =>
   value == null ? "–" : digits === undefined ? String(value) : value.toFixed(digits);
-const signed = (value, digits) => (value > 0 ? "+" : "") + number(value, digits);
+const signed = (value, digits) => (value > 0 ? "+" : "") + number(value, digits).replace("-", "−");
 const short = (name) => (/^[/~.]/.test(name) ? name.replace(/\/+$/, "").split("/").pop() : name);
 
 // White space and control characters of a token, to be seen.
@@ -67,7 +67,8 @@ function description(run, aimed) {
   const said = element("p", { class: "what" }, "On ", element("b", {}, short(run.task)), ": accuracy ",
     element("b", {}, number(run.accuracy, 3)));
   if (run.p_star !== undefined) {
-    said.append(` where p_star has ${number(run.p_star, 3)} (a drop of ${signed(run.drop, 1)} %)`);
+    said.append(` where p_star has ${number(run.p_star, 3)}, a ${run.drop < 0 ? "gain" : "drop"} of `,
+      element("b", {}, `${number(Math.abs(run.drop), 1)} %`));
   }
   if (aimed) said.append(". Reads as its target with F1 ", element("b", {}, number(run.prompt_f1, 2)));
   said.append(`. ${short(run.model)}, ${aimed ? `gamma ${run.gamma}, ` : ""}seed ${run.seed}, ` +
@@ -157,7 +158,7 @@ function showCard(button, run, i, aim) {
     element("td", { class: "bar" },
       element("div", { style: `width: ${(100 * far[j] / (most || 1)).toFixed(1)}%` }))));
   card.replaceChildren(
-    element("p", {}, `The ${k} nearest tokens, by ${data.metrics[0]} distance`),
+    element("p", {}, `The ${k} nearest tokens and their squared distances`),
     element("table", {}, element("tbody", {}, ...rows)));
   card.hidden = false;
   button.setAttribute("aria-describedby", "card");
@@ -183,7 +184,8 @@ document.addEventListener("keydown", (event) => event.key === "Escape" && hideCa
 function facts(run) {
   const repeat = `${data.commands[run.command]} --only=${run.id}`;
   const copy = element("button", { type: "button", class: "noprint" }, "Copy");
-  const code = element("pre", {}, repeat);
+  const words = repeat.split(/ (?=--)/);
+  const code = element("pre", {}, ...words.flatMap((word) => [element("span", {}, word), " "]));
   copy.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(repeat);
@@ -338,7 +340,8 @@ function cells(run) {
   return data.columns.map((name) => {
     const value = run[name];
     if (name === "target_name") {
-      const button = element("button", { type: "button", "aria-expanded": String(state.open === run.id) }, value);
+      const open = String(state.open === run.id);
+      const button = element("button", { type: "button", class: "open", "aria-expanded": open }, value);
       button.addEventListener("click", () => {
         state.open = state.open === run.id ? null : run.id;
         showRows();
@@ -347,8 +350,10 @@ function cells(run) {
       return element("td", {}, button);
     }
     if (TEXTS.has(name)) return element("td", {}, short(value));
-    return element("td", { class: "number" },
-      name === "drop" ? (value == null ? "–" : signed(value, 1)) : number(value, DIGITS[name]));
+    const text = ["margin", "distance"].includes(name) && value != null
+      ? Number(value.toPrecision(3)).toString()
+      : (name === "drop" ? signed : number)(value, DIGITS[name]);
+    return element("td", { class: "number" }, text);
   });
 }
 
