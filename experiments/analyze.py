@@ -29,8 +29,8 @@ _OUT_DIR = flags.DEFINE_string(
 PROMPTS_AT_ONCE = 256
 
 CAPTIONS = {
-    "main": "Accuracy, its drop and prompt F1. Small dots are targets, large ones their means; bars "
-    "are 95 % intervals over targets and seeds.",
+    "main": "Accuracy, its drop and prompt F1. Small dots are targets, large ones their means; "
+    "bars are 95 % intervals over targets and seeds.",
     "gamma": "Prompt F1 and accuracy drop against gamma, the weight of the distance term. Means, "
     "and 95 % intervals over targets and seeds.",
     "length": "Prompt F1 and accuracy drop against the length of the prompt, at the best gamma.",

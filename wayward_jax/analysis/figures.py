@@ -120,9 +120,7 @@ def against(frame: pd.DataFrame, axis: str) -> Figure:
         axes.set_xlabel(axis.replace("_", " "))
         axes.grid(axis="y")
         if axis != "prompt_length":
-            positive = frame[axis][frame[axis] > 0]
-            axes.set_xscale("symlog", linthresh=positive.min())
-            axes.set_xlim(left=0 if (frame[axis] == 0).any() else 0.7 * positive.min())
+            _logarithmic(axes, sorted(set(frame[axis])))
     _legend(figure, f1)
     return figure
 
@@ -151,6 +149,15 @@ def training_curves(rows: Sequence[Row]) -> Figure:
         axes.grid(axis="y")
     _legend(figure, accuracy)
     return figure
+
+
+def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis that is marked at its values, which may begin with 0."""
+    least = next(value for value in values if value > 0)
+    axes.set_xscale("symlog", linthresh=least)
+    axes.set_xticks(values, [f"{v / 1e6:.0f} M" if v >= 1e6 else f"{v:g}" for v in values])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(-0.1 * least if values[0] == 0 else 0.8 * least, 1.25 * values[-1])
 
 
 def _band(axes: Any, curves: Sequence[list[dict]], name: str, color: str, label: str) -> None:

@@ -127,6 +127,9 @@ def _indices(n: int) -> np.ndarray:
 def _bootstrap(
     samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], *, paired: bool
 ) -> Interval:
+    value = float(statistic(*samples, axis=-1))
+    if np.isnan(value):
+        return Interval(np.nan, np.nan, np.nan)
     found = stats.bootstrap(
         samples,
         statistic,
@@ -138,4 +141,4 @@ def _bootstrap(
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(float(statistic(*samples, axis=-1)), float(found.low), float(found.high))
+    return Interval(value, float(found.low), float(found.high))
