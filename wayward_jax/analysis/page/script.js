@@ -185,7 +185,7 @@ function facts(run) {
   const repeat = `${data.commands[run.command]} --only=${run.id}`;
   const copy = element("button", { type: "button", class: "noprint" }, "Copy");
   const words = repeat.split(/ (?=--)/);
-  const code = element("pre", {}, ...words.flatMap((word) => [element("span", {}, word), " "]));
+  const code = element("pre", {}, ...words.flatMap((word, i) => [i ? " " : "", element("span", {}, word)]));
   copy.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(repeat);
