@@ -1,5 +1,6 @@
 """Figures of results (matplotlib, no display)."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,19 @@ def save(made: Mapping[str, Figure], folder: Path) -> None:
     """Writes every figure as `<name>.png` and `<name>.svg`."""
     for name, figure in made.items():
         figure.savefig(folder / f"{name}.png", dpi=160)
-        # Text stays text, and a figure is the same bytes whenever it is made.
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            figure.savefig(folder / f"{name}.svg", metadata=nothing)
+        (folder / f"{name}.svg").write_text(to_svg(name, figure), encoding="utf-8")
+
+
+def to_svg(name: str, figure: Figure, *, transparent: bool = False) -> str:
+    """A figure as SVG in which text stays text, the same whenever it is made.
+
+    Ids inside are made from `name`, so that figures of different names may share a page.
+    """
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=transparent, metadata=nothing)
+    return file.getvalue()
 
 
 @matplotlib.rc_context(STYLE)
@@ -160,7 +170,9 @@ def _logarithmic(axes: Any, values: Sequence[float]) -> None:
     axes.set_xlim(-0.1 * least if values[0] == 0 else 0.8 * least, 1.25 * values[-1])
 
 
-def _band(axes: Any, curves: Sequence[list[dict]], name: str, color: str, label: str) -> None:
+def _band(
+    axes: Any, curves: Sequence[list[dict]], name: str, color: str, label: str | None
+) -> None:
     by_steps: dict[tuple, list[list[float]]] = {}
     for curve in curves:
         steps = tuple(point["step"] for point in curve)

@@ -1,7 +1,5 @@
 """One HTML page about a set of runs, with everything in it that it needs."""
 
-import io
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
@@ -30,6 +27,24 @@ PAGE_COLORS = {
 }
 SVG_FONT = re.compile(r"font: [^;\"]*?([0-9.]+px)[^;\"]*")
 SVG_NUMBERED_ID = re.compile(r' id="[^"]*_\d+"')
+
+# Of the table of runs, in this order; those of one value for all runs are left out.
+COLUMNS = (
+    "target_name",
+    "model",
+    "task",
+    "init",
+    "gamma",
+    "seed",
+    "steps",
+    "prompt_length",
+    "accuracy",
+    "drop",
+    "prompt_f1",
+    "margin",
+    "distance",
+)
+ALWAYS = ("target_name", "task", "gamma", "accuracy", "drop", "prompt_f1")
 
 
 def render(
@@ -67,7 +82,7 @@ def render(
         title=title,
         said=said,
         notes=notes,
-        figures={caption: _svg(figure) for caption, figure in made.items()},
+        figures={caption: _svg(caption, figure) for caption, figure in made.items()},
         tables={caption: _cells(frame) for caption, frame in frames.items()},
         data=data,
         f1_threshold=F1_THRESHOLD,
@@ -97,7 +112,7 @@ def page_data(
     runs = []
     for run in sorted(finished, key=lambda run: not is_aimed(run.row)):
         row = run.row
-        entry = {name: row[name] for name in ("id", *_COLUMNS) if name in row}
+        entry = {name: row[name] for name in ("id", *COLUMNS) if name in row}
         entry |= {
             "set": tables.target_set(row["target_name"]),
             "target": targets.of((row["target_text"], *index(row, row["target_ids"]))),
@@ -127,7 +142,7 @@ def page_data(
     return _plain(
         {
             "metrics": list(readings),
-            "columns": [name for name in _COLUMNS if _worth_showing(name, runs)],
+            "columns": [name for name in COLUMNS if _worth_showing(name, runs)],
             "tokens": tokens.values,
             "targets": [{"text": text, "ids": ids} for text, *ids in targets.values],
             "commands": [command(folder, task) for folder, task in commands.values],
@@ -135,25 +150,6 @@ def page_data(
             "hero": _most_wayward(runs),
         }
     )
-
-
-# Of the table of runs, in this order.
-_COLUMNS = (
-    "target_name",
-    "model",
-    "task",
-    "init",
-    "gamma",
-    "seed",
-    "steps",
-    "prompt_length",
-    "accuracy",
-    "drop",
-    "prompt_f1",
-    "margin",
-    "distance",
-)
-_ALWAYS = ("target_name", "task", "gamma", "accuracy", "drop", "prompt_f1")
 
 
 def command(folder: Path, task: str) -> str:
@@ -182,7 +178,7 @@ class _Index:
 
 
 def _worth_showing(name: str, runs: Sequence[Mapping[str, Any]]) -> bool:
-    return name in _ALWAYS or len({run.get(name) for run in runs}) > 1
+    return name in ALWAYS or len({run.get(name) for run in runs}) > 1
 
 
 def _most_wayward(runs: Sequence[Mapping[str, Any]]) -> int:
@@ -209,18 +205,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _svg(figure: Figure) -> Markup:
+def _svg(name: str, figure: Figure) -> Markup:
     """A figure as an SVG element in the page's colours and fonts."""
-    file = io.StringIO()
-    salt = json.dumps([axes.get_xlabel() for axes in figure.axes])
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    svg = file.getvalue()
+    svg = figures.to_svg(name, figure, transparent=True)
     svg = SVG_NUMBERED_ID.sub("", svg[svg.index("<svg") :])
     svg = SVG_FONT.sub(r"font-size: \1", svg)
-    for color, name in PAGE_COLORS.items():
-        svg = svg.replace(color, name)
+    for color, variable in PAGE_COLORS.items():
+        svg = svg.replace(color, variable)
     return Markup(svg)
 
 

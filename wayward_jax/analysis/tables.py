@@ -232,8 +232,8 @@ def _text(name: str, value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float) and np.isnan(value):
         return ""
-    if name in ("model", "task"):
-        return " - ".join(map(short, str(value).split(" - ")))
+    if isinstance(value, str):
+        return " - ".join(map(short, value.split(" - ")))
     return FORMATS.get(name, "{}").format(value)
 
 
