@@ -21,7 +21,7 @@ REQUIRED = {
 
 # Flags that are called otherwise where they are kept, and flags that do not decide a run.
 RENAMED = {"tasks": "task", "gammas": "gamma"}
-PLACES = ("out_dir", "cache_dir", "assets_dir", "population", "only")
+INDIFFERENT = ("out_dir", "cache_dir", "assets_dir", "population", "mesh", "only")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read_flags(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} cannot be read ({error}): give the --out_dir of a finished job"
         ) from error
-    return {name: value for name, value in flags.items() if name not in PLACES}
+    return {name: value for name, value in flags.items() if name not in INDIFFERENT}
 
 
 def _check(row: Any, where: str) -> None:
