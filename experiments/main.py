@@ -48,7 +48,7 @@ def runs(settings: Settings, task: str, targets: Sequence[Target]) -> list[Run]:
 def show(rows: Sequence[dict], tokenizer: Tokenizer, console: Console) -> None:
     """A line for every target, and the first target's tokens beside those that were read."""
     comparisons = compare(rows)
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("\ntask")
     table.add_column("\ntarget", overflow="fold")
     for name in (
@@ -70,7 +70,7 @@ def show(rows: Sequence[dict], tokenizer: Tokenizer, console: Console) -> None:
             f"{c.best_accuracy:.3f}",
             f"{c.accuracy:.3f}",
             f"{c.drop.value:+.1f} %",
-            f"{c.drop.low:+.1f} to {c.drop.high:+.1f}",
+            f"{c.drop.low:+.0f} to {c.drop.high:+.0f}",
             f"{c.prompt_f1:.2f}",
             str(len(c.wayward)),
         )

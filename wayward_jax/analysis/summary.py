@@ -27,13 +27,13 @@ def summary(
         alike = [c for c in comparisons if c.prompt_f1 >= F1_THRESHOLD]
         free = [c for c in alike if c.drop.within_noise]
         said.append(
-            f"{len(alike)} of {count(len(comparisons), 'target')} can be read off their prompts: "
-            f"the nearest tokens spell the text (prompt F1 of at least {F1_THRESHOLD:g})."
+            f"Targets that can be read off their prompts: {len(alike)} of {len(comparisons)}. The "
+            f"nearest tokens spell the text (prompt F1 of at least {F1_THRESHOLD:g})."
         )
         said += [_cost(line) for _, line in by_task.head(MOST_LINES).iterrows()]
         said.append(
-            f"Of those {len(alike)}, {len(free)} lose no more accuracy than the noise of the test "
-            "examples may explain. " + _moral(free)
+            "Targets among those whose drop is within the noise of the test examples: "
+            f"{len(free)} of {len(alike)}.{_moral(free)}"
         )
     return said
 
@@ -85,19 +85,18 @@ def _scope(rows: Sequence[Row]) -> str:
     models, tasks = _names(rows, "model"), _names(rows, "task")
     return (
         f"{count(len(rows), 'run')} of {models} on {tasks}: "
-        f"{count(len(aimed), 'prompt')} tuned to do the task and to read as one of "
-        f"{count(len(texts), 'text')}, and {count(len(rows) - len(aimed), 'prompt')} tuned for the "
-        "task alone (p_star)."
+        f"{count(len(aimed), 'prompt')} tuned to do the task and to read as a given text "
+        f"({count(len(texts), 'text')}), and {count(len(rows) - len(aimed), 'prompt')} tuned for "
+        "the task alone (p_star)."
     )
 
 
 def _cost(line: pd.Series) -> str:
-    interval = (
-        "no interval, as there is but one"
-        if pd.isna(line["low"])
-        else f"95 % interval of the drop: {line['low']:.1f} to {line['high']:.1f}"
-    )
-    noise = ", which is within noise" if line["within_noise"] else ""
+    if pd.isna(line["low"]):
+        interval, noise = "too few runs for an interval", ""
+    else:
+        interval = f"95 % interval of the drop: {line['low']:.1f} to {line['high']:.1f}"
+        noise = ", which is within noise" if line["within_noise"] else ""
     return (
         f"On {tables.short(line['task'])}, {tables.short(line['model'])} does the task with "
         f"accuracy {line['accuracy']:.3f} under the prompts with a target and "
@@ -118,7 +117,7 @@ def _moral(free: Sequence[Comparison]) -> str:
     if most is None or len(texts[most]) < 2:
         return ""
     return (
-        f"On {tables.short(most[1])} alone, {len(texts[most])} different texts are read off "
+        f" On {tables.short(most[1])} alone, {len(texts[most])} different texts are read off "
         "prompts that do one and the same task: what a prompt reads as does not tell what it does."
     )
 
