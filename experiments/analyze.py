@@ -51,8 +51,8 @@ NOTES = (
     "accuracy on dev counts, among those that read as the target.",
     "Intervals are 95 % percentile bootstraps. For a target, test examples are drawn, the same for "
     "p_star and for its prompts: this is how sure the drop of these very prompts is. For a group, "
-    "targets and seeds are drawn: this is how far other targets and seeds might lead, though two or "
-    "three seeds know too little of other seeds, and their intervals are somewhat too narrow. "
+    "targets and seeds are drawn: this is how far other targets and seeds might lead, though two "
+    "or three seeds know too little of other seeds, and their intervals are somewhat too narrow. "
     "Differences between groups are tested by permutation, adjusted for the number of tests. What "
     "may be 0 on these terms is called within noise.",
 )
