@@ -1,18 +1,14 @@
 """The flags of all experiments, and the settings that they amount to."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 from absl import flags
 
+from experiments import command_line
 from wayward_jax.errors import InputError
 
-
-def default_cache_dir() -> Path:
-    """`wayward_jax` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wayward_jax"
-
+flags.adopt_module_key_flags(command_line)
 
 EXPERIMENTS = ("main",)
 """Each is a module beside this one: `runs` lists what it needs, `show` says what came of it."""
@@ -98,16 +94,8 @@ _MESH = flags.DEFINE_string(
 _OUT_DIR = flags.DEFINE_string(
     "out_dir", None, "Folder for the results, new or empty; runs/<time>-<experiment> by default."
 )
-_CACHE_DIR = flags.DEFINE_string(
-    "cache_dir",
-    str(default_cache_dir()),
-    "Folder for what is fetched, converted and compiled.",
-)
-_ASSETS_DIR = flags.DEFINE_string(
-    "assets_dir",
-    None,
-    "Folder that holds the built-in model and data (or the wheels they are in), for machines "
-    "without network.",
+_ONLY = flags.DEFINE_list(
+    "only", [], "Ids of runs: of all that the other flags ask for, only these are carried out."
 )
 
 
@@ -138,6 +126,7 @@ class Settings:
     out_dir: Path | None
     cache_dir: Path
     assets_dir: Path | None
+    only: tuple[str, ...] = ()
 
 
 def settings() -> Settings:
@@ -151,7 +140,7 @@ def settings() -> Settings:
         model=_MODEL.value,
         dtype=_DTYPE.value,
         tasks=tuple(_distinct("task", _TASK.value)),
-        data_dir=_folder("data_dir", _DATA_DIR.value),
+        data_dir=command_line.folder("data_dir", _DATA_DIR.value),
         targets=_TARGETS.value,
         gammas=tuple(_distinct("gamma", [_number("gamma", x) for x in _GAMMA.value])),
         seeds=tuple(_distinct("seeds", [_seed(x) for x in _SEEDS.value])),
@@ -168,8 +157,9 @@ def settings() -> Settings:
         population=_population(_POPULATION.value),
         mesh=_mesh(_MESH.value),
         out_dir=Path(_OUT_DIR.value).expanduser() if _OUT_DIR.value else None,
-        cache_dir=Path(_CACHE_DIR.value).expanduser(),
-        assets_dir=_folder("assets_dir", _ASSETS_DIR.value),
+        cache_dir=command_line.cache_dir(),
+        assets_dir=command_line.assets_dir(),
+        only=tuple(_ONLY.value),
     )
 
 
@@ -177,15 +167,6 @@ def as_flags(settings: Settings) -> dict[str, object]:
     """The settings as plain values, for the record that is kept beside the results."""
     values = dataclasses.asdict(settings)
     return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
-
-
-def _folder(flag: str, value: str | None) -> Path | None:
-    if value is None:
-        return None
-    path = Path(value).expanduser()
-    if not path.is_dir():
-        raise InputError(f"--{flag}={value} is not a folder: give one that exists")
-    return path
 
 
 def _distinct(flag: str, values: list) -> list:

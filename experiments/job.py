@@ -130,7 +130,7 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
         )
         for result in found:
             checkpoints.save_prompt(out_dir / "checkpoints" / result.run.id, result.prompt)
-        new = [results.to_row(result) for result in found]
+        new = [results.to_row(result, encoded[name].test.labels) for result in found]
         results.append(out_dir / "results.jsonl", new)
         rows += new
     return Finished(rows, model.tokenizer)

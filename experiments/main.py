@@ -10,7 +10,7 @@ from rich.table import Table
 
 from experiments.flags import Settings
 from experiments.terminal import token_strip
-from wayward_jax.analysis.selection import compare
+from wayward_jax.analysis.selection import compare, is_aimed
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import Run
 from wayward_jax.targets import Target
@@ -48,10 +48,18 @@ def runs(settings: Settings, task: str, targets: Sequence[Target]) -> list[Run]:
 def show(rows: Sequence[dict], tokenizer: Tokenizer, console: Console) -> None:
     """A line for every target, and the first target's tokens beside those that were read."""
     comparisons = compare(rows)
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("\ntask")
     table.add_column("\ntarget", overflow="fold")
-    for name in ("\ngamma", "p_star\naccuracy", "\naccuracy", "\ndrop", "prompt\nF1", "\nruns"):
+    for name in (
+        "\ngamma",
+        "p_star\naccuracy",
+        "\naccuracy",
+        "\ndrop",
+        "95 %\ninterval",
+        "prompt\nF1",
+        "\nruns",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for c in comparisons:
         row = c.wayward[0]
@@ -61,10 +69,18 @@ def show(rows: Sequence[dict], tokenizer: Tokenizer, console: Console) -> None:
             f"{row['gamma']:g}",
             f"{c.best_accuracy:.3f}",
             f"{c.accuracy:.3f}",
-            f"{c.drop:+.1f} %",
+            f"{c.drop.value:+.1f} %",
+            f"{c.drop.low:+.0f} to {c.drop.high:+.0f}",
             f"{c.prompt_f1:.2f}",
             str(len(c.wayward)),
         )
+    for row in [] if comparisons else rows:
+        f1 = f"{row['prompt_f1']:.2f}" if is_aimed(row) else ""
+        accuracy = f"{row['accuracy']:.3f}"
+        cells = (row["task"], row["target_name"], f"{row['gamma']:g}", "", accuracy, "", "", f1)
+        table.add_row(*cells, "1")
     console.print(table)
-    console.print()
-    console.print(token_strip(comparisons[0].wayward[0], tokenizer))
+    aimed = [row for c in comparisons for row in c.wayward] or [r for r in rows if is_aimed(r)]
+    if aimed:
+        console.print()
+        console.print(token_strip(aimed[0], tokenizer))

@@ -1,32 +1,25 @@
 """Runs the experiment that flags select: `python -m experiments.run --help`."""
 
 import importlib
-import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags
 
+from experiments import command_line
 from experiments import flags as job_flags
 from wayward_jax.errors import InputError
+from wayward_jax.runs import Run
 
 flags.adopt_module_key_flags(job_flags)
 
-
-def main(argv: list[str]) -> None:
-    """Reads the flags, carries the job out and shows what came of it."""
-    try:
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)
-        if len(argv) > 1:
-            raise InputError(f"{argv[1]} is not a flag: write --name=value")
-        run(job_flags.settings())
-    except InputError as error:
-        _refuse(error)
+Plan = Callable[..., list[Run]]
 
 
-def run(settings: job_flags.Settings) -> None:
+def main() -> None:
     """Carries out one experiment and shows its results."""
+    settings = job_flags.settings()
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from rich.console import Console
 
@@ -38,25 +31,29 @@ def run(settings: job_flags.Settings) -> None:
     console = Console()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out_dir = settings.out_dir or Path("runs", f"{stamp}-{settings.experiment}")
+    plan = only(experiment.runs, settings.only)
     with terminal.Watch(console) as watch:
-        finished = job.carry_out(settings, experiment.runs, out_dir, watch)
+        finished = job.carry_out(settings, plan, out_dir, watch)
     figures.training_curves(finished.rows).savefig(out_dir / "training.png", dpi=160)
     experiment.show(finished.rows, finished.tokenizer, console)
     console.print(f"\n{time.perf_counter() - began:.0f} s. Results, checkpoints, figure: {out_dir}")
 
 
-def parse(argv: list[str]) -> list[str]:
-    """absl's parser, but a bad flag gets one line and exit code 2 like all bad input."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        return _refuse(error)
+def only(plan: Plan, ids: Sequence[str]) -> Plan:
+    """A plan of those runs alone that `ids` names; of all of them if it names none."""
 
+    def narrowed(settings: job_flags.Settings, task: str, *args: object) -> list[Run]:
+        runs = plan(settings, task, *args)
+        chosen = [run for run in runs if not ids or run.id in ids]
+        if not chosen:
+            raise InputError(
+                f"--only={','.join(ids)}: task {task} has no such run: give all flags of the job "
+                "that it is from, and its task alone"
+            )
+        return chosen
 
-def _refuse(error: Exception) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    return narrowed
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    command_line.run(main)

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import jax
+import mood
 import numpy as np
 import pytest
 
-from experiments.flags import default_cache_dir
+from experiments.command_line import default_cache_dir
 from wayward_jax import assets
 
 CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's are words, too.
@@ -48,6 +49,28 @@ def tokenizer():
     )
     backend.train_from_iterator([CORPUS] * 2, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory):
+    """A finished job of two targets, two gammas and two seeds in its folder `runs`."""
+    folder = mood.make(tmp_path_factory.mktemp("analysis"))
+    (folder / "words.txt").write_text("w7 w8 w9\nw3 w3 great\n")
+    flags = {"targets": folder / "words.txt", "gamma": "0,0.5", "seeds": "1,2"}
+    process = mood.run(*mood.arguments(folder, **flags, out_dir=folder / "runs"))
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def analysis(job):
+    """What `experiments.analyze` makes of that job."""
+    out_dir = job / "analysis"
+    process = mood.analyze(
+        f"--runs={job / 'runs'}", f"--out_dir={out_dir}", f"--cache_dir={job / 'cache'}"
+    )
+    assert process.returncode == 0, process.stderr
+    return out_dir
 
 
 @pytest.fixture

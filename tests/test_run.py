@@ -2,16 +2,16 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import mood
 import numpy as np
 import pytest
+from mood import arguments, run
 from rich.console import Console
 from tiny import pair
 
 from experiments import flags, job, main
+from experiments.run import only
 from experiments.terminal import Watch
 from wayward_jax import checkpoints, results
 from wayward_jax.errors import InputError
@@ -45,50 +45,7 @@ FIELDS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Holds a published model `gpt2` and a task `mood`, which one word of each text decides."""
-    folder = tmp_path_factory.mktemp("job")
-    pair("gpt2", folder)
-    task = folder / "mood"
-    task.mkdir()
-    (task / "task.json").write_text(
-        json.dumps(
-            {
-                "labels": ["bad", "good"],
-                "templates": ["It was %s ."],
-                "label_words": ["terrible", "great"],
-            }
-        )
-    )
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 40), ("dev", 12), ("test", 20)):
-        lines = []
-        for _ in range(count):
-            label = int(rng.integers(2))
-            words = [f"w{i}" for i in rng.integers(10, 70, 4)]
-            words.insert(int(rng.integers(4)), f"w{label}")
-            lines.append(json.dumps({"text": " ".join(words), "label": label}))
-        (task / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def arguments(folder: Path, **changed: object) -> list[str]:
-    given = {
-        "model": folder / "gpt2",
-        "task": "mood",
-        "data_dir": folder,
-        "targets": "text=w7 w8 w9",
-        "template": 0,
-        "gamma": "0.5",
-        "steps": 10,
-        "cache_dir": folder / "cache",
-        **changed,
-    }
-    return [f"--{name}={value}" for name, value in given.items()]
-
-
-def run(*args: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.run", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return mood.make(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +64,12 @@ def test_a_row_says_everything_that_users_rely_on(finished):
         assert set(FIELDS) <= set(row)
         assert row["n_train"] == 40
         assert row["n_eval"] == 20
+
+
+def test_a_row_says_which_examples_were_predicted_right(finished):
+    for row in results.read(finished[0] / "results.jsonl"):
+        assert results.correct(row).shape == (20,)
+        assert results.correct(row).mean() == pytest.approx(row["accuracy"])
 
 
 def test_a_strong_pull_makes_the_prompt_read_as_its_target(finished):
@@ -185,6 +148,14 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed,
     settings = _settings(folder, out_dir, **changed)
     with pytest.raises(InputError, match=named), Watch(Console(quiet=True)) as watch:
         job.carry_out(settings, main.runs, out_dir, watch)
+    assert not out_dir.exists()
+
+
+def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
+    out_dir = folder / "refused"
+    plan = only(main.runs, ["123456789abc"])
+    with pytest.raises(InputError, match="--only"), Watch(Console(quiet=True)) as watch:
+        job.carry_out(_settings(folder, out_dir), plan, out_dir, watch)
     assert not out_dir.exists()
 
 

@@ -172,7 +172,7 @@ def _plans(
 
 
 def _demand(train: np.ndarray, plan: Plan) -> np.ndarray:
-    """`[steps, packs, 5]`: each pack's tokens, queries, predictions and windows, and windows a run."""
+    """`[steps, packs, 5]`: tokens, queries, predictions, windows, and the windows of one run."""
     slots = int(padded(train[:, 0].max()))
     orders = [_order(run, len(train)) for run in plan.runs]
     members = _members(train[:, 0], orders, plan)

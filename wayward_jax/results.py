@@ -6,14 +6,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wayward_jax.errors import InputError
 from wayward_jax.sweep import Result
 
 
-def to_row(result: Result) -> dict[str, Any]:
+def to_row(result: Result, labels: np.ndarray) -> dict[str, Any]:
     """A result as a flat object of plain values: what defines the run, then what became of it.
 
-    The prompt itself is not in it (see `checkpoints`), nor are the predictions.
+    The prompt itself is not in it (see `checkpoints`). Of the predictions it has which are right.
+
+    Args:
+        result: of a run.
+        labels: `[n_eval]`, the right ones of the test examples.
     """
     reading = result.reading
     return {
@@ -24,6 +30,7 @@ def to_row(result: Result) -> dict[str, Any]:
         "n_eval": result.n_eval,
         "accuracy": result.accuracy,
         "macro_f1": result.macro_f1,
+        "correct": np.packbits(result.predictions == labels).tobytes().hex(),
         "dev_accuracy": result.dev_accuracy,
         "prompt_f1": reading.prompt_f1,
         "token_f1": reading.token_f1,
@@ -35,6 +42,12 @@ def to_row(result: Result) -> dict[str, Any]:
         "seconds": result.seconds,
         "curve": [dataclasses.asdict(point) for point in result.curve],
     }
+
+
+def correct(row: dict[str, Any]) -> np.ndarray:
+    """Which test examples a row's run predicted right: `[n_eval]` bool, in the task's order."""
+    bits = np.frombuffer(bytes.fromhex(row["correct"]), np.uint8)
+    return np.unpackbits(bits, count=row["n_eval"]).astype(bool)
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:

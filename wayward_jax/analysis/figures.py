@@ -1,49 +1,212 @@
 """Figures of results (matplotlib, no display)."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from wayward_jax.runs import P_STAR
+from wayward_jax.analysis import tables
+from wayward_jax.analysis.selection import Comparison, Row, compare, is_aimed
 
-P_STAR_COLOR, WAYWARD_COLOR = "#8a8f98", "#d1495b"
+INK, GRID, P_STAR_COLOR, WAYWARD_COLOR = "#24292f", "#d8dbe0", "#808791", "#cf4453"
+SERIES_COLORS = (WAYWARD_COLOR, "#3b76b5", "#bd7f1c", "#3f8f6b", "#8a63b8", "#8d6e63")
+
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    "grid.color": GRID,
+}
 
 
-def training_curves(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Dev accuracy and prompt F1 along training: a thin line a run, a thick one their mean.
+def figures(rows: Sequence[Row], parameters: Mapping[str, int]) -> dict[str, Figure]:
+    """By name, the figures that the rows have data for.
 
     Args:
-        rows: of a results file, each with its `curve`; runs of equally many steps.
+        rows: of results.
+        parameters: how many each model has, as far as is known.
+    """
+    comparisons = compare(rows)
+    made = {"training": training_curves(rows)}
+    if not comparisons:
+        return made
+    made = {"main": main_comparison(comparisons), **made}
+    # Target sets are told apart in the main figure.
+    names = [name for name in tables.SETTING_NAMES if name != "set"]
+    known = [c for c in comparisons if c.wayward[0]["model"] in parameters]
+    sizes = tables.by_group(known, names)
+    if known:
+        sizes["parameters"] = sizes["model"].map(parameters)
+    for name, frame, axis in (
+        ("gamma", tables.by_gamma(rows, names), "gamma"),
+        ("length", tables.by_group(comparisons, [*names, "prompt_length"]), "prompt_length"),
+        ("model_size", sizes, "parameters"),
+    ):
+        if axis in frame and frame[axis].nunique() > 1:
+            made[name] = against(frame, axis)
+    return made
+
+
+def save(made: Mapping[str, Figure], folder: Path) -> None:
+    """Writes every figure as `<name>.png` and `<name>.svg`."""
+    for name, figure in made.items():
+        figure.savefig(folder / f"{name}.png", dpi=160)
+        (folder / f"{name}.svg").write_text(to_svg(name, figure), encoding="utf-8")
+
+
+def to_svg(name: str, figure: Figure, *, transparent: bool = False) -> str:
+    """A figure as SVG in which text stays text, the same whenever it is made.
+
+    Ids inside are made from `name`, so that figures of different names may share a page.
+    """
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=transparent, metadata=nothing)
+    return file.getvalue()
+
+
+@matplotlib.rc_context(STYLE)
+def main_comparison(comparisons: Sequence[Comparison]) -> Figure:
+    """Accuracy, drop and F1 of every group: a dot a target, a bar for the interval of the mean."""
+    frame, each = tables.by_group(comparisons), tables.by_target(comparisons)
+    labels = _labels(frame)
+    figure = Figure(figsize=(9, 1.5 + 0.55 * len(frame)), layout="constrained")
+    accuracy, drop, f1 = figure.subplots(1, 3, sharey=True, width_ratios=(3, 3, 2))
+    setting = list(tables.SETTING_NAMES)
+    for y, (_, group) in enumerate(frame.iterrows()):
+        own = each[(each[setting] == group[setting]).all(axis=1)]
+        at = y + 0.22 * _spread(len(own))
+        dots = {"s": 14, "alpha": 0.5, "linewidths": 0}
+        accuracy.scatter(own["accuracy"], at, color=WAYWARD_COLOR, **dots)
+        accuracy.scatter(own["p_star"], at, color=P_STAR_COLOR, **dots)
+        drop.scatter(own["drop"], at, color=WAYWARD_COLOR, **dots)
+        f1.scatter(own["f1"], at, color=WAYWARD_COLOR, **dots)
+        wide = {"markersize": 7, "linewidth": 2.2}
+        accuracy.plot(group["accuracy"], y, "o", color=WAYWARD_COLOR, **wide)
+        accuracy.plot(group["p_star"], y, "D", color=P_STAR_COLOR, **wide)
+        drop.plot([group["low"], group["high"]], [y, y], color=WAYWARD_COLOR, **wide)
+        drop.plot(group["drop"], y, "o", color=WAYWARD_COLOR, **wide)
+        f1.plot(group["f1"], y, "o", color=WAYWARD_COLOR, **wide)
+    drop.axvline(0, color=P_STAR_COLOR, linewidth=1)
+    accuracy.set(xlabel="accuracy", title="◆ p_star   ● wayward", yticks=range(len(labels)))
+    accuracy.set_yticklabels(labels)
+    accuracy.set_ylim(len(labels) - 0.5, -0.5)
+    drop.set(xlabel="accuracy drop, %", title="95 % interval of the mean")
+    f1.set(xlabel="prompt F1", title="reads as the target", xlim=(-0.04, 1.04))
+    for axes in (accuracy, drop, f1):
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def against(frame: pd.DataFrame, axis: str) -> Figure:
+    """Prompt F1 and accuracy drop against a column of a `tables.by_group`."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    f1, drop = figure.subplots(1, 2)
+    for number, (label, series) in enumerate(_series(frame, axis)):
+        color = SERIES_COLORS[number % len(SERIES_COLORS)]
+        series = series.sort_values(axis)
+        f1.plot(series[axis], series["f1"], "o-", color=color, label=label)
+        drop.plot(series[axis], series["drop"], "o-", color=color, label=label)
+        drop.fill_between(
+            series[axis], series["low"], series["high"], color=color, alpha=0.15, linewidth=0
+        )
+    drop.axhline(0, color=P_STAR_COLOR, linewidth=1)
+    f1.set(ylabel="prompt F1", title="reads as the target", ylim=(-0.04, 1.04))
+    drop.set(ylabel="accuracy drop, %", title="costs, with 95 % intervals")
+    for axes in (f1, drop):
+        axes.set_xlabel(axis.replace("_", " "))
+        axes.grid(axis="y")
+        if axis != "prompt_length":
+            _logarithmic(axes, sorted(set(frame[axis])))
+    _legend(figure, f1)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def training_curves(rows: Sequence[Row]) -> Figure:
+    """Dev accuracy and prompt F1 along training: means, and between which values 80 % of runs are.
+
+    Args:
+        rows: of results; runs of different lengths have curves of their own.
     """
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     accuracy, f1 = figure.subplots(1, 2)
-    p_star = [row["curve"] for row in rows if row["target_name"] == P_STAR]
-    wayward = [row["curve"] for row in rows if row["target_name"] != P_STAR]
+    p_star = [row["curve"] for row in rows if not is_aimed(row)]
+    wayward = [row["curve"] for row in rows if is_aimed(row)]
     for curves, color, label in (
         (p_star, P_STAR_COLOR, "p_star: best prompt, no constraint"),
         (wayward, WAYWARD_COLOR, "wayward: reads as the target"),
     ):
-        _lines(accuracy, curves, "dev_accuracy", color, label)
-    _lines(f1, wayward, "prompt_f1", WAYWARD_COLOR, "wayward")
+        _band(accuracy, curves, "dev_accuracy", color, label)
+    _band(f1, wayward, "prompt_f1", WAYWARD_COLOR, "wayward")
     accuracy.set(ylabel="accuracy on dev", title="does the task")
     f1.set(ylabel="prompt F1", title="reads as the target", ylim=(-0.03, 1.03))
-    figure.legend(
-        *accuracy.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2
-    )
     for axes in (accuracy, f1):
         axes.set_xlabel("step")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.25)
+        axes.grid(axis="y")
+    _legend(figure, accuracy)
     return figure
 
 
-def _lines(axes: Any, curves: Sequence[list[dict]], name: str, color: str, label: str) -> None:
-    if not curves:
-        return
-    steps = [point["step"] for point in curves[0]]
-    values = np.array([[point[name] for point in curve] for curve in curves], float)
-    if len(curves) > 1:
-        axes.plot(steps, values.T, color=color, alpha=0.25, linewidth=0.8)
-    axes.plot(steps, values.mean(axis=0), color=color, linewidth=2.2, marker="o", label=label)
+def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis that is marked at its values, which may begin with 0."""
+    least = next(value for value in values if value > 0)
+    axes.set_xscale("symlog", linthresh=least)
+    axes.set_xticks(values, [f"{v / 1e6:.0f} M" if v >= 1e6 else f"{v:g}" for v in values])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(-0.1 * least if values[0] == 0 else 0.8 * least, 1.25 * values[-1])
+
+
+def _band(
+    axes: Any, curves: Sequence[list[dict]], name: str, color: str, label: str | None
+) -> None:
+    by_steps: dict[tuple, list[list[float]]] = {}
+    for curve in curves:
+        steps = tuple(point["step"] for point in curve)
+        by_steps.setdefault(steps, []).append([point[name] for point in curve])
+    for steps, values in by_steps.items():
+        low, high = np.percentile(values, [10, 90], axis=0)
+        axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(steps, np.mean(values, axis=0), "o-", color=color, linewidth=2.2, label=label)
+        label = None
+
+
+def _legend(figure: Figure, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
+
+
+def _labels(frame: pd.DataFrame, *but: str) -> list[str]:
+    """What tells the lines of a group table apart, a text each; tasks are always named."""
+    names = [
+        name
+        for name in tables.SETTING_NAMES
+        if name in frame and name not in but and (name == "task" or frame[name].nunique() > 1)
+    ]
+    return [
+        "   ".join(tables.short(str(line[name])) for name in names) for _, line in frame.iterrows()
+    ]
+
+
+def _series(frame: pd.DataFrame, axis: str) -> Any:
+    but = ("model",) if axis == "parameters" else ()
+    return frame.assign(label=_labels(frame, axis, *but)).groupby("label", sort=False)
+
+
+def _spread(n: int) -> np.ndarray:
+    """n places between -1 and 1."""
+    return np.linspace(-1, 1, n) if n > 1 else np.zeros(1)

@@ -1,12 +1,14 @@
-"""Which run speaks for a target, and what it cost (paper, section 4.2)."""
+"""Which runs speak for a target, and what it cost (paper, section 4.2)."""
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from wayward_jax.metrics import accuracy_drop
+from wayward_jax import results
+from wayward_jax.analysis.statistics import Interval, drop_over_examples
 from wayward_jax.runs import P_STAR
 
 Row = dict[str, Any]
@@ -14,31 +16,76 @@ Row = dict[str, Any]
 # A prompt reads as its target from this prompt F1 on, as in the paper.
 F1_THRESHOLD = 0.98
 
-# What a wayward prompt has in common with the p_star that it is compared with.
-SETTING = ("model", "task", "method", "template", "k_shot", "data_seed", "prompt_length")
+# What a wayward prompt has in common with the p_star that it is compared with, besides its length,
+# and what a target's own runs have in common.
+SETTING = (
+    "model",
+    "task",
+    "method",
+    "template",
+    "k_shot",
+    "data_seed",
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "n_eval",
+)
+AIMED_SETTING = (*SETTING, "init")
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A target's best gamma beside the unconstrained prompts of the same task and length.
-
-    Accuracies and F1 are means over seeds; the drop is relative and in percent.
+    """A target's runs at one gamma beside the unconstrained runs of the same task and length.
 
     Attributes:
-        p_star: the rows of the unconstrained runs.
-        wayward: the rows of the target's runs at the chosen gamma.
-        best_accuracy: of the unconstrained runs.
-        accuracy: of the target's runs.
-        drop: `(best_accuracy - accuracy) / best_accuracy`, in percent.
-        prompt_f1: of the target's runs.
+        p_star: the rows of the unconstrained runs, one a seed.
+        wayward: the rows of the target's runs, one a seed.
     """
 
     p_star: tuple[Row, ...]
     wayward: tuple[Row, ...]
-    best_accuracy: float
-    accuracy: float
-    drop: float
-    prompt_f1: float
+
+    @property
+    def best_accuracy(self) -> float:
+        """Of the unconstrained runs, a mean over seeds."""
+        return _mean(self.p_star, "accuracy")
+
+    @property
+    def accuracy(self) -> float:
+        """Of the target's runs, a mean over seeds."""
+        return _mean(self.wayward, "accuracy")
+
+    @property
+    def prompt_f1(self) -> float:
+        """Of the target's runs, a mean over seeds."""
+        return _mean(self.wayward, "prompt_f1")
+
+    @cached_property
+    def drop(self) -> Interval:
+        """The accuracy drop in percent, and how far other test examples might move it."""
+        p_star, wayward = (
+            np.stack([results.correct(row) for row in rows]) for rows in (self.p_star, self.wayward)
+        )
+        return drop_over_examples(p_star, wayward)
+
+
+def is_aimed(row: Row) -> bool:
+    """Whether a row's run has a target."""
+    return row["target_name"] != P_STAR
+
+
+def setting(row: Row) -> tuple:
+    """Equal for the runs that a target's run is compared with, and for itself."""
+    return (row["prompt_length"], *(row[name] for name in SETTING))
+
+
+def p_stars(rows: Sequence[Row]) -> dict[tuple, tuple[Row, ...]]:
+    """The unconstrained runs by `setting`."""
+    found: dict[tuple, tuple[Row, ...]] = {}
+    for row in rows:
+        if not is_aimed(row):
+            found[setting(row)] = (*found.get(setting(row), ()), row)
+    return found
 
 
 def best_gamma(rows: Sequence[Row]) -> list[Row]:
@@ -55,30 +102,43 @@ def best_gamma(rows: Sequence[Row]) -> list[Row]:
 
 
 def compare(rows: Sequence[Row]) -> list[Comparison]:
-    """One comparison a task, target and prompt length, in the order in which targets appear."""
-    unconstrained: dict[tuple, list[Row]] = {}
+    """A comparison for each task, target and setting, in the order in which targets appear.
+
+    Targets without a p_star of their setting and length are left out.
+    """
+    unconstrained = p_stars(rows)
     aimed: dict[tuple, list[Row]] = {}
     for row in rows:
-        setting = tuple(row[name] for name in SETTING)
-        if row["target_name"] == P_STAR:
-            unconstrained.setdefault(setting, []).append(row)
-        else:
-            aimed.setdefault((*setting, row["target_name"]), []).append(row)
-    comparisons = []
-    for (*setting, _), group in aimed.items():
-        p_star, wayward = unconstrained[tuple(setting)], best_gamma(group)
-        best, accuracy = _mean(p_star, "accuracy"), _mean(wayward, "accuracy")
-        comparisons.append(
-            Comparison(
-                p_star=tuple(p_star),
-                wayward=tuple(wayward),
-                best_accuracy=best,
-                accuracy=accuracy,
-                drop=accuracy_drop(best, accuracy),
-                prompt_f1=_mean(wayward, "prompt_f1"),
-            )
-        )
-    return comparisons
+        if is_aimed(row) and (key := setting(row)) in unconstrained:
+            target = row["target_name"], row["target_text"], row["init"]
+            aimed.setdefault((key, target), []).append(row)
+    return [
+        Comparison(unconstrained[key], tuple(best_gamma(group)))
+        for (key, _), group in aimed.items()
+    ]
+
+
+def accuracies(comparisons: Sequence[Comparison]) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracies of p_star and of the targets' runs by target and seed: `[T, S]` each.
+
+    S counts the seeds that all have. If they share none, S is 1 and the values are means.
+    """
+    by_seed = [tuple(map(_by_seed, (c.p_star, c.wayward))) for c in comparisons]
+    seeds = sorted(set.intersection(*(set(found) for pair in by_seed for found in pair)))
+    if not seeds:
+        best = [[c.best_accuracy] for c in comparisons]
+        return np.array(best), np.array([[c.accuracy] for c in comparisons])
+    best, accuracy = (
+        np.array([[pair[i][seed] for seed in seeds] for pair in by_seed]) for i in (0, 1)
+    )
+    return best, accuracy
+
+
+def _by_seed(rows: Sequence[Row]) -> dict[int, float]:
+    return {
+        seed: _mean([row for row in rows if row["seed"] == seed], "accuracy")
+        for seed in {row["seed"] for row in rows}
+    }
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

@@ -1,0 +1,76 @@
+"""What the programs here have in common: two flags, and how bad input ends."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from wayward_jax.errors import InputError
+
+
+def default_cache_dir() -> Path:
+    """`wayward_jax` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wayward_jax"
+
+
+_CACHE_DIR = flags.DEFINE_string(
+    "cache_dir",
+    str(default_cache_dir()),
+    "Folder for what is fetched, converted and compiled.",
+)
+_ASSETS_DIR = flags.DEFINE_string(
+    "assets_dir",
+    None,
+    "Folder that holds the built-in model and data (or the wheels they are in), for machines "
+    "without network.",
+)
+
+
+def cache_dir() -> Path:
+    """What `--cache_dir` says."""
+    return Path(_CACHE_DIR.value).expanduser()
+
+
+def assets_dir() -> Path | None:
+    """What `--assets_dir` says."""
+    return folder("assets_dir", _ASSETS_DIR.value)
+
+
+def folder(flag: str, value: str | None) -> Path | None:
+    """The folder that a flag names, which must exist."""
+    if value is None:
+        return None
+    path = Path(value).expanduser()
+    if not path.is_dir():
+        raise InputError(f"--{flag}={value} is not a folder: give one that exists")
+    return path
+
+
+def run(program: Callable[[], None]) -> None:
+    """Reads the flags and runs a program; bad input gets one line and exit code 2."""
+
+    def main(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        try:
+            if len(argv) > 1:
+                raise InputError(f"{argv[1]} is not a flag: write --name=value")
+            program()
+        except InputError as error:
+            _refuse(error)
+
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        return _refuse(error)
+
+
+def _refuse(error: Exception) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,66 @@
+"""A whole job on a tiny model: its task, its flags, and the programs as a user runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from tiny import pair
+
+
+def make(folder: Path) -> Path:
+    """Puts a published model `gpt2` and a task `mood`, which one word of each text decides."""
+    pair("gpt2", folder)
+    task = folder / "mood"
+    task.mkdir()
+    (task / "task.json").write_text(
+        json.dumps(
+            {
+                "labels": ["bad", "good"],
+                "templates": ["It was %s ."],
+                "label_words": ["terrible", "great"],
+            }
+        )
+    )
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("dev", 12), ("test", 20)):
+        lines = []
+        for _ in range(count):
+            label = int(rng.integers(2))
+            words = [f"w{i}" for i in rng.integers(10, 70, 4)]
+            words.insert(int(rng.integers(4)), f"w{label}")
+            lines.append(json.dumps({"text": " ".join(words), "label": label}))
+        (task / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def arguments(folder: Path, **changed: object) -> list[str]:
+    """Flags of a job on them."""
+    given = {
+        "model": folder / "gpt2",
+        "task": "mood",
+        "data_dir": folder,
+        "targets": "text=w7 w8 w9",
+        "template": 0,
+        "gamma": "0.5",
+        "steps": 10,
+        "cache_dir": folder / "cache",
+        **changed,
+    }
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def run(*args: str) -> subprocess.CompletedProcess:
+    """`python -m experiments.run`."""
+    return _program("experiments.run", *args)
+
+
+def analyze(*args: str) -> subprocess.CompletedProcess:
+    """`python -m experiments.analyze`."""
+    return _program("experiments.analyze", *args)
+
+
+def _program(module: str, *args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", module, *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -1,0 +1,85 @@
+"""Which runs are compared, on rows made by hand."""
+
+import numpy as np
+import pytest
+
+from wayward_jax.analysis.selection import accuracies, compare
+from wayward_jax.runs import Run
+from wayward_jax.targets import Target
+
+COMMON = {"model": "gpt2", "task": "sst2"}
+
+
+def row(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0):
+    """Ten test examples, of which the first ones are predicted right."""
+    correct = np.packbits(np.arange(10) < 10 * accuracy).tobytes().hex()
+    return {
+        **vars(run),
+        "id": run.id,
+        "accuracy": accuracy,
+        "dev_accuracy": dev_accuracy,
+        "prompt_f1": prompt_f1 if run.target_ids else None,
+        "correct": correct,
+        "n_eval": 10,
+    }
+
+
+def best(accuracy, seed=1):
+    return row(Run(**COMMON, prompt_length=2, seed=seed), accuracy)
+
+
+def wayward(accuracy, text="two words", name="own/1", run=(), **changed):
+    target = Target(name, text, tuple(range(len(text.split()))))
+    return row(Run.towards(target, **COMMON, **dict(run)), accuracy, **changed)
+
+
+def test_the_gamma_is_chosen_on_dev_among_those_that_read_as_the_target():
+    rows = [
+        best(0.8),
+        wayward(0.9, run={"gamma": 0.0}, dev_accuracy=0.9, prompt_f1=0.5),
+        wayward(0.6, run={"gamma": 0.1}, dev_accuracy=0.8),
+        wayward(0.7, run={"gamma": 0.2}, dev_accuracy=0.7),
+    ]
+    (comparison,) = compare(rows)
+    assert comparison.wayward[0]["gamma"] == 0.1
+    assert comparison.drop.value == pytest.approx(25)
+
+
+def test_if_no_gamma_reads_as_the_target_dev_alone_decides():
+    rows = [
+        best(0.8),
+        wayward(0.4, run={"gamma": 0.1}, dev_accuracy=0.8, prompt_f1=0.5),
+        wayward(0.7, run={"gamma": 0.2}, dev_accuracy=0.7, prompt_f1=0.9),
+    ]
+    assert compare(rows)[0].accuracy == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("task", "trec"), ("steps", 5), ("k_shot", 16), ("n_eval", 20), ("prompt_length", 3)],
+)
+def test_a_p_star_of_another_setting_is_none(name, other):
+    assert len(compare([best(0.8), wayward(0.7)])) == 1
+    assert compare([{**best(0.8), name: other}, wayward(0.7)]) == []
+
+
+def test_targets_are_told_apart_by_text_and_start():
+    rows = [best(0.8), wayward(0.7), wayward(0.6, text="other words")]
+    rows.append(wayward(0.5, run={"init": "target"}))
+    assert [c.accuracy for c in compare(rows)] == pytest.approx([0.7, 0.6, 0.5])
+
+
+def test_accuracies_are_of_the_seeds_that_all_have():
+    rows = [best(0.8, seed=1), best(0.6, seed=2), best(0.9, seed=3)]
+    rows += [wayward(0.7, run={"seed": 1}), wayward(0.5, run={"seed": 2})]
+    rows += [wayward(0.4, text="other words", run={"seed": seed}) for seed in (1, 2, 3)]
+    p_star, accuracy = accuracies(compare(rows))
+    np.testing.assert_allclose(p_star, [[0.8, 0.6], [0.8, 0.6]])
+    np.testing.assert_allclose(accuracy, [[0.7, 0.5], [0.4, 0.4]])
+
+
+def test_without_a_common_seed_accuracies_are_means():
+    rows = [best(0.8, seed=1), wayward(0.7, run={"seed": 2}), wayward(0.5, run={"seed": 3})]
+    p_star, accuracy = accuracies(compare(rows))
+    np.testing.assert_allclose(p_star, [[0.8]])
+    np.testing.assert_allclose(accuracy, [[0.6]])

@@ -1,0 +1,68 @@
+"""Tables of comparisons, on rows made by hand."""
+
+import numpy as np
+import pytest
+from test_selection import best, wayward
+
+from wayward_jax.analysis import tables
+from wayward_jax.analysis.selection import compare
+
+DROPS = {"one/1": 0.7, "one/2": 0.6, "one/3": 0.5, "two/1": 0.8, "two/2": 0.7}
+
+
+def rows(task="sst2", names=DROPS, **setting):
+    made = [best(0.8)] + [wayward(DROPS[name], name=name, text=f"{name} word") for name in names]
+    return [{**row, "task": task, **setting, "id": f"{task} {row['id']} {setting}"} for row in made]
+
+
+def test_a_group_has_its_mean_and_what_is_behind_it():
+    frame = tables.by_group(compare(rows())).set_index("set")
+    assert list(frame.index) == ["one", "two"]
+    assert frame.loc["one", "drop"] == pytest.approx(100 * (0.8 - 0.6) / 0.8)
+    assert (frame["targets"].tolist(), frame["seeds"].tolist()) == ([3, 2], [1, 1])
+    assert frame["runs"].tolist() == [4, 3]
+    # With one seed the interval is that of the mean of three drops (12.5, 25, 37.5), drawn anew.
+    assert 12.5 <= frame.loc["one", "low"] < frame.loc["one", "high"] <= 37.5
+
+
+def test_target_sets_are_compared_unpaired():
+    frame = tables.between_groups(compare(rows()))
+    (line,) = frame.itertuples()
+    assert (line.set, line.paired, line.targets) == ("one - two", False, "3, 2")
+    assert line.difference == pytest.approx(25 - 6.25)
+    # 10 ways to choose two of five. Two give means as far apart as these, since two targets tie.
+    assert line.p_value == pytest.approx(2 * 2 / 10)
+    assert line.within_noise
+
+
+def test_tasks_are_compared_target_by_target():
+    easy = rows("trec", ["one/1", "one/2", "one/3"])
+    hard = [{**row, "accuracy": row["accuracy"] / 2} for row in rows("sst2", ["one/1", "one/3"])]
+    (line,) = tables.between_groups(compare([*easy, *hard])).itertuples()
+    assert (line.task, line.paired, line.targets) == ("trec - sst2", True, "2, 2")
+
+
+def test_groups_that_differ_in_two_things_are_not_compared():
+    first, second = rows("sst2", ["one/1", "one/2"]), rows("trec", ["two/1", "two/2"])
+    assert tables.between_groups(compare([*first, *second])).empty
+
+
+def test_readers_see_a_setting_only_where_it_differs():
+    once = tables.by_group(compare(rows()))
+    assert "steps" not in tables.shown(once)[0]
+    both = tables.by_group(compare([*rows(steps=5), *rows(steps=9)]))
+    assert tables.shown(both)[0]["steps"].tolist() == ["5", "5", "9", "9"]
+
+
+def test_differences_in_a_number_are_shown_like_those_in_a_name(tmp_path):
+    both = [*rows(learning_rate=0.1), *rows(learning_rate=0.01)]
+    frame = tables.between_groups(compare(both))
+    assert "0.1 - 0.01" in tables.shown(frame)[0]["learning rate"].tolist()
+    tables.write(frame, tmp_path, "differences")
+    assert "0.1 - 0.01" in (tmp_path / "differences.md").read_text()
+
+
+def test_what_is_unknown_is_left_blank():
+    frame = tables.by_group(compare([best(0.8), wayward(0.7, name="one/1")]))
+    assert np.isnan(frame["low"][0])
+    assert tables.shown(frame)[0]["from"].tolist() == [""]

@@ -1,0 +1,101 @@
+"""Finished jobs, read from their folders and merged."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wayward_jax import results, runs
+from wayward_jax.analysis.selection import Row
+from wayward_jax.errors import InputError
+
+# What a run's row may differ in when the run is repeated.
+INCIDENTAL = ("seconds",)
+
+REQUIRED = {
+    *("id", "accuracy", "dev_accuracy", "correct", "n_eval", "curve", "distance", "diverged_at"),
+    *("prompt_f1", "token_f1", "projected_text", "projected_ids"),
+    *(field.name for field in dataclasses.fields(runs.Run)),
+}
+
+# Flags that are called otherwise where they are kept, and flags that do not decide a run.
+RENAMED = {"tasks": "task", "gammas": "gamma"}
+INDIFFERENT = ("out_dir", "cache_dir", "assets_dir", "population", "mesh", "only")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A run of a finished job.
+
+    Attributes:
+        row: of the job's results.
+        folder: of the job.
+    """
+
+    row: Row
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the prompt is."""
+        return self.folder / "checkpoints" / self.row["id"]
+
+
+def read(folders: Sequence[Path]) -> list[FinishedRun]:
+    """The runs of all jobs in order; one that several have is given once.
+
+    Raises:
+        InputError: a folder holds no results, a row lacks something, or two folders disagree on
+            what became of a run.
+    """
+    found: dict[str, FinishedRun] = {}
+    for folder in folders:
+        path = folder / "results.jsonl"
+        rows = results.read(path)
+        if not rows:
+            raise InputError(f"{path} is empty: give the --out_dir of a finished job")
+        for number, row in enumerate(rows, start=1):
+            _check(row, f"{path}:{number}")
+            run = found.setdefault(row["id"], FinishedRun(row, folder))
+            if names := _differing(run.row, row):
+                raise InputError(
+                    f"{path}:{number}: run {row['id']} differs from that in {run.folder} in "
+                    f"{', '.join(names)}: leave out one of the two folders"
+                )
+    return list(found.values())
+
+
+def read_flags(folder: Path) -> dict[str, Any]:
+    """The flags of a job by their names, but for those that do not decide its runs.
+
+    Raises:
+        InputError: they are not there, or broken.
+    """
+    path = folder / "flags.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        flags = {RENAMED.get(name, name): value for name, value in kept.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): give the --out_dir of a finished job"
+        ) from error
+    return {name: value for name, value in flags.items() if name not in INDIFFERENT}
+
+
+def _check(row: Any, where: str) -> None:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: not a JSON object: give the --out_dir of a finished job")
+    if missing := sorted(REQUIRED - row.keys()):
+        raise InputError(
+            f"{where}: lacks {', '.join(missing)}: run the job again, it is of an older version"
+        )
+
+
+def _differing(first: Row, second: Row) -> list[str]:
+    """Names of what differs between two rows of one run; NaN equals NaN."""
+    return [
+        name
+        for name in sorted(first.keys() | second.keys())
+        if name not in INCIDENTAL and json.dumps(first.get(name)) != json.dumps(second.get(name))
+    ]

@@ -1,0 +1,83 @@
+"""Prompts read anew from their checkpoints: the nearest tokens of every vector under any metric."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+
+import jax.numpy as jnp
+import numpy as np
+
+from wayward_jax import metrics
+from wayward_jax.analysis.selection import Row
+from wayward_jax.models import LanguageModel
+from wayward_jax.projection import margins, neighbours
+
+# Vectors looked up at a time, whatever the length of the prompts that they belong to.
+VECTORS_AT_ONCE = 256
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reading:
+    """What a prompt of L vectors reads as under one metric, and how nearly something else.
+
+    Attributes:
+        ids: `[L, k]` int32, the k nearest tokens of each vector, nearest first.
+        distances: `[L, k]` float32, theirs.
+        text: of the nearest tokens.
+        prompt_f1: of the text; None without a target.
+        token_f1: of the nearest tokens; None without a target.
+    """
+
+    ids: np.ndarray
+    distances: np.ndarray
+    text: str
+    prompt_f1: float | None
+    token_f1: float | None
+
+    @cached_property
+    def margins(self) -> np.ndarray:
+        """`[L]`, see `projection.margins`."""
+        return np.asarray(margins(self.distances))
+
+
+def read_prompts(
+    model: LanguageModel,
+    rows: Sequence[Row],
+    prompts: Sequence[np.ndarray],
+    metric: str = "euclidean",
+    k: int = 10,
+) -> list[Reading]:
+    """Reads prompts anew.
+
+    Args:
+        model: that they were tuned for.
+        rows: of their runs.
+        prompts: `[L, D]` each.
+        metric: one of `projection.METRICS`.
+        k: neighbours of each vector; fewer if the model has fewer tokens.
+    """
+    table, valid = model.table(), model.readable()
+    k = min(k, int(valid.sum()))
+    vectors = np.concatenate(prompts)
+    padding = -len(vectors) % VECTORS_AT_ONCE
+    blocks = np.pad(vectors, [(0, padding), (0, 0)]).reshape(-1, VECTORS_AT_ONCE, table.shape[1])
+    found = [neighbours(table, jnp.asarray(block), valid, k=k, metric=metric) for block in blocks]
+    ids, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    ends = np.cumsum([len(prompt) for prompt in prompts])
+    return [
+        _reading(model, row, ids[end - len(prompt) : end], distances[end - len(prompt) : end])
+        for row, prompt, end in zip(rows, prompts, ends, strict=True)
+    ]
+
+
+def _reading(model: LanguageModel, row: Row, ids: np.ndarray, distances: np.ndarray) -> Reading:
+    nearest = ids[:, 0].tolist()
+    text = model.tokenizer.decode(nearest)
+    aimed = bool(row["target_ids"])
+    return Reading(
+        ids=ids,
+        distances=distances,
+        text=text,
+        prompt_f1=metrics.prompt_f1(text, row["target_text"]) if aimed else None,
+        token_f1=metrics.token_f1(nearest, row["target_ids"]) if aimed else None,
+    )

@@ -1,0 +1,259 @@
+"""Tables of results (pandas), and their files as CSV, Markdown and LaTeX.
+
+Accuracies and F1 are shares, drops and their differences are in percent. `low` and `high` end 95 %
+confidence intervals.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from wayward_jax.analysis import statistics
+from wayward_jax.analysis.readings import Reading
+from wayward_jax.analysis.selection import (
+    AIMED_SETTING,
+    F1_THRESHOLD,
+    Comparison,
+    Row,
+    accuracies,
+    compare,
+    is_aimed,
+)
+
+ALWAYS_SHOWN = ("model", "task", "set")
+
+# What tells groups of targets apart.
+SETTING_NAMES = (*ALWAYS_SHOWN, *(n for n in AIMED_SETTING if n not in ALWAYS_SHOWN))
+
+# Column names that readers see, where they are not the columns' own.
+NAMES = {
+    "p_star": "p_star",
+    "drop": "drop, %",
+    "difference": "difference, %",
+    "low": "from",
+    "high": "to",
+    "f1": "prompt F1",
+    "word_f1": "prompt F1",
+    "token_f1": "token F1",
+    "reads_alike": "read as target",
+    "p_value": "p",
+    "adjusted": "adjusted p",
+}
+FORMATS = {
+    **dict.fromkeys(("p_star", "accuracy", "f1", "p_value", "adjusted"), "{:.3f}"),
+    **dict.fromkeys(("word_f1", "token_f1", "reads_alike"), "{:.3f}"),
+    **dict.fromkeys(("drop", "low", "high", "difference"), "{:+.1f}"),
+    **dict.fromkeys(("gamma", "learning_rate"), "{:g}"),
+}
+
+
+def target_set(name: str) -> str:
+    """The set of a target's name: `pile` of `pile/07`."""
+    return name.rpartition("/")[0] or name
+
+
+def short(name: str) -> str:
+    """What to call a model or task where there is little room: of a path, its end."""
+    return Path(name).name if name.startswith(("/", "~", ".")) else name
+
+
+def by_target(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """A line a comparison; intervals are over test examples."""
+    return pd.DataFrame(
+        {
+            **_setting(c),
+            "target": c.wayward[0]["target_name"],
+            "length": c.wayward[0]["prompt_length"],
+            "gamma": c.wayward[0]["gamma"],
+            "p_star": c.best_accuracy,
+            "accuracy": c.accuracy,
+            "drop": c.drop.value,
+            "low": c.drop.low,
+            "high": c.drop.high,
+            "within_noise": c.drop.within_noise,
+            "f1": c.prompt_f1,
+            "runs": len(c.p_star) + len(c.wayward),
+        }
+        for c in comparisons
+    )
+
+
+def by_group(
+    comparisons: Sequence[Comparison], names: Sequence[str] = SETTING_NAMES
+) -> pd.DataFrame:
+    """A line for every model, task and target set; intervals are over targets and seeds.
+
+    Args:
+        comparisons: to summarise.
+        names: what tells groups apart: attributes of a run, or `set`.
+    """
+    lines = []
+    for key, group in _groups(comparisons, names).items():
+        best, accuracy = accuracies(group)
+        drop = statistics.drop_over_targets_and_seeds(best, accuracy)
+        p_stars = {row["id"] for c in group for row in c.p_star}
+        lines.append(
+            {
+                **dict(key),
+                "p_star": best.mean(),
+                "accuracy": accuracy.mean(),
+                "drop": drop.value,
+                "low": drop.low,
+                "high": drop.high,
+                "within_noise": drop.within_noise,
+                "f1": np.mean([c.prompt_f1 for c in group]),
+                "reads_alike": np.mean([c.prompt_f1 >= F1_THRESHOLD for c in group]),
+                "targets": len(group),
+                "seeds": accuracy.shape[1],
+                "runs": len(p_stars) + sum(len(c.wayward) for c in group),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def by_gamma(rows: Sequence[Row], names: Sequence[str] = SETTING_NAMES) -> pd.DataFrame:
+    """`by_group` at each gamma, chosen or not."""
+    p_star = [row for row in rows if not is_aimed(row)]
+    frames = []
+    for gamma in sorted({row["gamma"] for row in rows if is_aimed(row)}):
+        here = [row for row in rows if is_aimed(row) and row["gamma"] == gamma]
+        frames.append(by_group(compare([*p_star, *here]), names).assign(gamma=gamma))
+    return pd.concat(frames) if frames else pd.DataFrame()
+
+
+def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """Differences of mean drops between groups that differ in one thing alone.
+
+    Groups of the same targets are compared target by target. `adjusted` holds p-values that allow
+    for how many tests there are.
+    """
+    lines = []
+    for (first_key, first), (second_key, second) in combinations(_groups(comparisons).items(), 2):
+        apart = [
+            (name, a, b) for (name, a), (_, b) in zip(first_key, second_key, strict=True) if a != b
+        ]
+        if len(apart) != 1:
+            continue
+        (name, a, b) = apart[0]
+        drops, others = _drops(first), _drops(second)
+        common = drops.index.intersection(others.index)
+        paired = len(common) > 1
+        if paired:
+            drops, others = drops[common], others[common]
+        found = statistics.difference(drops.to_numpy(), others.to_numpy(), paired=paired)
+        lines.append(
+            {
+                **{key: value for key, value in first_key if key != name},
+                name: f"{a} - {b}",
+                "difference": found.value,
+                "p_value": found.p_value,
+                "paired": paired,
+                "targets": f"{len(drops)}, {len(others)}",
+            }
+        )
+    if not lines:
+        return pd.DataFrame()
+    frame = pd.DataFrame(lines)
+    frame["adjusted"] = statistics.adjusted(frame["p_value"])
+    frame["within_noise"] = ~(frame["adjusted"] < 1 - statistics.LEVEL)
+    return frame
+
+
+def by_metric(
+    comparisons: Sequence[Comparison], readings: Mapping[str, Mapping[str, Reading]]
+) -> pd.DataFrame:
+    """F1 of the compared targets' prompts under every metric of projection.
+
+    Args:
+        comparisons: to summarise.
+        readings: by metric and run id.
+    """
+    lines = []
+    for key, group in _groups(comparisons).items():
+        ids = [row["id"] for c in group for row in c.wayward]
+        for metric, by_id in readings.items():
+            found = [by_id[id_] for id_ in ids if id_ in by_id]
+            if found:
+                f1 = [reading.prompt_f1 for reading in found]
+                lines.append(
+                    {
+                        **dict(key),
+                        "metric": metric,
+                        "word_f1": np.mean(f1),
+                        "token_f1": np.mean([reading.token_f1 for reading in found]),
+                        "reads_alike": np.mean(np.array(f1) >= F1_THRESHOLD),
+                        "runs": len(found),
+                    }
+                )
+    return pd.DataFrame(lines)
+
+
+def by_run(rows: Sequence[Row]) -> pd.DataFrame:
+    """The results as they are, a line a run."""
+    nested = ("curve", "correct", "target_ids", "projected_ids")
+    return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
+
+
+def shown(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
+    """A table for readers: settings only where they differ, all cells as text.
+
+    Returns:
+        The table, and which of its columns are numbers.
+    """
+    same = [
+        name
+        for name in frame
+        if name in AIMED_SETTING and name not in ALWAYS_SHOWN and frame[name].nunique() == 1
+    ]
+    names = [name for name in frame if name not in same]
+    texts = {
+        NAMES.get(name, name.replace("_", " ")): [_text(name, value) for value in frame[name]]
+        for name in names
+    }
+    return pd.DataFrame(texts), [frame[name].dtype.kind in "if" for name in names]
+
+
+def write(frame: pd.DataFrame, folder: Path, name: str) -> None:
+    """Writes `name.csv` in full, and `name.md` and `name.tex` as `shown`."""
+    frame.to_csv(folder / f"{name}.csv", index=False)
+    table, numbers = shown(frame)
+    align = ["right" if number else "left" for number in numbers]
+    markdown = table.to_markdown(index=False, disable_numparse=True, colalign=align)
+    latex = table.to_latex(index=False, escape=True, column_format="".join(a[0] for a in align))
+    (folder / f"{name}.md").write_text(markdown + "\n", encoding="utf-8")
+    (folder / f"{name}.tex").write_text(latex, encoding="utf-8")
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float) and np.isnan(value):
+        return ""
+    if isinstance(value, str):
+        return " - ".join(map(short, value.split(" - ")))
+    return FORMATS.get(name, "{}").format(value)
+
+
+def _setting(comparison: Comparison, names: Sequence[str] = SETTING_NAMES) -> dict[str, object]:
+    row = comparison.wayward[0]
+    values = {**row, "set": target_set(row["target_name"])}
+    return {name: values[name] for name in names}
+
+
+def _groups(
+    comparisons: Sequence[Comparison], names: Sequence[str] = SETTING_NAMES
+) -> dict[tuple, list[Comparison]]:
+    groups: dict[tuple, list[Comparison]] = {}
+    for c in comparisons:
+        groups.setdefault(tuple(_setting(c, names).items()), []).append(c)
+    return groups
+
+
+def _drops(comparisons: Sequence[Comparison]) -> pd.Series:
+    """The drops by target."""
+    rows = [c.wayward[0] for c in comparisons]
+    names = pd.MultiIndex.from_tuples([(r["target_name"], r["target_text"]) for r in rows])
+    return pd.Series([c.drop.value for c in comparisons], index=names)
