@@ -103,7 +103,7 @@ def plan(
 
 def stops(steps: int, points: int) -> list[int]:
     """The steps after which a run is measured, equally far apart; the last is the last step."""
-    return [round(steps * (i + 1) / points) for i in range(points)]
+    return sorted({max(1, round(steps * (i + 1) / points)) for i in range(points)})
 
 
 def batches(train: Sequence[Piece], plan: Plan) -> Iterator[Batches]:
