@@ -1,4 +1,4 @@
-"""Checkpoints as parameters of our modules: checked once, then kept as safetensors."""
+"""Checkpoints as parameters of our modules: checked once, then kept to be mapped into memory."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from wayward_jax.errors import InputError
 from wayward_jax.models.causal_lm import CausalLM
@@ -20,9 +19,9 @@ from wayward_jax.models.family import Family
 from wayward_jax.models.tokenizer import Tokenizer
 
 # Raised whenever the same checkpoint would be converted to something else than before.
-VERSION = 1
+VERSION = 2
 
-PARAMS, CONFIG, TOKENIZER = "params.safetensors", "config.json", "tokenizer.json"
+PARAMS, CONFIG, TOKENIZER = "params", "config.json", "tokenizer.json"
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -38,15 +37,21 @@ def convert(checkpoint: Checkpoint, dtype: np.dtype, folder: Path) -> None:
     except (ValueError, TypeError, NotImplementedError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--model: {checkpoint.path}: {reason}") from error
-    config = {**checkpoint.config, "eos_token_id": checkpoint.tokenizer.eos_id}
-    folder.mkdir()
+    config = {
+        **checkpoint.config,
+        "eos_token_id": checkpoint.tokenizer.eos_id,
+        "params_dtype": dtype.name,
+        "params": [path.replace("/", ".") for path in params],
+    }
+    (folder / PARAMS).mkdir(parents=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
     checkpoint.tokenizer.save(folder / TOKENIZER)
-    save_file(params, folder / PARAMS)
+    for name, array in zip(config["params"], params.values(), strict=True):
+        np.save(folder / PARAMS / name, array)
 
 
 def open_converted(folder: Path) -> tuple[CausalLM, dict[str, Any], Tokenizer]:
-    """The module, its parameters (NumPy arrays) and the tokenizer that `convert` wrote.
+    """The module, its parameters (NumPy, mapped) and the tokenizer that `convert` wrote.
 
     Raises:
         InputError: a file of the folder is missing or broken.
@@ -54,11 +59,16 @@ def open_converted(folder: Path) -> tuple[CausalLM, dict[str, Any], Tokenizer]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tokenizer = Tokenizer.open(folder / TOKENIZER, config["eos_token_id"])
-        flat = load_file(folder / PARAMS)
+        dtype = jnp.dtype(config["params_dtype"])
+        # .npy has no name for bfloat16, and keeps it as two bytes of no type.
+        flat = {
+            name: np.load(folder / PARAMS / f"{name}.npy", mmap_mode="r").view(dtype)
+            for name in config["params"]
+        }
     except Exception as error:  # tokenizers has no exception of its own
         raise InputError(f"{folder} is broken ({error}): delete it and start again") from error
     module = _family(config).module_of(config)
-    return module, {"params": traverse_util.unflatten_dict(flat, sep="/")}, tokenizer
+    return module, {"params": traverse_util.unflatten_dict(flat, sep=".")}, tokenizer
 
 
 def _family(config: Mapping[str, Any]) -> Family:
@@ -115,7 +125,7 @@ def _checked(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, name: s
     if array.shape != shape:
         raise ValueError(f"{name} has the shape {array.shape}, the configuration means {shape}")
     with np.errstate(over="ignore"):
-        array = array.astype(dtype, order="C")  # safetensors writes other orders wrongly
+        array = array.astype(dtype, order="C")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has values that are not finite in {array.dtype}")
     return array

@@ -44,7 +44,7 @@ def _norm(config: GPT2Config) -> nn.LayerNorm:
 class Block(nn.Module):
     """One layer, normalised before each half; arguments as for `attend`.
 
-    `[T, n_embd] -> [Q, n_embd]`, at the tokens `at`.
+    `[T, n_embd] -> [Q, n_embd]`, at the tokens `at` (None is all).
     """
 
     config: GPT2Config
@@ -58,11 +58,13 @@ class Block(nn.Module):
         self.mlp_proj = nn.Dense(c.n_embd)
 
     def __call__(
-        self, x: jax.Array, layout: Layout, past: KeysValues | None, at: jax.Array | slice
+        self, x: jax.Array, layout: Layout, past: KeysValues | None, at: jax.Array | None
     ) -> tuple[jax.Array, KeysValues]:
         qkv = self.c_attn(self.ln_1(x)).reshape(len(x), 3 * self.config.n_head, -1)
         mixed, past = attend(*jnp.split(qkv, 3, axis=1), layout, past)
-        x = x[at] + self.attn_proj(mixed[at])
+        if at is not None:
+            x, mixed = x[at], mixed[at]
+        x = x + self.attn_proj(mixed)
         activation = ACTIVATIONS[self.config.activation_function]
         return x + self.mlp_proj(activation(self.c_fc(self.ln_2(x)))), past
 

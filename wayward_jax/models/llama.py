@@ -78,7 +78,8 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 class Block(nn.Module):
     """One layer, normalised before each half; arguments as for `attend`.
 
-    `[T, hidden_size] -> [Q, hidden_size]`, at the tokens `at`; `angles` are `rotate`'s.
+    `[T, hidden_size] -> [Q, hidden_size]`, at the tokens `at` (None is all), with the `angles` of
+    `rotate`.
     """
 
     config: LlamaConfig
@@ -100,7 +101,7 @@ class Block(nn.Module):
         x: jax.Array,
         layout: Layout,
         past: KeysValues | None,
-        at: jax.Array | slice,
+        at: jax.Array | None,
         angles: jax.Array,
     ) -> tuple[jax.Array, KeysValues]:
         normed = self.input_layernorm(x)
@@ -109,7 +110,9 @@ class Block(nn.Module):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         mixed, past = attend(rotate(q, angles), rotate(k, angles), v, layout, past)
-        x = x[at] + self.o_proj(mixed[at])
+        if at is not None:
+            x, mixed = x[at], mixed[at]
+        x = x + self.o_proj(mixed)
         normed = self.post_attention_layernorm(x)
         return x + self.down_proj(nn.silu(self.gate_proj(normed)) * self.up_proj(normed)), past
 
