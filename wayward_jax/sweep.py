@@ -20,7 +20,15 @@ from wayward_jax.objective import distance
 from wayward_jax.populations import Plan, batches, stops
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
-from wayward_jax.tuning import BATCH_SPECS, STATE_SPECS, Losses, Population, start, tune
+from wayward_jax.tuning import (
+    BATCH_SPECS,
+    STATE_SPECS,
+    Losses,
+    Population,
+    TuningState,
+    start,
+    tune,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +128,7 @@ def tune_population(
     began = time.perf_counter()
     runs, steps = plan.runs, plan.runs[0].steps
     table = model.table()
-    population = place(_population(plan), mesh, BY_RUN)
-    state = start(_starts(plan, np.asarray(table, np.float32), starts), steps)
-    state = place(state, mesh, STATE_SPECS)
+    population, state = begin(model, plan, mesh, starts)
 
     # The last of these is the last step, so its readings are the results', too.
     measured = stops(steps, points)
@@ -170,6 +176,19 @@ def tune_population(
     ]
 
 
+def begin(
+    model: LanguageModel, plan: Plan, mesh: Mesh, starts: Mapping[str, np.ndarray]
+) -> tuple[Population, TuningState]:
+    """A population before its first step, on the mesh; `starts` as for `tune_population`."""
+    table = np.asarray(model.table(), np.float32)
+    vectors = [
+        starts[run.id] if run.id in starts else STARTS[run.init](run, table)
+        for run in plan.padded_runs
+    ]
+    state = start(_padded(vectors, plan).astype(jnp.float32), plan.runs[0].steps)
+    return place(_population(plan), mesh, BY_RUN), place(state, mesh, STATE_SPECS)
+
+
 def _population(plan: Plan) -> Population:
     runs = plan.padded_runs
     return Population(
@@ -178,14 +197,6 @@ def _population(plan: Plan) -> Population:
         gamma=jnp.asarray([run.gamma for run in runs], jnp.float32),
         learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
     )
-
-
-def _starts(plan: Plan, table: np.ndarray, given: Mapping[str, np.ndarray]) -> jax.Array:
-    vectors = [
-        given[run.id] if run.id in given else STARTS[run.init](run, table)
-        for run in plan.padded_runs
-    ]
-    return _padded(vectors, plan).astype(jnp.float32)
 
 
 def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
