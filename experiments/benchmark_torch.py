@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from wayward_jax.tasks import Encoded
 
 IGNORED = -100
-PAPER_LENGTH = 128
+PAPER_LENGTH = 128  # of the input with BOS, whose place the prompt takes
 
 Model = torch.nn.Module
 
@@ -42,7 +42,7 @@ class Peft:
         self._model = peft.get_peft_model(model, config).eval()  # no dropout, as on our side
         (self._prompt,) = (p for p in self._model.parameters() if p.requires_grad)
         with torch.no_grad():
-            self._prompt.copy_(torch.from_numpy(prompt))
+            self._prompt.copy_(torch.tensor(prompt))
         self._optimizer = Optimizer(self._prompt, steps)
 
     def step(self, examples: Sequence[Encoded], labels: Sequence[int]) -> float:
@@ -58,13 +58,12 @@ class PaperStyle:
 
     def __init__(self, model: Model, prompt: np.ndarray, steps: int) -> None:
         self._model = model.eval().requires_grad_(False)
-        self._prompt = torch.nn.Parameter(torch.from_numpy(prompt).clone())
+        self._prompt = torch.nn.Parameter(torch.tensor(prompt))
         self._optimizer = Optimizer(self._prompt, steps)
 
     def _losses(self, examples: Sequence[Encoded], labels: Sequence[int]) -> torch.Tensor:
         """`[B]`, the mean over each continuation's tokens."""
-        length = PAPER_LENGTH - len(self._prompt)
-        ids, targets, mask = sequences(examples, labels, length)
+        ids, targets, mask = sequences(examples, labels, PAPER_LENGTH - 1)
         tokens = self._model.get_input_embeddings()(ids)
         embedded = torch.cat([self._prompt.expand(len(ids), -1, -1), tokens], dim=1)
         mask = torch.cat([mask.new_ones(len(ids), len(self._prompt)), mask], dim=1)
