@@ -112,7 +112,7 @@ def tune_population(
         plan: R runs and how they are computed, from `populations.plan`.
         mesh: that the plan was made for.
         starts: by run id, prompts of the run's own `[L, D]` to start from, not at `run.init`.
-        points: how often the training curve is measured.
+        points: how often the training curve is measured; no more often than there are steps.
         chunk: the most steps between two reports of progress.
         on_steps: is told, after each chunk, its steps and the runs' last task losses `[R]`.
 
@@ -127,7 +127,7 @@ def tune_population(
     state = place(state, mesh, STATE_SPECS)
 
     # The last of these is the last step, so its readings are the results', too.
-    measured = [round(steps * (i + 1) / points) for i in range(points)]
+    measured = sorted({round(steps * (i + 1) / points) for i in range(points)} - {0})
     losses, scored, nearest = [], [], []
     for batch in batches(task.train, plan, _chunk(chunk, measured)):
         batch = place(batch, mesh, BATCH_SPECS)
