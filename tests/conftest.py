@@ -3,12 +3,20 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
 
 from experiments.flags import default_cache_dir
 from wayward_jax import assets
+
+# For tests of meshes; without a mesh one device is used, as everywhere.
+jax.config.update("jax_num_cpu_devices", 8)
+
+# What is compiled on the way, and a busy machine, take time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's are words, too.
 \tThe café's naïve menu: 12,345 dishes, 日本語 and emoji 🙂.   Spaces, (brackets) & other signs!
