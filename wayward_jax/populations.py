@@ -101,7 +101,9 @@ def _plans(
     most = population or pack_runs * sides
     size = -(-len(runs) // -(-len(runs) // most))
     groups = [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
-    packs = -(-size // (pack_runs * sides)) * sides
+    pack_runs = -(-size // (-(-size // (pack_runs * sides)) * sides))
+    # Of the last group maybe fewer: a pack without runs takes its time, too.
+    packs = [-(-len(group) // (pack_runs * sides)) * sides for group in groups]
 
     longest = np.array([group[-1].prompt_length for group in groups])
     lengths = size_classes(longest, MOST_LENGTHS)
@@ -109,8 +111,8 @@ def _plans(
     plans = []
     for length in lengths:
         alike = [
-            Plan(group, length, packs, -(-size // packs), sides, data, ())
-            for group, own in zip(groups, of_length, strict=True)
+            Plan(group, length, n, pack_runs, sides, data, ())
+            for group, n, own in zip(groups, packs, of_length, strict=True)
             if own == length
         ]
         shapes = _shapes(train, alike)
