@@ -40,6 +40,14 @@ def asset(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def data_dir():
+    """The folder with the real data sets."""
+    if "WAYWARD_DATA_DIR" not in os.environ:
+        pytest.skip("WAYWARD_DATA_DIR is not set: no real data sets to read")
+    return Path(os.environ["WAYWARD_DATA_DIR"])
+
+
+@pytest.fixture(scope="session")
 def tokenizer():
     """A byte-level tokenizer of 400 tokens as transformers has it."""
     import tokenizers

@@ -188,7 +188,7 @@ def given():
 def test_a_population_is_a_number_or_auto(given, value):
     assert given(population="auto").population is None
     assert given(population="12").population == 12
-    with pytest.raises(InputError, match="^--population=[^\n]*auto$"):
+    with pytest.raises(InputError, match=r"^--population=[^\n]*auto$"):
         given(population=value)
 
 
@@ -200,7 +200,7 @@ def test_a_mesh_names_each_axis_once_with_a_size_or_is_auto(given, value):
     assert given(mesh="auto").mesh is None
     assert given(mesh="data:2").mesh == {"data": 2}
     assert given(mesh="model:1,runs:4,data:2").mesh == {"runs": 4, "data": 2, "model": 1}
-    with pytest.raises(InputError, match="^--mesh=[^\n]*runs:4,data:2,model:1$"):
+    with pytest.raises(InputError, match=r"^--mesh=[^\n]*runs:4,data:2,model:1$"):
         given(mesh=value)
 
 
