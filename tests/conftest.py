@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import jax
 import mood
 import numpy as np
@@ -10,6 +11,13 @@ import pytest
 
 from experiments.command_line import default_cache_dir
 from wayward_jax import assets
+
+# For tests of meshes; without a mesh one device is used, as everywhere.
+jax.config.update("jax_num_cpu_devices", 8)
+
+# What is compiled on the way, and a busy machine, take time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's are words, too.
 \tThe café's naïve menu: 12,345 dishes, 日本語 and emoji 🙂.   Spaces, (brackets) & other signs!
@@ -30,6 +38,14 @@ def asset(tmp_path_factory):
         pytest.skip(f"WAYWARD_ASSETS_DIR is not set, and {cache} has no {name}")
 
     return find
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The folder with the real data sets."""
+    if "WAYWARD_DATA_DIR" not in os.environ:
+        pytest.skip("WAYWARD_DATA_DIR is not set: no real data sets to read")
+    return Path(os.environ["WAYWARD_DATA_DIR"])
 
 
 @pytest.fixture(scope="session")

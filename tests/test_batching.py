@@ -1,5 +1,7 @@
 """Packing: by hand where it is small, and as properties where it is not."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tiny
@@ -7,16 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wayward_jax.batching import (
+    PackShape,
     example_order,
-    fill_rows,
+    first_fit,
     gold_pieces,
     label_pieces,
+    make_pack,
+    padded,
     piece,
+    size_classes,
+    sizes,
     spread,
-    to_batch,
-    widths,
 )
 from wayward_jax.tasks import Encoded
+
+# One run with an example of two labels and an example of one, and a run with one example.
+BY_HAND = [
+    [piece([5, 6], {0: [7, 9], 1: [8, 9]}, 0), piece([4], {0: [3, 9]}, 2)],
+    [piece([2, 1, 2], {0: [9]}, 0)],
+]
 
 
 def assert_fields(struct, **expected):
@@ -28,6 +39,13 @@ def of_length(length):
     return piece([1] * length, {0: [2]}, 0)
 
 
+def least_shape(runs, slots=16):
+    """The least shape that `runs` of pieces fit, not padded to any grain."""
+    tokens, queries, predictions = sizes([p for run in runs for p in run]).sum(axis=0)
+    last = [first_fit(sizes(run)[None, :, 0], slots).max(initial=0) for run in runs]
+    return PackShape(int(tokens), int(queries), int(predictions), max(last) // slots + 1, slots)
+
+
 lengths = st.lists(st.integers(1, 20), max_size=40)
 
 
@@ -37,7 +55,8 @@ def test_continuations_branch_off_the_context():
         ids=[5, 6, 7, 8, 4],
         positions=[0, 1, 2, 3, 2],
         branch=[0, 0, 1, 1, 2],
-        source=[1, 2, 3, 1, 4],
+        query=[1, 2, 3, 4],
+        of=[0, 1, 2, 0, 3],
         target=[7, 8, 9, 4, 9],
         score=[10, 10, 10, 11, 11],
         weight=[1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2],
@@ -50,18 +69,24 @@ def test_a_continuation_of_one_token_takes_no_slot():
         ids=[5, 6],
         positions=[0, 1],
         branch=[0, 0],
-        source=[1],
+        query=[1],
+        of=[0],
         target=[7],
         score=[5],
         weight=[1],
     )
 
 
+def test_the_first_prediction_of_all_labels_is_one_query():
+    p = piece([5, 6], {label: [7 + label] for label in range(6)}, 0)
+    assert_fields(p, ids=[5, 6], query=[1], of=[0] * 6, target=[7, 8, 9, 10, 11, 12])
+
+
 def test_training_reads_the_gold_label_alone():
     example = Encoded(((1, 2), (3,)), ((4, 5), (6, 7, 8)))
     first, second = gold_pieces([example, example], [0, 1])
-    assert_fields(first, ids=[1, 2, 4], source=[1, 2], target=[4, 5], score=[0, 0])
-    assert_fields(second, ids=[3, 6, 7], source=[0, 1, 2], target=[6, 7, 8], score=[0, 0, 0])
+    assert_fields(first, ids=[1, 2, 4], query=[1, 2], target=[4, 5], score=[0, 0])
+    assert_fields(second, ids=[3, 6, 7], query=[0, 1, 2], target=[6, 7, 8], score=[0, 0, 0])
 
 
 def test_labels_of_equal_context_share_it():
@@ -75,28 +100,105 @@ def test_labels_of_equal_context_share_it():
     assert_fields(pieces[1], ids=[3, 4, 5], branch=[0, 0, 2], score=[4, 4])
 
 
-def test_a_row_of_two_pieces_by_hand():
-    row = [piece([5, 6], {0: [7, 9], 1: [8, 9]}, 0), piece([4], {0: [3, 9]}, 2)]
-    batch = to_batch([row, []], slots=7, predictions=8)
+@given(lengths, st.integers(20, 60))
+def test_windows_are_never_overfull_and_pieces_never_overlap(lengths, slots):
+    (start,) = first_fit(np.array([lengths], np.int64), slots)
+    taken = [
+        slot for s, length in zip(start, lengths, strict=True) for slot in range(s, s + length)
+    ]
+    assert len(set(taken)) == len(taken)
+    for first, length in zip(start.tolist(), lengths, strict=True):
+        assert first // slots == (first + length - 1) // slots
+
+
+@given(lengths, st.integers(20, 60))
+def test_at_most_one_window_is_at_most_half_full(lengths, slots):
+    (start,) = first_fit(np.array([lengths], np.int64), slots)
+    filled = np.bincount(start // slots, weights=lengths)
+    assert (2 * filled <= slots).sum() <= 1
+
+
+@given(st.lists(st.lists(st.integers(0, 20), min_size=5, max_size=5), min_size=1, max_size=6))
+def test_many_packings_are_made_as_each_alone(packings):
+    together = first_fit(np.array(packings), 24)
+    alone = [first_fit(np.array([lengths]), 24)[0] for lengths in packings]
+    np.testing.assert_array_equal(together, alone)
+
+
+@given(lengths, st.integers(1, 5))
+def test_pieces_are_spread_evenly_and_none_is_lost(lengths, n_parts):
+    parts = spread(list(map(of_length, lengths)), n_parts)
+    filled = [[len(p.ids) for p in part] for part in parts]
+    assert len(parts) == n_parts
+    assert sorted(length for part in filled for length in part) == sorted(lengths)
+    totals = list(map(sum, filled))
+    assert max(totals) - min(totals) <= max(lengths, default=0)
+
+
+@given(st.integers(0, 100))
+def test_padding_is_to_the_least_positive_multiple(size):
+    assert padded(size) == min(n for n in range(8, 200, 8) if n >= size)
+
+
+def waste(classes, sizes):
+    """What is computed for nothing where each size is padded to the least class that holds it."""
+    return sum(min(c for c in classes if c >= size) - size for size in sizes)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 4))
+def test_size_classes_waste_the_least_of_all_choices(sizes, most):
+    classes = size_classes(np.array(sizes), most, enough=1.0)
+    values = sorted(set(sizes))
+    choices = itertools.combinations(values, min(len(classes), len(values)))
+    assert classes == sorted(classes)
+    assert classes[-1] == max(sizes)
+    assert set(classes) <= set(values)
+    assert waste(classes, sizes) == min(waste(c, sizes) for c in choices if c[-1] == values[-1])
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.floats(0.5, 1.0),
+)
+def test_there_are_no_more_size_classes_than_needed(sizes, most, enough):
+    classes = size_classes(np.array(sizes), most, enough)
+    assert len(classes) <= most
+
+    def utilisation(n):
+        values = sorted(set(sizes))
+        choices = itertools.combinations(values, n)
+        least = min(waste(c, sizes) for c in choices if c[-1] == values[-1])
+        return sum(sizes) / (sum(sizes) + least)
+
+    if len(classes) < min(most, len(set(sizes))):
+        assert utilisation(len(classes)) >= enough
+    if len(classes) > 1:
+        assert utilisation(len(classes) - 1) < enough
+
+
+def test_a_pack_of_two_runs_by_hand():
     assert_fields(
-        batch,
-        ids=[[5, 6, 7, 8, 4, 3, 0], [0] * 7],
-        positions=[[0, 1, 2, 2, 0, 1, 0], [0] * 7],
-        segment=[[0, 0, 0, 0, 1, 1, -1], [-1] * 7],
-        branch=[[0, 0, 1, 2, 0, 1, 0], [0] * 7],
-        source=[[1, 2, 1, 3, 4, 5, 0, 0], [0] * 8],
-        target=[[7, 9, 8, 9, 3, 9, 0, 0], [0] * 8],
-        score=[[0, 0, 1, 1, 2, 2, 0, 0], [0] * 8],
-        weight=[[0.5] * 6 + [0, 0], [0] * 8],
+        make_pack(BY_HAND, PackShape(tokens=11, queries=8, predictions=8, windows=2, slots=5)),
+        ids=[5, 6, 7, 8, 4, 3, 2, 1, 2, 0, 0],
+        positions=[0, 1, 2, 2, 0, 1, 0, 1, 2, 0, 0],
+        slot=[0, 1, 2, 3, 5, 6, 10, 11, 12, -1, -1],
+        token=[[[0, 1, 2, 3, -1], [4, 5, -1, -1, -1]], [[6, 7, 8, -1, -1], [-1] * 5]],
+        segment=[[[0, 0, 0, 0, -1], [1, 1, -1, -1, -1]], [[2, 2, 2, -1, -1], [-1] * 5]],
+        branch=[[[0, 0, 1, 2, 0], [0, 1, 0, 0, 0]], [[0] * 5, [0] * 5]],
+        query=[1, 2, 3, 4, 5, 8, 0, 0],
+        of=[0, 1, 0, 2, 3, 4, 5, 0],
+        target=[7, 9, 8, 9, 3, 9, 9, 0],
+        score=[0, 0, 1, 1, 2, 2, 0, 0],
+        weight=[0.5] * 6 + [1, 0],
     )
 
 
 def test_tokens_see_the_context_and_their_own_branch():
-    row = [piece([5, 6], {0: [7, 9], 1: [8, 9]}, 0), piece([4], {0: [3, 9]}, 2)]
-    batch = to_batch([row], slots=7, predictions=8)
-    prompt_mask = np.array([[True, True, False]])
-    layout = batch.replace(**{k: v[None] for k, v in vars(batch).items()}).layout(prompt_mask)
-    sees = [
+    pack = make_pack(BY_HAND, PackShape(tokens=11, queries=8, predictions=8, windows=1, slots=7))
+    prompt_mask = np.array([[True, True, False], [True, True, True]])
+    layout = pack.layout(prompt_mask)
+    first_run = [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0],
@@ -105,64 +207,68 @@ def test_tokens_see_the_context_and_their_own_branch():
         [0, 0, 0, 0, 1, 1, 0],
         [0, 0, 0, 0, 0, 0, 1],
     ]
-    np.testing.assert_array_equal(layout.visible[0, 0], np.array(sees, bool))
-    np.testing.assert_array_equal(layout.positions[0, 0, :6], [2, 3, 4, 4, 2, 3])
+    assert layout.visible.shape == (2, 1, 7, 7)
+    np.testing.assert_array_equal(layout.visible[0, 0], np.array(first_run, bool))
+    np.testing.assert_array_equal(layout.visible[1, 0, :3, :3], np.tri(3, dtype=bool))
+    assert not layout.visible[1, 0, 3:, :3].any()
+    assert not layout.visible[1, 0, :3, 3:].any()
+    np.testing.assert_array_equal(layout.positions[:9], [2, 3, 4, 4, 2, 3, 3, 4, 5])
+    np.testing.assert_array_equal(layout.prompt_mask, prompt_mask)
 
 
-@given(lengths, st.integers(20, 60))
-def test_rows_are_never_overfull_and_nothing_is_lost(lengths, slots):
-    pieces = [of_length(length) for length in lengths]
-    rows = fill_rows(pieces, slots)
-    assert all(0 < sum(len(p.ids) for p in row) <= slots for row in rows)
-    assert sorted(id(p) for row in rows for p in row) == sorted(map(id, pieces))
+def test_tokens_know_their_run():
+    pack = make_pack(BY_HAND, PackShape(tokens=9, queries=8, predictions=8, windows=2, slots=5))
+    np.testing.assert_array_equal(pack.run(), [0] * 6 + [1] * 3)
 
 
-@given(lengths, st.integers(20, 60))
-def test_at_most_one_row_is_less_than_half_full(lengths, slots):
-    filled = [
-        sum(len(p.ids) for p in row) for row in fill_rows(list(map(of_length, lengths)), slots)
-    ]
-    assert sum(2 * tokens <= slots for tokens in filled) <= 1
-
-
-@pytest.mark.parametrize(
-    ("lengths", "expected"),
-    [([[3, 4], [32]], (32, 16)), ([[33], [1]], (64, 16)), ([[1] * 33, [5]], (64, 48))],
-)
-def test_widths_are_the_least_multiples_that_fit(lengths, expected):
-    rows = [[of_length(length) for length in row] for row in lengths]
-    assert widths(rows, of_slots=32, of_predictions=16) == expected
-
-
-@given(lengths, st.integers(1, 5))
-def test_pieces_are_spread_evenly_and_none_is_lost(lengths, n_rows):
-    rows = spread(list(map(of_length, lengths)), n_rows)
-    filled = [[len(p.ids) for p in row] for row in rows]
-    assert len(rows) == n_rows
-    assert sorted(length for row in filled for length in row) == sorted(lengths)
-    totals = list(map(sum, filled))
-    assert max(totals) - min(totals) <= max(lengths, default=0)
-
-
-@given(st.lists(st.integers(0, 3), min_size=12, max_size=12))
-def test_every_prediction_keeps_its_token_and_its_context(placed):
-    """Following `source` back through a batch gives the examples again, wherever they stand."""
-    encoded = tiny.examples(12, n_labels=2, seed=0)
-    pieces = label_pieces(encoded)
-    rows = [[p for p, row in zip(pieces, placed, strict=True) if row == n] for n in range(4)]
-    batch = to_batch(rows, *widths(rows))
+def read_back(pack):
+    """By run and score: the sequences up to each prediction, in order, as `layout` has them."""
+    layout = pack.layout(np.ones((len(pack.token), 0), bool))
+    visible = np.asarray(layout.visible)
+    assert visible.diagonal(axis1=2, axis2=3).all()  # no softmax runs over nothing
+    visible = visible.reshape(-1, pack.token.shape[2])
     read = {}
-    for n, k in zip(*np.nonzero(batch.weight), strict=True):
-        slot = batch.source[n, k]
-        own = (batch.branch[n] == batch.branch[n, slot]) | (batch.branch[n] == 0)
-        seen = own & (batch.segment[n] == batch.segment[n, slot]) & (np.arange(len(own)) <= slot)
-        prefix = (*batch.ids[n, seen].tolist(), batch.target[n, k].item())
-        read.setdefault(batch.score[n, k].item(), []).append(prefix)
-    for number, example in enumerate(encoded):
-        for label, continuation in enumerate(example.continuations):
-            whole = example.contexts[label] + continuation
-            expected = [whole[: len(whole) - i] for i in reversed(range(len(continuation)))]
-            assert read[2 * number + label] == expected
+    for k in np.flatnonzero(pack.weight):
+        at = pack.query[pack.of[k]]
+        slot = pack.slot[at]
+        run, window, _ = np.unravel_index(slot, pack.token.shape)
+        seen = pack.token[run, window][visible[slot]]
+        np.testing.assert_array_equal(layout.positions[seen], np.arange(len(seen)))
+        sequence = (*pack.ids[seen].tolist(), pack.target[k].item())
+        read.setdefault((run.item(), pack.score[k].item()), []).append(sequence)
+    return read
+
+
+@pytest.mark.parametrize("method", ["direct", "channel"])
+@given(placed=st.lists(st.integers(-1, 3), min_size=12, max_size=12))
+def test_every_prediction_keeps_its_token_and_its_context(method, placed):
+    """Following queries back through a pack gives the examples again, wherever they stand.
+
+    For four runs of unequal numbers of examples, some with none.
+    """
+    encoded = tiny.examples(12, n_labels=2, seed=0, method=method)
+    scores = [range(2 * number, 2 * number + 2) for number in range(12)]
+    runs = [
+        [p for p in label_pieces(encoded) if placed[p.score[0] // 2] == run] for run in range(4)
+    ]
+    read = read_back(make_pack(runs, least_shape(runs)))
+    expected = {}
+    for run, example, own in zip(placed, encoded, scores, strict=True):
+        for score, context, continuation in zip(own, *example, strict=True):
+            whole = context + continuation
+            if run >= 0:
+                expected[run, score] = [
+                    whole[: len(whole) - i] for i in reversed(range(len(continuation)))
+                ]
+    assert read == expected
+
+
+def test_a_larger_pack_is_cut_to_a_shape_that_holds_all_of_it():
+    small = PackShape(tokens=9, queries=6, predictions=7, windows=2, slots=5)
+    large = small._replace(tokens=40, queries=24, predictions=16)
+    cut, made = make_pack(BY_HAND, large).cut(small), make_pack(BY_HAND, small)
+    for name, values in vars(made).items():
+        np.testing.assert_array_equal(getattr(cut, name), values, err_msg=name)
 
 
 @given(st.integers(1, 30), st.integers(1, 100), st.integers(0, 2**32))

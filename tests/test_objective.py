@@ -7,12 +7,12 @@ import pytest
 import tiny
 import torch
 
-from wayward_jax.batching import gold_pieces, to_batch, widths
-from wayward_jax.objective import distance
-from wayward_jax.tuning import Population, losses
+from wayward_jax.batching import PackShape, gold_pieces, make_pack
+from wayward_jax.objective import distance, summed_losses
 
-LENGTHS = (5, 3, 4)
-GAMMAS = (0.0, 0.5, 2.0)
+LENGTHS = (5, 3, 4, 2)
+EXAMPLES = (4, 1, 3, 0)
+PACK_SHAPE = PackShape(tokens=120, queries=40, predictions=48, windows=2, slots=32)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -21,14 +21,8 @@ def pair(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def population():
-    rng = np.random.default_rng(0)
-    return Population(
-        targets=jnp.asarray(rng.integers(0, 96, (3, max(LENGTHS))), jnp.int32),
-        mask=jnp.arange(max(LENGTHS)) < jnp.asarray(LENGTHS)[:, None],
-        gamma=jnp.asarray(GAMMAS, jnp.float32),
-        learning_rate=jnp.ones(3),
-    )
+def mask():
+    return jnp.arange(max(LENGTHS)) < jnp.asarray(LENGTHS)[:, None]
 
 
 @pytest.fixture(scope="module")
@@ -40,63 +34,87 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def encoded():
-    """Of each run, four examples in which label 1 is right."""
-    return [tiny.examples(4, n_labels=2, seed=seed) for seed in range(len(LENGTHS))]
+    """The examples of each run, in which label 1 is right."""
+    return [tiny.examples(count, n_labels=2, seed=seed) for seed, count in enumerate(EXAMPLES)]
 
 
 @pytest.fixture(scope="module")
-def ours(pair, population, prompts, encoded):
-    """Losses and gradients, with each run's examples in two rows."""
-    pieces = [gold_pieces(examples, [1] * 4) for examples in encoded]
-    rows = [[p[:3], p[3:]] for p in pieces]
-    shape = widths(row for run in rows for row in run)
-    batch = jax.tree.map(lambda *x: np.stack(x), *(to_batch(run, *shape) for run in rows))
+def pack(encoded):
+    return make_pack([gold_pieces(own, [1] * len(own)) for own in encoded], PACK_SHAPE)
+
+
+@pytest.fixture(scope="module")
+def computed(pair, mask):
+    """Gives the summed losses and numbers of examples `[R]`, and the gradient `[R, L, D]`."""
+    model = pair[0]
 
     @jax.jit
-    def value_and_grad(params, prompts):
+    def value_and_grad(params, prompts, pack):
         def total(prompts):
-            parts = losses(pair[0].module, params, population, prompts, batch)
-            return (parts.task + population.gamma * parts.distance).sum(), parts
+            losses, count = summed_losses(model.module, params, prompts, mask, pack)
+            return losses.sum(), (losses, count)
 
-        return jax.grad(total, has_aux=True)(prompts)
+        gradient, (losses, count) = jax.grad(total, has_aux=True)(prompts)
+        return losses, count, gradient
 
-    gradients, parts = value_and_grad(pair[0].params, prompts)
-    return parts, np.asarray(gradients)
+    return lambda prompts, pack: [
+        np.asarray(x) for x in value_and_grad(model.params, prompts, pack)
+    ]
 
 
 @pytest.fixture(scope="module")
-def published(pair, population, prompts, encoded):
-    """Of each run: task loss, distance and gradient, one example at a time."""
-    theirs = pair[1]
+def ours(computed, prompts, pack):
+    return computed(prompts, pack)
+
+
+@pytest.fixture(scope="module")
+def published(pair, prompts, encoded):
+    """Of each run: summed loss and gradient, one example at a time."""
     results = []
-    for r, length in enumerate(LENGTHS):
-        prompt = torch.tensor(prompts[r, :length], requires_grad=True)
-        nll = [
-            tiny.published_nll(theirs, prompt, example.contexts[1], example.continuations[1])
-            for example in encoded[r]
-        ]
-        target = torch.tensor(np.asarray(population.targets[r, :length]))
-        far = (prompt - theirs.get_input_embeddings()(target)).square().sum(1).mean()
-        task = torch.stack(nll).mean()
-        (task + GAMMAS[r] * far).backward()
-        results.append((task.item(), far.item(), prompt.grad.numpy()))
+    for prompt, length, own in zip(prompts, LENGTHS, encoded, strict=True):
+        prompt = torch.tensor(prompt[:length], requires_grad=True)
+        total = 0 * prompt.sum()
+        for contexts, continuations in own:
+            total = total + tiny.published_nll(pair[1], prompt, contexts[1], continuations[1])
+        total.backward()
+        results.append((total.item(), prompt.grad.numpy()))
     return results
 
 
 def test_losses_are_those_of_transformers(ours, published):
-    task, far, _ = zip(*published, strict=True)
-    np.testing.assert_allclose(ours[0].task, task, rtol=1e-5)
-    np.testing.assert_allclose(ours[0].distance, far, rtol=1e-5)
+    losses, count, _ = ours
+    np.testing.assert_allclose(losses, [loss for loss, _ in published], rtol=1e-5)
+    np.testing.assert_allclose(count, EXAMPLES, rtol=1e-6)
 
 
 def test_gradients_are_those_of_autograd(ours, published):
-    for gradient, length, (_, _, expected) in zip(ours[1], LENGTHS, published, strict=True):
+    for gradient, length, (_, expected) in zip(ours[2], LENGTHS, published, strict=True):
         error = np.abs(gradient[:length] - expected).max()
-        assert error < 1e-4 * np.abs(expected).max()
+        assert error <= 1e-4 * np.abs(expected).max()
 
 
-def test_padding_of_a_prompt_has_no_gradient(ours, population):
-    assert (ours[1][~np.asarray(population.mask)] == 0).all()
+def test_padding_of_a_prompt_has_no_gradient(ours, mask):
+    assert (ours[2][~np.asarray(mask)] == 0).all()
+
+
+def test_a_pack_cut_to_what_it_holds_gives_the_same(computed, prompts, pack, ours):
+    needed = [(pack.slot >= 0).sum(), pack.of.max() + 1, (pack.weight > 0).sum()]
+    least = PACK_SHAPE._replace(tokens=needed[0], queries=needed[1], predictions=needed[2])
+    for cut, whole in zip(computed(prompts, pack.cut(least)), ours, strict=True):
+        np.testing.assert_allclose(cut, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("broken", [0, 1, 3])
+def test_what_is_not_finite_stays_in_its_own_run(computed, prompts, pack, ours, broken):
+    """Run 0 too, to whose first prediction all unused ones point."""
+    nan = prompts.copy()
+    nan[broken] = np.nan
+    others = np.arange(len(LENGTHS)) != broken
+    losses, count, gradient = computed(nan, pack)
+    np.testing.assert_array_equal(count, ours[1])
+    np.testing.assert_array_equal(losses[others], ours[0][others])
+    np.testing.assert_array_equal(gradient[others], ours[2][others])
+    assert np.isnan(losses[broken]) == (EXAMPLES[broken] > 0)
 
 
 def test_distance_sums_over_dimensions_and_averages_over_tokens():

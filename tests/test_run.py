@@ -6,6 +6,8 @@ import json
 import mood
 import numpy as np
 import pytest
+from absl import flags as absl_flags
+from absl.testing import flagsaver
 from mood import arguments, run
 from rich.console import Console
 from tiny import pair
@@ -13,7 +15,7 @@ from tiny import pair
 from experiments import flags, job, main
 from experiments.run import only
 from experiments.terminal import Watch
-from wayward_jax import checkpoints, results
+from wayward_jax import checkpoints, memory, results
 from wayward_jax.errors import InputError
 
 FIELDS = [
@@ -120,6 +122,8 @@ def test_another_jobs_results_are_never_overwritten(finished, folder):
         ("experiment", "none"),
         ("data_dir", "nowhere"),
         ("batch_size", "many"),
+        ("population", "0"),
+        ("mesh", "rows:2"),
         ("no_such_flag", "1"),
     ],
 )
@@ -128,6 +132,39 @@ def test_a_bad_flag_gets_one_line_that_names_it_and_exit_code_2(flag, value):
     assert process.returncode == 2
     assert flag in process.stderr
     assert process.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def given():
+    """Gives the settings of some flags, all others as they are by default."""
+    if not absl_flags.FLAGS.is_parsed():
+        absl_flags.FLAGS(["run"])
+
+    def settings(**values):
+        with flagsaver.flagsaver(**values):
+            return flags.settings()
+
+    return settings
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "", "all"])
+def test_a_population_is_a_number_or_auto(given, value):
+    assert given(population="auto").population is None
+    assert given(population="12").population == 12
+    with pytest.raises(InputError, match=r"^--population=[^\n]*auto$"):
+        given(population=value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "4", "runs", "runs:", "runs:0", "runs:-1", "runs:x", "rows:2", "runs:1,runs:2", "runs:2,"],
+)
+def test_a_mesh_names_each_axis_once_with_a_size_or_is_auto(given, value):
+    assert given(mesh="auto").mesh is None
+    assert given(mesh="data:2").mesh == {"data": 2}
+    assert given(mesh="model:1,runs:4,data:2").mesh == {"runs": 4, "data": 2, "model": 1}
+    with pytest.raises(InputError, match=r"^--mesh=[^\n]*runs:4,data:2,model:1$"):
+        given(mesh=value)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +178,7 @@ def test_a_bad_flag_gets_one_line_that_names_it_and_exit_code_2(flag, value):
         ({"prompt_length": 60}, "--prompt_length"),
         ({"k_shot": 0}, "--k_shot"),
         ({"k_shot": 1000}, "k_shot"),
+        ({"mesh": {"runs": 1000}}, "--mesh.*1000 devices"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed, named):
@@ -172,6 +210,14 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     np.testing.assert_array_equal(again, checkpoints.load_prompt(checkpoint))
 
 
+def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(folder, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    out_dir = folder / "refused"
+    with pytest.raises(InputError, match="--batch_size=4"), Watch(Console(quiet=True)) as watch:
+        job.carry_out(_settings(folder, out_dir), main.runs, out_dir, watch)
+    assert not out_dir.exists()
+
+
 def _settings(folder, out_dir, **changed):
     settings = flags.Settings(
         experiment="main",
@@ -193,6 +239,7 @@ def _settings(folder, out_dir, **changed):
         data_seed=100,
         n_eval=0,
         population=8,
+        mesh={"runs": 1},
         out_dir=out_dir,
         cache_dir=folder / "cache",
         assets_dir=None,

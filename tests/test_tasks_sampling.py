@@ -4,8 +4,6 @@ import collections
 import csv
 import hashlib
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +11,6 @@ import pytest
 from wayward_jax.tasks import load, sampling
 
 FOLDERS = {"sst2": "SST-2", "sst5": "sst-5", "trec": "trec", "subj": "subj"}
-
-
-@pytest.fixture
-def data_dir():
-    """The folder with the real data sets."""
-    if "WAYWARD_DATA_DIR" not in os.environ:
-        pytest.skip("WAYWARD_DATA_DIR is not set: no real data sets to read")
-    return Path(os.environ["WAYWARD_DATA_DIR"])
 
 
 def no_fetch(name):

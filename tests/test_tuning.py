@@ -9,30 +9,47 @@ import pytest
 import tiny
 import torch
 
-from wayward_jax.batching import example_order, gold_pieces, to_batch
+from wayward_jax.batching import example_order, gold_pieces
+from wayward_jax.mesh import make_mesh
+from wayward_jax.populations import batches, plan
 from wayward_jax.projection import c_proj, d_proj
-from wayward_jax.tuning import Population, start, tune
+from wayward_jax.runs import Run
+from wayward_jax.tuning import start, tune
 
 EXAMPLES = tiny.examples(10, n_labels=2, seed=0)
+PIECES = gold_pieces(EXAMPLES, [1] * len(EXAMPLES))
 BATCH_SIZE = 3
 STEPS = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Tuned:
-    """A run of these tests: what it is tuned for, and its start `[L, D]`."""
-
-    start: np.ndarray
-    target: np.ndarray
-    gamma: float = 0.0
-    learning_rate: float = 0.03
-    seed: int = 0
-
-
 def random_run(length, seed, **settings):
-    rng = np.random.default_rng(seed)
-    start = rng.normal(size=(length, tiny.WIDTH)).astype(np.float32)
-    return Tuned(start, rng.integers(0, len(tiny.WORDS), length), seed=seed, **settings)
+    """A run with a random target."""
+    ids = np.random.default_rng(seed).integers(0, len(tiny.WORDS), length)
+    return Run(
+        model="tiny",
+        task="none",
+        prompt_length=length,
+        target_ids=tuple(ids.tolist()),
+        seed=seed,
+        steps=STEPS,
+        batch_size=BATCH_SIZE,
+        **settings,
+    )
+
+
+RUNS = [
+    random_run(3, seed=1, gamma=0.02, learning_rate=0.02),
+    random_run(3, seed=2, gamma=10.0, learning_rate=0.1),
+    random_run(3, seed=3, gamma=0.5, learning_rate=0.03),
+    random_run(5, seed=4, learning_rate=0.03),
+    random_run(5, seed=5, learning_rate=0.005),
+]
+
+
+def start_of(run):
+    """The random prompt `[L, D]` that a run of these tests starts at."""
+    rng = np.random.default_rng(run.seed)
+    return rng.normal(size=(run.prompt_length, tiny.WIDTH)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -40,60 +57,52 @@ def pair(tmp_path_factory):
     return tiny.pair("gpt2", tmp_path_factory.mktemp("tiny"))
 
 
-RUNS = [
-    random_run(5, seed=1),
-    random_run(3, seed=2, gamma=0.02, learning_rate=0.02),
-    random_run(5, seed=3, learning_rate=0.005),
-    random_run(3, seed=4, gamma=10.0, learning_rate=0.1),
-    random_run(3, seed=5, gamma=0.5),
-]
-
-
 @pytest.fixture(scope="module")
 def together(pair):
-    return tuned(pair[0], RUNS)
+    return tuned(pair[0], planned(RUNS))
 
 
-def tuned(model, runs):
-    """State and losses `[STEPS, R]` after tuning `runs` as one population, five steps at a time."""
-    length = max(len(run.target) for run in runs)
+def planned(runs, pack_tokens=10**6):
+    """`runs` as one population, and that as one pack, unless `pack_tokens` are few."""
+    (own,) = plan(PIECES, runs, population=len(runs), pack_tokens=pack_tokens, mesh=make_mesh())
+    return own
 
-    def padded(array):
-        return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 
-    population = Population(
-        targets=jnp.asarray(np.stack([padded(run.target) for run in runs]), jnp.int32),
-        mask=jnp.asarray(np.stack([padded(np.ones(len(run.target), bool)) for run in runs])),
-        gamma=jnp.asarray([run.gamma for run in runs], jnp.float32),
-        learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
-    )
-    pieces = gold_pieces(EXAMPLES, [1] * len(EXAMPLES))
-    by_run = [
-        to_batch([[pieces[i] for i in step] for step in order(run.seed)], 64, 16) for run in runs
-    ]
-    batches = jax.tree.map(lambda *x: np.stack(x, axis=1)[:, :, None], *by_run)
-    state = start(jnp.asarray(np.stack([padded(run.start) for run in runs])), STEPS)
-    losses = []
-    for first in range(0, STEPS, 5):
-        five = jax.tree.map(lambda x: x[first : first + 5], batches)  # noqa: B023
-        state, loss = tune(model.module, model.params, population, state, five, STEPS)
+def in_one_shape(own):
+    """The same plan with less to compile."""
+    return dataclasses.replace(own, shapes=own.shapes[-1:])
+
+
+def tuned(model, own, start_of=start_of):
+    """State and losses `[STEPS, R]` after tuning a population, five steps at a time."""
+    prompts = np.zeros((len(own.padded_runs), own.prompt_length, tiny.WIDTH), np.float32)
+    for prompt, run in zip(prompts, own.padded_runs, strict=True):
+        prompt[: run.prompt_length] = start_of(run)
+    state, losses = start(jnp.asarray(prompts), STEPS), []
+    for batch in batches(PIECES, own, 5):
+        state, loss = tune(
+            model.module,
+            model.params,
+            tiny.population(own),
+            state,
+            batch,
+            own.shapes,
+            STEPS,
+            make_mesh(),
+        )
         losses.append(loss)
     return state, jax.tree.map(lambda *x: np.concatenate(x), *losses)
-
-
-def order(seed):
-    """Example numbers `[STEPS, BATCH_SIZE]`."""
-    return example_order(len(EXAMPLES), STEPS * BATCH_SIZE, seed).reshape(STEPS, BATCH_SIZE)
 
 
 def torch_tuned(theirs, run):
     """The prompt, and task losses `[STEPS]`, of the same run in plain PyTorch."""
     embeddings = theirs.get_input_embeddings()
-    prompt = torch.nn.Parameter(torch.tensor(run.start))
+    prompt = torch.nn.Parameter(torch.tensor(start_of(run)))
     optimizer = torch.optim.AdamW([prompt], lr=run.learning_rate, eps=1e-8, weight_decay=0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+    order = example_order(len(EXAMPLES), STEPS * BATCH_SIZE, run.seed)
     task_losses = []
-    for examples in order(run.seed):
+    for examples in order.reshape(STEPS, BATCH_SIZE):
         nll = [
             tiny.published_nll(
                 theirs, prompt, EXAMPLES[i].contexts[1], EXAMPLES[i].continuations[1]
@@ -101,7 +110,8 @@ def torch_tuned(theirs, run):
             for i in examples
         ]
         task_losses.append(torch.stack(nll).mean())
-        distance = (prompt - embeddings(torch.tensor(run.target))).square().sum(1).mean()
+        target = embeddings(torch.tensor(run.target_ids))
+        distance = (prompt - target).square().sum(1).mean()
         optimizer.zero_grad()
         (task_losses[-1] + run.gamma * distance).backward()
         torch.nn.utils.clip_grad_norm_([prompt], 1.0)
@@ -116,28 +126,45 @@ def test_a_trajectory_of_20_steps_is_that_of_torch(pair, together, r):
     prompt, task_losses = torch_tuned(pair[1], RUNS[r])
     error = np.abs(state.prompts[r, : len(prompt)] - prompt).max()
     assert state.step == STEPS
-    assert error < 1e-3 * np.abs(prompt - RUNS[r].start).max()
+    assert error < 1e-3 * np.abs(prompt - start_of(RUNS[r])).max()
     np.testing.assert_allclose(losses.task[:, r], task_losses, rtol=1e-3)
 
 
-def test_runs_of_a_population_end_as_they_do_alone(pair, together):
-    for run, prompt in zip(RUNS, together[0].prompts, strict=True):
-        (alone,), length = tuned(pair[0], [run])[0].prompts, len(run.target)
-        np.testing.assert_allclose(prompt[:length], alone, rtol=0, atol=1e-5)
-        assert (np.asarray(prompt[length:]) == 0).all()
+@pytest.mark.parametrize("r", [1, 4])
+def test_a_run_of_a_population_ends_as_it_does_alone(pair, together, r):
+    own = planned([RUNS[r]])
+    (alone,), length = tuned(pair[0], in_one_shape(own))[0].prompts, RUNS[r].prompt_length
+    np.testing.assert_allclose(together[0].prompts[r, :length], alone, rtol=0, atol=1e-5)
+    assert (np.asarray(together[0].prompts[r, length:]) == 0).all()
+
+
+def test_runs_dealt_out_to_packs_of_several_shapes_end_the_same(pair, together):
+    """Two runs a pack, of which the last one has no examples."""
+    own = planned(RUNS, pack_tokens=80)
+    assert (own.packs, own.pack_runs) == (3, 2)
+    assert len(own.shapes) > 1
+    state, losses = tuned(pair[0], own)
+    np.testing.assert_allclose(state.prompts[:5], together[0].prompts, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses.task[:, :5], together[1].task, rtol=1e-4)
+    np.testing.assert_allclose(losses.distance[:, :5], together[1].distance, rtol=1e-4)
+    assert (np.asarray(state.diverged_at) == -1).all()
 
 
 def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(pair, together):
+    """Also where it is the first, to which all unused tokens and predictions point."""
     broken = list(RUNS)
-    broken[1] = dataclasses.replace(RUNS[1], start=np.full_like(RUNS[1].start, np.nan))
-    broken[3] = dataclasses.replace(RUNS[3], learning_rate=1e30)
+    broken[1] = dataclasses.replace(RUNS[1], learning_rate=1e30)
+
+    def start_at_nan(run):
+        return np.nan * start_of(run) if run == RUNS[0] else start_of(run)
+
+    state, losses = tuned(pair[0], planned(broken), start_at_nan)
     healthy, healthy_losses = together
-    state, losses = tuned(pair[0], broken)
     np.testing.assert_array_equal(healthy.diverged_at, [-1] * 5)
-    np.testing.assert_array_equal(state.diverged_at, [-1, 0, -1, 1, -1])
-    assert np.isnan(state.prompts[1, :3]).all()
-    np.testing.assert_allclose(np.abs(state.prompts[3, :3]), 1e30, rtol=1e-3)  # Adam's first step
-    others = np.array([0, 2, 4])
+    np.testing.assert_array_equal(state.diverged_at, [0, 1, -1, -1, -1])
+    assert np.isnan(state.prompts[0, :3]).all()
+    np.testing.assert_allclose(np.abs(state.prompts[1, :3]), 1e30, rtol=1e-3)  # Adam's first step
+    others = np.array([2, 3, 4])
     np.testing.assert_array_equal(state.prompts[others], healthy.prompts[others])
     np.testing.assert_array_equal(losses.task[:, others], healthy_losses.task[:, others])
 
@@ -147,10 +174,12 @@ def test_the_distance_term_pulls_the_prompt_to_its_target(pair):
     table, readable = model.table(), model.readable()
     run = random_run(5, seed=1, learning_rate=0.2)
     gammas = [0.0, 0.01, 0.1, 1.0, 10.0]
-    state, _ = tuned(model, [dataclasses.replace(run, gamma=gamma) for gamma in gammas])
-    far = np.square(state.prompts - c_proj(table, run.target)).sum(axis=2).mean(axis=1)
+    runs = [dataclasses.replace(run, gamma=gamma) for gamma in gammas]
+    state, _ = tuned(model, in_one_shape(planned(runs)))
+    target = np.array(run.target_ids)
+    far = np.square(state.prompts - c_proj(table, target)).sum(axis=2).mean(axis=1)
     assert (np.diff(far) < 0).all()
-    assert (np.asarray(d_proj(table, run.start, readable)) != run.target).all()
+    assert (np.asarray(d_proj(table, start_of(run), readable)) != target).all()
     unconstrained, *_, pulled = np.asarray(d_proj(table, state.prompts, readable))
-    assert (unconstrained != run.target).any()
-    np.testing.assert_array_equal(pulled, run.target)
+    assert (unconstrained != target).any()
+    np.testing.assert_array_equal(pulled, target)

@@ -1,12 +1,18 @@
-"""Two-layer random language models in transformers and here, and random examples for them."""
+"""Two-layer random language models in transformers and here, and things for them to do."""
 
+import functools
+
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from wayward_jax import models
-from wayward_jax.tasks import Encoded
+from wayward_jax.runs import Run
+from wayward_jax.targets import Target
+from wayward_jax.tasks import Encoded, Examples, Task, TaskData
+from wayward_jax.tuning import Population
 
 WORDS = ["<eos>", "It", "was", "terrible", "great", ".", *(f"w{i}" for i in range(74))]
 WIDTH = 32
@@ -76,3 +82,49 @@ def examples(count, n_labels, seed, method="direct"):
         return Encoded(tuple(tokens(1, 5) for _ in continuations), continuations)
 
     return [example() for _ in range(count)]
+
+
+TASK = Task("toy", ("bad", "good"), ("%s",), ("terrible", "great"))
+TARGET = "w3 w1 w4 w1"
+
+
+def toy_data():
+    """40, 30 and 50 examples: up to three noise words, then one of two words, the label's."""
+
+    def split(count, seed):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 2, count).astype(np.int32)
+        noise = [rng.integers(10, 20, rng.integers(0, 4)) for _ in range(count)]
+        texts = [
+            " ".join(f"w{i}" for i in [*words, label])
+            for words, label in zip(noise, labels, strict=True)
+        ]
+        return Examples(tuple(texts), labels)
+
+    return TaskData(TASK, split(40, 0), split(30, 1), split(50, 2))
+
+
+def toy_runs(model, **settings):
+    """Five runs for it, which differ in length, gamma, seed, start and learning rate."""
+    target = Target("words", TARGET, tuple(model.tokenizer.encode(TARGET)))
+    settings = {"model": "tiny", "task": "toy", "template": 0, **settings}
+    towards = functools.partial(Run.towards, target, **settings)
+    return [
+        towards(gamma=1.0, learning_rate=0.1),
+        towards(gamma=3.0, learning_rate=0.1, init="target", seed=3),
+        towards(gamma=0.0, learning_rate=0.1, init="random"),
+        Run(**settings, prompt_length=6, learning_rate=0.1),
+        Run(**settings, prompt_length=6, learning_rate=0.08, seed=2),
+    ]
+
+
+def population(plan):
+    """What the runs of a plan are tuned for."""
+    runs, length = plan.padded_runs, plan.prompt_length
+    targets = [run.target_ids + (0,) * (length - len(run.target_ids)) for run in runs]
+    return Population(
+        targets=jnp.asarray(targets, jnp.int32),
+        mask=jnp.arange(length) < jnp.asarray([[run.prompt_length] for run in runs]),
+        gamma=jnp.asarray([run.gamma for run in runs], jnp.float32),
+        learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
+    )

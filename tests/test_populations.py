@@ -1,0 +1,210 @@
+"""Which runs are tuned together, what examples they see, and how little is computed for nothing."""
+
+import collections
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AbstractMesh
+
+from wayward_jax import targets
+from wayward_jax.batching import example_order, gold_pieces, label_pieces
+from wayward_jax.evaluation import evaluation_sets
+from wayward_jax.memory import busy_tokens
+from wayward_jax.mesh import AXES, make_mesh
+from wayward_jax.models import from_gguf
+from wayward_jax.populations import MOST_LENGTHS, MOST_SHAPES, batches, plan
+from wayward_jax.runs import Run
+from wayward_jax.tasks import encode, load
+
+EXAMPLES = tiny.examples(10, n_labels=2, seed=0)
+PIECES = gold_pieces(EXAMPLES, [1] * len(EXAMPLES))
+A_RUN = Run("model", "task", prompt_length=4, steps=3, batch_size=4)
+
+SHARED = ("steps", "batch_size", "method", "template", "k_shot", "data_seed")
+runs_of_any_kind = st.lists(
+    st.builds(
+        dataclasses.replace,
+        st.just(A_RUN),
+        prompt_length=st.integers(1, 40),
+        gamma=st.sampled_from([0.0, 0.1]),
+        seed=st.integers(0, 10**6),
+        steps=st.integers(1, 3),
+        batch_size=st.sampled_from([2, 4]),
+        method=st.sampled_from(["direct", "channel"]),
+    ),
+    min_size=1,
+    max_size=30,
+    unique=True,
+)
+# No devices are needed to plan.
+meshes = st.sampled_from(
+    [AbstractMesh(sizes, AXES) for sizes in ((1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1))]
+)
+
+
+@given(
+    runs=runs_of_any_kind,
+    population=st.none() | st.integers(1, 12),
+    pack_tokens=st.integers(1, 500),
+    mesh=meshes,
+)
+def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, mesh):
+    plans = plan(PIECES, runs, population=population, pack_tokens=pack_tokens, mesh=mesh)
+    assert collections.Counter(run for each in plans for run in each.runs) == collections.Counter(
+        runs
+    )
+    lengths, shapes = collections.defaultdict(set), collections.defaultdict(set)
+    for each in plans:
+        (shared,) = {tuple(getattr(run, name) for name in SHARED) for run in each.runs}
+        lengths[shared].add(each.prompt_length)
+        shapes[shared, each.prompt_length].add(each.shapes)
+        own = [run.prompt_length for run in each.runs]
+        assert own == sorted(own)
+        assert own[-1] <= each.prompt_length
+        assert population is None or len(each.runs) <= population
+        assert len(each.runs) <= each.packs * each.pack_runs == len(each.padded_runs)
+        assert each.padded_runs[: len(each.runs)] == list(each.runs)
+        assert each.packs % each.sides == 0
+        assert (each.packs - each.sides) * each.pack_runs < len(each.runs)
+        assert (each.sides, each.data) == (mesh.shape["runs"], mesh.shape["data"])
+        assert 1 <= len(each.shapes) <= MOST_SHAPES
+    assert all(len(of_group) <= MOST_LENGTHS for of_group in lengths.values())
+    assert all(len(of_length) == 1 for of_length in shapes.values())
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        {"steps": 1},
+        {"batch_size": 1},
+        {"method": "channel"},
+        {"template": 0},
+        {"k_shot": 1},
+        {"data_seed": 1},
+    ],
+)
+def test_runs_that_cannot_share_a_program_are_apart(different):
+    runs = [A_RUN, dataclasses.replace(A_RUN, **different), dataclasses.replace(A_RUN, seed=2)]
+    plans = plan(PIECES, runs, population=3, pack_tokens=1000, mesh=make_mesh())
+    assert [each.runs for each in plans] == [(runs[0], runs[2]), (runs[1],)]
+
+
+def test_runs_of_like_length_are_together():
+    runs = [dataclasses.replace(A_RUN, prompt_length=n, seed=n, gamma=n) for n in (9, 3, 7, 5, 1)]
+    plans = plan(PIECES, runs, population=2, pack_tokens=1000, mesh=make_mesh())
+    lengths = [[run.prompt_length for run in each.runs] for each in plans]
+    assert sorted(lengths) == [[1, 3], [5, 7], [9]]
+
+
+def seen(pack, shape):
+    """The examples of each run of a pack that is cut to a shape, as `expected` has them."""
+    pack = pack.cut(shape)
+    n_runs, windows, slots = pack.token.shape
+    segment = np.where(pack.slot < 0, -1, pack.segment.ravel()[pack.slot])
+    predicted = np.where(pack.weight > 0, segment[pack.query[pack.of]], -1)
+    found = [collections.Counter() for _ in range(n_runs)]
+    for example in set(segment.tolist()) - {-1}:
+        tokens, targets = pack.ids[segment == example], pack.target[predicted == example]
+        (run,) = set((pack.slot[segment == example] // (windows * slots)).tolist())
+        found[run][tuple(tokens.tolist()), tuple(targets.tolist())] += 1
+    return found
+
+
+def expected(numbers):
+    """How often each of these examples occurs: by its tokens and what it predicts."""
+    found = collections.Counter()
+    for i in numbers:
+        context, continuation = EXAMPLES[i].contexts[1], EXAMPLES[i].continuations[1]
+        found[context + continuation[:-1], continuation] += 1
+    return found
+
+
+@settings(max_examples=25)
+@given(runs=runs_of_any_kind, pack_tokens=st.integers(1, 300), mesh=meshes)
+def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
+    """Those that its seed alone decides, whatever else is in the population."""
+    for own in plan(PIECES, runs, population=8, pack_tokens=pack_tokens, mesh=mesh):
+        steps, batch_size = own.runs[0].steps, own.runs[0].batch_size
+        step = 0
+        for batch in batches(PIECES, own, 1 if steps == 2 else steps):
+            for packs, shape_of in zip(_each(batch.packs), batch.shape, strict=True):
+                found = []
+                for number, of_pack in enumerate(_each(packs)):
+                    shape = own.shapes[shape_of[number % len(shape_of)]]
+                    parts = [seen(pack, shape) for pack in _each(of_pack)]
+                    assert len(parts) == own.data
+                    found += [
+                        sum(of_run, collections.Counter()) for of_run in zip(*parts, strict=True)
+                    ]
+                assert not any(found[len(own.runs) :])
+                for run, examples in zip(own.runs, found, strict=False):
+                    order = example_order(len(PIECES), steps * batch_size, run.seed)
+                    assert examples == expected(order.reshape(steps, batch_size)[step])
+                step += 1
+        assert step == steps
+
+
+def _each(packs):
+    """The elements of the leading axis."""
+    return [jax.tree.map(lambda x: x[i], packs) for i in range(len(packs.ids))]  # noqa: B023
+
+
+# So many of 2,000 steps are looked at.
+LOOKED_AT = 50
+
+
+@pytest.fixture(scope="module")
+def tokenizer(asset):
+    """The default model's."""
+    return from_gguf.read(asset("smollm2-135m")).tokenizer
+
+
+@pytest.fixture(scope="module")
+def encoded(data_dir, tokenizer):
+    """Gives the training and test pieces of a task, its test labels and their number."""
+
+    @functools.cache
+    def encoded(name, k_shot):
+        data = load(name, data_dir=data_dir, k_shot=k_shot, fetch=None)
+        train, test = (
+            encode(data.task, examples.texts, tokenizer) for examples in (data.train, data.test)
+        )
+        pieces = gold_pieces(train, data.train.labels), label_pieces(test)
+        return *pieces, data.test.labels, len(data.task.labels)
+
+    return encoded
+
+
+@pytest.mark.parametrize("population", [1, 16])
+@pytest.mark.parametrize("k_shot", [16, -1])
+@pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])
+def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, population):
+    """For one run towards each built-in instruction; prompts and their padding are counted."""
+    train, mesh = encoded(name, k_shot)[0], make_mesh()
+    runs = [
+        Run.towards(target, model="smollm2-135m", task=name, seed=seed)
+        for seed, target in enumerate(targets.load("instructions", tokenizer, task=name))
+    ]
+    plans = plan(train, runs, population=population, pack_tokens=busy_tokens(mesh), mesh=mesh)
+    needed = computed = 0
+    for own in plans[::5] if population == 1 else plans:
+        batch = next(batches(train, own, LOOKED_AT))
+        needed += (batch.packs.slot >= 0).sum()
+        needed += LOOKED_AT * sum(run.prompt_length for run in own.runs)
+        computed += np.array(own.shapes)[batch.shape, 0].sum()
+        computed += LOOKED_AT * len(own.padded_runs) * own.prompt_length
+    assert needed >= 0.85 * computed
+
+
+@pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])
+def test_evaluation_computes_little_for_nothing(encoded, name):
+    _, test, labels, n_labels = encoded(name, 16)
+    (examples,) = evaluation_sets([test], [labels], n_labels, tokens=busy_tokens(make_mesh()))
+    needed = sum((part.slot >= 0).sum() for part in examples.parts)
+    assert needed >= 0.9 * sum(part.slot.size for part in examples.parts)
