@@ -42,8 +42,9 @@ def of_length(length):
 def least_shape(runs, slots=16):
     """The least shape that `runs` of pieces fit, not padded to any grain."""
     tokens, queries, predictions = sizes([p for run in runs for p in run]).sum(axis=0)
-    last = [first_fit(sizes(run)[None, :, 0], slots).max(initial=0) for run in runs]
-    return PackShape(int(tokens), int(queries), int(predictions), max(last) // slots + 1, slots)
+    last = [first_fit(sizes(run)[None, :, 0], slots).max(initial=-1) for run in runs]
+    used = [int(slot // slots + 1) for slot in last]
+    return PackShape(int(tokens), int(queries), int(predictions), sum(used), max(used), slots)
 
 
 lengths = st.lists(st.integers(1, 20), max_size=40)
@@ -179,13 +180,15 @@ def test_there_are_no_more_size_classes_than_needed(sizes, most, enough):
 
 def test_a_pack_of_two_runs_by_hand():
     assert_fields(
-        make_pack(BY_HAND, PackShape(tokens=11, queries=8, predictions=8, windows=2, slots=5)),
+        make_pack(BY_HAND, PackShape(11, 8, 8, windows=4, run_windows=2, slots=5)),
         ids=[5, 6, 7, 8, 4, 3, 2, 1, 2, 0, 0],
         positions=[0, 1, 2, 2, 0, 1, 0, 1, 2, 0, 0],
         slot=[0, 1, 2, 3, 5, 6, 10, 11, 12, -1, -1],
-        token=[[[0, 1, 2, 3, -1], [4, 5, -1, -1, -1]], [[6, 7, 8, -1, -1], [-1] * 5]],
-        segment=[[[0, 0, 0, 0, -1], [1, 1, -1, -1, -1]], [[2, 2, 2, -1, -1], [-1] * 5]],
-        branch=[[[0, 0, 1, 2, 0], [0, 1, 0, 0, 0]], [[0] * 5, [0] * 5]],
+        token=[[0, 1, 2, 3, -1], [4, 5, -1, -1, -1], [6, 7, 8, -1, -1], [-1] * 5],
+        segment=[[0, 0, 0, 0, -1], [1, 1, -1, -1, -1], [2, 2, 2, -1, -1], [-1] * 5],
+        branch=[[0, 0, 1, 2, 0], [0, 1, 0, 0, 0], [0] * 5, [0] * 5],
+        run=[0, 0, 1, -1],
+        windows=[[0, 1], [2, -1]],
         query=[1, 2, 3, 4, 5, 8, 0, 0],
         of=[0, 1, 0, 2, 3, 4, 5, 0],
         target=[7, 9, 8, 9, 3, 9, 9, 0],
@@ -195,7 +198,7 @@ def test_a_pack_of_two_runs_by_hand():
 
 
 def test_tokens_see_the_context_and_their_own_branch():
-    pack = make_pack(BY_HAND, PackShape(tokens=11, queries=8, predictions=8, windows=1, slots=7))
+    pack = make_pack(BY_HAND, PackShape(11, 8, 8, windows=2, run_windows=1, slots=7))
     prompt_mask = np.array([[True, True, False], [True, True, True]])
     layout = pack.layout(prompt_mask)
     first_run = [
@@ -207,32 +210,33 @@ def test_tokens_see_the_context_and_their_own_branch():
         [0, 0, 0, 0, 1, 1, 0],
         [0, 0, 0, 0, 0, 0, 1],
     ]
-    assert layout.visible.shape == (2, 1, 7, 7)
-    np.testing.assert_array_equal(layout.visible[0, 0], np.array(first_run, bool))
-    np.testing.assert_array_equal(layout.visible[1, 0, :3, :3], np.tri(3, dtype=bool))
-    assert not layout.visible[1, 0, 3:, :3].any()
-    assert not layout.visible[1, 0, :3, 3:].any()
+    assert layout.visible.shape == (2, 7, 7)
+    np.testing.assert_array_equal(layout.visible[0], np.array(first_run, bool))
+    np.testing.assert_array_equal(layout.visible[1, :3, :3], np.tri(3, dtype=bool))
+    assert not layout.visible[1, 3:, :3].any()
+    assert not layout.visible[1, :3, 3:].any()
     np.testing.assert_array_equal(layout.positions[:9], [2, 3, 4, 4, 2, 3, 3, 4, 5])
     np.testing.assert_array_equal(layout.prompt_mask, prompt_mask)
 
 
 def test_tokens_know_their_run():
-    pack = make_pack(BY_HAND, PackShape(tokens=9, queries=8, predictions=8, windows=2, slots=5))
-    np.testing.assert_array_equal(pack.run(), [0] * 6 + [1] * 3)
+    pack = make_pack(BY_HAND, PackShape(9, 8, 8, windows=3, run_windows=2, slots=5))
+    np.testing.assert_array_equal(pack.token_run(), [0] * 6 + [1] * 3)
 
 
 def read_back(pack):
     """By run and score: the sequences up to each prediction, in order, as `layout` has them."""
-    layout = pack.layout(np.ones((len(pack.token), 0), bool))
+    layout = pack.layout(np.ones((len(pack.windows), 0), bool))
     visible = np.asarray(layout.visible)
-    assert visible.diagonal(axis1=2, axis2=3).all()  # no softmax runs over nothing
-    visible = visible.reshape(-1, pack.token.shape[2])
+    assert visible.diagonal(axis1=1, axis2=2).all()  # no softmax runs over nothing
+    slots = pack.token.shape[1]
     read = {}
     for k in np.flatnonzero(pack.weight):
         at = pack.query[pack.of[k]]
-        slot = pack.slot[at]
-        run, window, _ = np.unravel_index(slot, pack.token.shape)
-        seen = pack.token[run, window][visible[slot]]
+        window, slot = divmod(pack.slot[at], slots)
+        run = pack.run[window]
+        assert window in pack.windows[run]
+        seen = pack.token[window][visible[window, slot]]
         np.testing.assert_array_equal(layout.positions[seen], np.arange(len(seen)))
         sequence = (*pack.ids[seen].tolist(), pack.target[k].item())
         read.setdefault((run.item(), pack.score[k].item()), []).append(sequence)
@@ -261,14 +265,6 @@ def test_every_prediction_keeps_its_token_and_its_context(method, placed):
                     whole[: len(whole) - i] for i in reversed(range(len(continuation)))
                 ]
     assert read == expected
-
-
-def test_a_larger_pack_is_cut_to_a_shape_that_holds_all_of_it():
-    small = PackShape(tokens=9, queries=6, predictions=7, windows=2, slots=5)
-    large = small._replace(tokens=40, queries=24, predictions=16)
-    cut, made = make_pack(BY_HAND, large).cut(small), make_pack(BY_HAND, small)
-    for name, values in vars(made).items():
-        np.testing.assert_array_equal(getattr(cut, name), values, err_msg=name)
 
 
 @given(st.integers(1, 30), st.integers(1, 100), st.integers(0, 2**32))

@@ -108,7 +108,7 @@ def losses_in(pair):
         return prediction_losses(module, params, PROMPTS[:, :0], MASK, pack, past)
 
     def losses(runs, read=False):
-        shape = PackShape(tokens=128, queries=64, predictions=64, windows=5, slots=32)
+        shape = PackShape(128, 64, 64, windows=10, run_windows=5, slots=32)
         pack = make_pack([[PIECES[i] for i in run] for run in runs], shape)
         return pack, np.asarray((read_before if read else in_stream)(pair[0].params, pack))
 
@@ -141,7 +141,7 @@ def test_prompts_read_before_count_as_those_in_the_stream(losses_in):
 
 def test_the_label_of_lowest_score_is_predicted_and_the_first_of_equals():
     """By hand: three examples of three labels, in two parts; what counts for a score adds up."""
-    pack = make_pack([[]], PackShape(8, 8, 8, 1, 8))
+    pack = make_pack([[]], PackShape(8, 8, 8, 1, 1, 8))
     parts = [
         pack.replace(score=np.array([score]))
         for score in ([0, 1, 2, 3, 4, 5, 0, 0], [6, 6, 7, 8, 0, 0, 0, 0])

@@ -39,7 +39,7 @@ def middling():
 
 def shape_of(examples):
     """Of a pack of one run with so many examples of 30 tokens, 4 of which are predicted."""
-    return PackShape(30 * examples, 4 * examples, 4 * examples, windows=examples, slots=32)
+    return PackShape(30 * examples, 4 * examples, 4 * examples, examples, examples, slots=32)
 
 
 def needed_by_xla(model, runs, prompt_length, shape):
@@ -62,7 +62,7 @@ def needed_by_xla(model, runs, prompt_length, shape):
 @pytest.mark.parametrize("size", ["small", "middling"])
 def test_xla_needs_no_more_than_is_said(request, size, runs):
     model, shape = request.getfixturevalue(size), shape_of(examples=16)
-    shape = shape._replace(windows=16 // runs)
+    shape = shape._replace(run_windows=16 // runs)
     said = memory.activation_bytes(model, runs, 10, shape)
     needed = needed_by_xla(model, runs, 10, shape)
     assert needed <= said < 2 * needed

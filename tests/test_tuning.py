@@ -74,19 +74,18 @@ def in_one_shape(own):
 
 
 def tuned(model, own, start_of=start_of):
-    """State and losses `[STEPS, R]` after tuning a population, five steps at a time."""
+    """State and losses `[STEPS, R]` after tuning a population."""
     prompts = np.zeros((len(own.padded_runs), own.prompt_length, tiny.WIDTH), np.float32)
     for prompt, run in zip(prompts, own.padded_runs, strict=True):
         prompt[: run.prompt_length] = start_of(run)
     state, losses = start(jnp.asarray(prompts), STEPS), []
-    for batch in batches(PIECES, own, 5):
+    for batch in batches(PIECES, own):
         state, loss = tune(
             model.module,
             model.params,
             tiny.population(own),
             state,
             batch,
-            own.shapes,
             STEPS,
             make_mesh(),
         )
