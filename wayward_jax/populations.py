@@ -106,8 +106,11 @@ def stops(steps: int, points: int) -> list[int]:
     return [round(steps * (i + 1) / points) for i in range(points)]
 
 
-def batches(train: Sequence[Piece], plan: Plan) -> Iterator[Batches]:
-    """The examples of all steps, a chunk at a time; made when they are asked for."""
+def batches(train: Sequence[Piece], plan: Plan, first: int = 0) -> Iterator[Batches]:
+    """The examples of the steps from `first` on, a chunk at a time; made when they are asked for.
+
+    `first` is where a chunk begins.
+    """
     lengths = sizes(train)[:, 0]
     orders = [_order(run, len(train)) for run in plan.runs]
     members = _members(lengths, orders, plan)
@@ -118,10 +121,10 @@ def batches(train: Sequence[Piece], plan: Plan) -> Iterator[Batches]:
             return []
         return [train[i] for i in orders[run][step, part :: plan.data]]
 
-    for first in range(0, plan.runs[0].steps, plan.chunk):
-        chunk = members[first : first + plan.chunk]  # [n, packs of all sides, M]
+    for begin in range(first, plan.runs[0].steps, plan.chunk):
+        chunk = members[begin : begin + plan.chunk]  # [n, packs of all sides, M]
         dealt = [
-            [examples(run, first + step, part) for run in pack]
+            [examples(run, begin + step, part) for run in pack]
             for step, packs in enumerate(chunk)
             for pack in packs
             for part in range(plan.data)
