@@ -24,7 +24,7 @@ from wayward_jax.errors import InputError
 # Two populations of three runs, and two checkpoints each before the last step.
 CHANGED = {"gammas": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3}
 FLAGS = {"gamma": "0.5,0.1", "seeds": "1,2", "population": 3, "checkpoint_every": 5, "n_eval": 0}
-LONG = {**FLAGS, "steps": 300, "batch_size": 4}
+LONG = {**FLAGS, "steps": 120, "batch_size": 4}
 
 
 class Listening(Watch):
@@ -131,7 +131,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undist
 
 def test_without_a_sound_checkpoint_the_population_starts_anew(folder, out_dir, undisturbed):
     for checkpoint in stop(folder, out_dir):
-        shutil.rmtree(checkpoint / "default")
+        shutil.rmtree(checkpoint / "progress")
     assert len(carry_out(folder, out_dir).said) == 2
     assert_same(out_dir, undisturbed)
 
@@ -212,14 +212,14 @@ def test_flags_that_do_not_decide_results_may_change(folder, undisturbed):
 def test_a_folder_of_something_else_is_left_alone(folder, out_dir):
     out_dir.mkdir()
     (out_dir / "thesis.tex").write_text("all my work")
-    with pytest.raises(InputError, match="--out_dir=.*not empty"):
+    with pytest.raises(InputError, match=r"--out_dir=.*not empty"):
         carry_out(folder, out_dir)
     assert [path.name for path in out_dir.iterdir()] == ["thesis.tex"]
 
 
 def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
     shutil.copytree(undisturbed, out_dir)
-    with FileLock(out_dir / ".lock"), pytest.raises(InputError, match="--out_dir=.*in use"):
+    with FileLock(out_dir / ".lock"), pytest.raises(InputError, match=r"--out_dir=.*in use"):
         carry_out(folder, out_dir)
 
 
@@ -237,7 +237,7 @@ def mounted(folder, options):
 
 
 def test_a_read_only_folder_is_refused_before_training(folder, out_dir):
-    with mounted(out_dir, "ro"), pytest.raises(InputError, match="--out_dir=.*Read-only"):
+    with mounted(out_dir, "ro"), pytest.raises(InputError, match=r"--out_dir=.*Read-only"):
         carry_out(folder, out_dir)
 
 

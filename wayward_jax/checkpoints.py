@@ -22,8 +22,12 @@ KEPT = 2
 
 
 def save_prompt(path: Path, prompt: np.ndarray) -> None:
-    """Writes a prompt `[L, D]` as the checkpoint `path`, in place of what was there."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    """Writes a prompt `[L, D]` as the checkpoint `path`, in place of what was there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with _os_errors(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), {"prompt": prompt}, force=True)
 
 
@@ -66,9 +70,9 @@ class ProgressCheckpoints:
             OSError: this one, or the one before, cannot be written.
         """
         tree = _as_tree(progress)
-        tree = {"progress": tree, "digest": _digest(tree)}
+        item = ocp.args.PyTreeSave({"tree": tree, "digest": _digest(tree)})
         with _os_errors():
-            self._manager.save(progress.step, args=ocp.args.PyTreeSave(tree))
+            self._manager.save(progress.step, args=ocp.args.Composite(progress=item))
 
     def restore(self, on_broken: Callable[[int], None] = lambda step: None) -> Progress | None:
         """The last progress that can be read, None without any; the broken ones are removed.
@@ -79,9 +83,10 @@ class ProgressCheckpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             # Orbax raises all kinds of exceptions on what is broken.
             with contextlib.suppress(Exception):
-                saved = self._manager.restore(step, args=ocp.args.PyTreeRestore())
-                if (saved["digest"] == _digest(saved["progress"])).all():
-                    return _from_tree(saved["progress"])
+                item = ocp.args.Composite(progress=ocp.args.PyTreeRestore())
+                saved = self._manager.restore(step, args=item).progress
+                if (saved["digest"] == _digest(saved["tree"])).all():
+                    return _from_tree(saved["tree"])
             on_broken(step)
             self._manager.delete(step)
         return None
@@ -93,8 +98,10 @@ class ProgressCheckpoints:
             OSError: it cannot be.
         """
         with _os_errors():
-            self._manager.wait_until_finished()
-        self._manager.close()
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
 
 
 def _as_tree(progress: Progress) -> dict[str, Any]:
