@@ -61,7 +61,9 @@ def run(program: Callable[[], None]) -> None:
     def main(argv: list[str]) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.FATAL)  # what Orbax logs as errors it raises, too
+            # What goes wrong in Orbax's threads it also raises: one message is enough.
+            logging.set_verbosity(logging.FATAL)
+            sys.unraisablehook = lambda _: None
         try:
             if len(argv) > 1:
                 raise InputError(f"{argv[1]} is not a flag: write --name=value")

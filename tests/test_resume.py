@@ -24,7 +24,7 @@ from wayward_jax.errors import InputError
 # Two populations of three runs, and two checkpoints each before the last step.
 CHANGED = {"gammas": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3}
 FLAGS = {"gamma": "0.5,0.1", "seeds": "1,2", "population": 3, "checkpoint_every": 5, "n_eval": 0}
-LONG = {**FLAGS, "steps": 120, "batch_size": 4}
+LONG = {**FLAGS, "steps": 200, "batch_size": 4}
 
 
 class Listening(Watch):
@@ -259,13 +259,6 @@ def test_a_full_disk_ends_the_job_and_leaves_what_was_finished(folder, tmp_path,
     assert 3 in finished
 
 
-@pytest.fixture(scope="module")
-def long_undisturbed(folder):
-    process = mood.run(*mood.arguments(folder, **LONG, out_dir=folder / "long"))
-    assert process.returncode == 0, process.stderr
-    return folder / "long"
-
-
 def begin(folder, out_dir):
     """The command, running."""
     arguments = mood.arguments(folder, **LONG, out_dir=out_dir)
@@ -274,37 +267,39 @@ def begin(folder, out_dir):
 
 
 def wait_until_tuning(process, out_dir):
-    """Until there is a checkpoint."""
-    while not any(path.name.isdecimal() for path in out_dir.glob("in_flight/*/*")):
+    """Until there is another checkpoint."""
+
+    def found():
+        return {path for path in out_dir.glob("in_flight/*/*") if path.name.isdecimal()}
+
+    before = found()
+    while found() <= before:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
 
 
-def test_kills_at_random_moments_change_nothing(folder, out_dir, long_undisturbed):
+def test_kills_at_random_moments_and_a_signal_change_nothing(folder, out_dir):
     rng = random.Random(time.time_ns())
-    for _ in range(3):
+    for _ in range(2):
         process = begin(folder, out_dir)
         wait_until_tuning(process, out_dir)
         time.sleep(rng.uniform(0, 1.5))
         process.kill()
         process.communicate()
-    process = begin(folder, out_dir)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert_same(out_dir, long_undisturbed)
 
-
-def test_a_stopped_program_says_how_to_go_on_and_does(folder, out_dir, long_undisturbed):
     process = begin(folder, out_dir)
     wait_until_tuning(process, out_dir)
     process.terminate()
     _, errors = process.communicate()
     assert process.returncode == STOPPED == 75
     assert errors == f"stopped: the same command with --out_dir={out_dir} goes on\n"
+
     process = begin(folder, out_dir)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert_same(out_dir, long_undisturbed)
+    carry_out(folder, folder / "long", steps=LONG["steps"], checkpoint_every=1000)
+    (out_dir / "training.png").unlink()
+    assert_same(out_dir, folder / "long")
 
 
 def test_a_second_interrupt_ends_the_process_though_it_waits_for_the_device():
