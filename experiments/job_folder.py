@@ -46,7 +46,7 @@ class JobFolder:
     """
 
     def __init__(self, path: Path, flags: Mapping[str, Any]) -> None:
-        """Looks only; `claimed` is what writes.
+        """Looks, and writes nothing but the file of the lock; see `claimed`.
 
         Raises:
             InputError: the folder is another job's, in use, or of something else.
