@@ -1,6 +1,7 @@
-"""What the programs here have in common: two flags, and how bad input ends."""
+"""What the programs here have in common: two flags, and how they end early."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from wayward_jax.errors import InputError
+
+STOPPED = 75
+"""The exit code of a program that was asked to stop: EX_TEMPFAIL, run it again and it goes on."""
 
 
 def default_cache_dir() -> Path:
@@ -49,17 +53,26 @@ def folder(flag: str, value: str | None) -> Path | None:
 
 
 def run(program: Callable[[], None]) -> None:
-    """Reads the flags and runs a program; bad input gets one line and exit code 2."""
+    """Reads the flags and runs a program.
+
+    Bad input gets one line and exit code 2, SIGTERM and SIGINT get one and `STOPPED`.
+    """
 
     def main(argv: list[str]) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)
+            # What goes wrong in Orbax's threads it also raises: one message is enough.
+            logging.set_verbosity(logging.FATAL)
+            sys.unraisablehook = lambda _: None
         try:
             if len(argv) > 1:
                 raise InputError(f"{argv[1]} is not a flag: write --name=value")
             program()
         except InputError as error:
             _refuse(error)
+        except KeyboardInterrupt as interrupt:
+            print(f"stopped{interrupt}", file=sys.stderr)
+            sys.exit(STOPPED)
 
     app.run(main, flags_parser=_parse)
 

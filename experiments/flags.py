@@ -91,8 +91,18 @@ _MESH = flags.DEFINE_string(
     "How devices are used, such as runs:4,data:2,model:1: shares of the runs, of each run's "
     "examples, and of the weights of a model too large for one device. auto: all for the runs.",
 )
+_CHECKPOINT_EVERY = flags.DEFINE_integer(
+    "checkpoint_every",
+    100,
+    "Steps from one checkpoint of the prompts being tuned to the next; a job that was ended goes "
+    "on from the last.",
+    lower_bound=1,
+)
 _OUT_DIR = flags.DEFINE_string(
-    "out_dir", None, "Folder for the results, new or empty; runs/<time>-<experiment> by default."
+    "out_dir",
+    None,
+    "Folder for the results; runs/<time>-<experiment> by default. That of an earlier job with the "
+    "same flags continues it.",
 )
 _ONLY = flags.DEFINE_list(
     "only", [], "Ids of runs: of all that the other flags ask for, only these are carried out."
@@ -127,6 +137,7 @@ class Settings:
     cache_dir: Path
     assets_dir: Path | None
     only: tuple[str, ...] = ()
+    checkpoint_every: int = 100
 
 
 def settings() -> Settings:
@@ -160,6 +171,7 @@ def settings() -> Settings:
         cache_dir=command_line.cache_dir(),
         assets_dir=command_line.assets_dir(),
         only=tuple(_ONLY.value),
+        checkpoint_every=_CHECKPOINT_EVERY.value,
     )
 
 

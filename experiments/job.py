@@ -1,7 +1,7 @@
 """Carries out a job: loads what it needs, tunes its runs, and writes results as they come."""
 
 import dataclasses
-import json
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,17 +11,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.flags import Settings, as_flags
+from experiments.interruption import Interruption
+from experiments.job_folder import JobFolder, Plans, writing
 from experiments.terminal import Watch
-from wayward_jax import assets, checkpoints, models, results, targets, tasks
-from wayward_jax.encoded_task import encode_task
+from wayward_jax import assets, checkpoints, models, targets, tasks
+from wayward_jax.checkpoints import ProgressCheckpoints
+from wayward_jax.encoded_task import EncodedTask, encode_task
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.memory import busy_tokens, pack_tokens
 from wayward_jax.mesh import make_mesh
+from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.populations import plan
 from wayward_jax.runs import Run
-from wayward_jax.sweep import tune_population
+from wayward_jax.sweep import Progress, tune_population
 from wayward_jax.targets import Target
 
 RunsOf = Callable[[Settings, str, Sequence[Target]], list[Run]]
@@ -47,20 +51,82 @@ class Finished:
 def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) -> Finished:
     """Tunes and evaluates every run of an experiment.
 
-    Writes into `out_dir`, which is made once all input has been found good: `flags.json`,
-    `results.jsonl` (a population's rows at a time), and `checkpoints/<run id>`.
+    Writes into `out_dir`, see `JobFolder`, once all input has been found good. What an earlier
+    process with the same flags finished there is not done again, and what it had begun goes on from
+    the last checkpoint: the rows are the same as if nothing had come between, but for `seconds`.
 
     Args:
         settings: of the job.
         runs_of: gives the runs of a task for its targets.
-        out_dir: must be new or empty.
+        out_dir: new or empty, or of an earlier job with the same flags.
         watch: is told how far the job has come.
 
     Raises:
-        InputError: something given cannot be used; nothing is written then.
+        InputError: something given cannot be used, and nothing is written then; or `out_dir` can no
+            longer be written, and what was written stays.
+        KeyboardInterrupt: it was asked to stop, and has kept how far it had come.
     """
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise InputError(f"--out_dir={out_dir} is not empty: name a new folder")
+    folder = JobFolder(out_dir, as_flags(settings))
+    inputs = _read(settings, runs_of, watch)
+    interruption = Interruption()
+
+    def keep(kept: ProgressCheckpoints, progress: Progress) -> None:
+        before = progress.step - len(progress.losses[-1].task)
+        every = settings.checkpoint_every
+        asked = interruption.asked()
+        if asked or progress.step // every > before // every:
+            with writing(out_dir):
+                kept.save(progress)
+        if asked:
+            raise KeyboardInterrupt(f": the same command with --out_dir={out_dir} goes on")
+
+    def on_broken(step: int) -> None:
+        watch.note(f"the checkpoint of step {step} is broken: going on from the one before it")
+
+    with folder.claimed(watch.note), interruption.heed():
+        done = folder.rows().keys()
+        plans = [
+            (name, each)
+            for name, each in _plans(settings, folder, inputs)
+            if not {run.id for run in each.runs} <= done
+        ]
+        watch.planned(sum(each.runs[0].steps for _, each in plans))
+        for name, each in plans:
+            watch.doing(f"{name}, {len(each.runs)} prompts")
+            task = inputs.tasks[name]
+            with folder.in_flight(name, each) as kept:
+                found = tune_population(
+                    inputs.model,
+                    task,
+                    each,
+                    inputs.mesh,
+                    starts=inputs.starts,
+                    since=kept.restore(on_broken),
+                    on_steps=watch.stepped,
+                    on_progress=functools.partial(keep, kept),
+                )
+                folder.add(found, task.test.labels)
+        rows = folder.rows()
+    asked_for = {run.id for runs in inputs.runs.values() for run in runs}
+    return Finished([row for id, row in rows.items() if id in asked_for], inputs.model.tokenizer)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Inputs:
+    """What a job reads before it starts: runs, examples and tokens a pack by task, for one model.
+
+    `starts` are the prompts that runs start from by their ids, if they are given.
+    """
+
+    model: LanguageModel
+    mesh: Mesh
+    tasks: dict[str, EncodedTask]
+    runs: dict[str, list[Run]]
+    pack_tokens: dict[str, int]
+    starts: dict[str, np.ndarray]
+
+
+def _read(settings: Settings, runs_of: RunsOf, watch: Watch) -> _Inputs:
     start = _read_start(settings)
     dtype = prepare_device(settings)
     mesh = _mesh(settings)
@@ -83,7 +149,7 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
         dtype=dtype,
         mesh=mesh,
     )
-    planned, encoded = {}, {}
+    planned, encoded, fitting, starts = {}, {}, {}, {}
     for name, data in datasets.items():
         found = targets.load(
             settings.targets,
@@ -92,48 +158,48 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
             data_dir=settings.data_dir,
             prompt_length=settings.prompt_length,
         )
-        planned[name] = runs_of(settings, name, found)
-        longest = max(run.prompt_length for run in planned[name])
-        _check_start(settings, start, planned[name])
+        runs = runs_of(settings, name, found)
+        if start is not None:
+            starts |= _starts(settings, start, runs)
         encoded[name] = encode_task(
             model,
             data,
-            prompt_length=longest,
+            prompt_length=max(run.prompt_length for run in runs),
             method=settings.method,
             template=settings.template,
             n_eval=settings.n_eval,
             tokens=busy_tokens(mesh),
             devices=mesh.shape["data"],
         )
-    plans = [
-        (name, each)
-        for name, runs in planned.items()
-        for each in plan(
-            encoded[name].train,
-            runs,
-            population=settings.population,
-            pack_tokens=pack_tokens(model, encoded[name].train, runs, mesh),
-            mesh=mesh,
-        )
-    ]
+        planned[name] = runs
+        fitting[name] = pack_tokens(model, encoded[name].train, runs, mesh)
+    return _Inputs(model, mesh, encoded, planned, fitting, starts)
 
-    _make(out_dir)
-    (out_dir / "flags.json").write_text(json.dumps(as_flags(settings), indent=2) + "\n")
-    watch.planned(sum(each.runs[0].steps for _, each in plans))
-    rows = []
-    for name, each in plans:
-        watch.doing(f"{name}, {len(each.runs)} prompts")
-        given = start is not None
-        starts = {run.id: start for run in each.runs if given and run.init == settings.init}
-        found = tune_population(
-            model, encoded[name], each, mesh, starts=starts, on_steps=watch.stepped
-        )
-        for result in found:
-            checkpoints.save_prompt(out_dir / "checkpoints" / result.run.id, result.prompt)
-        new = [results.to_row(result, encoded[name].test.labels) for result in found]
-        results.append(out_dir / "results.jsonl", new)
-        rows += new
-    return Finished(rows, model.tokenizer)
+
+def _plans(settings: Settings, folder: JobFolder, inputs: _Inputs) -> Plans:
+    """The plans of an earlier process or, if they do not suit any more, new ones for what is left.
+
+    Plans depend on the memory that is free and on what else is planned. Only with the same ones do
+    populations go on from their checkpoints, and come to the very same numbers.
+    """
+    made_for = {"population": settings.population, "mesh": dict(inputs.mesh.shape)}
+    runs = {run.id: run for of_task in inputs.runs.values() for run in of_task}
+    plans = folder.read_plans(made_for, runs)
+    if plans is None:
+        done = folder.rows().keys()
+        plans = [
+            (name, each)
+            for name, of_task in inputs.runs.items()
+            for each in plan(
+                inputs.tasks[name].train,
+                [run for run in of_task if run.id not in done],
+                population=settings.population,
+                pack_tokens=inputs.pack_tokens[name],
+                mesh=inputs.mesh,
+            )
+        ]
+        folder.write_plans(made_for, plans)
+    return plans
 
 
 def _mesh(settings: Settings) -> Mesh:
@@ -151,15 +217,6 @@ def _fetcher(settings: Settings) -> Callable[[str], Path]:
     return fetch
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--out_dir={folder} cannot be made ({error.strerror}): name a folder that can"
-        ) from error
-
-
 def _read_start(settings: Settings) -> np.ndarray | None:
     """The prompt that `--init` names, unless it names a kind of start."""
     if settings.init in STARTS:
@@ -171,10 +228,13 @@ def _read_start(settings: Settings) -> np.ndarray | None:
     return checkpoints.load_prompt(Path(settings.init).expanduser())
 
 
-def _check_start(settings: Settings, start: np.ndarray | None, runs: Sequence[Run]) -> None:
-    for run in runs:
-        if start is not None and run.init == settings.init and len(start) != run.prompt_length:
+def _starts(settings: Settings, start: np.ndarray, runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """The prompt that `--init` names, for the runs that start there."""
+    starting = [run for run in runs if run.init == settings.init]
+    for run in starting:
+        if len(start) != run.prompt_length:
             raise InputError(
                 f"--init={settings.init} has {len(start)} tokens, target {run.target_name} has "
                 f"{run.prompt_length}: choose targets of its length or --prompt_length"
             )
+    return {run.id: start for run in starting}

@@ -23,7 +23,7 @@ def main() -> None:
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from rich.console import Console
 
-    from experiments import job, terminal
+    from experiments import job, job_folder, terminal
     from wayward_jax.analysis import figures
 
     experiment = importlib.import_module(f"experiments.{settings.experiment}")
@@ -34,7 +34,8 @@ def main() -> None:
     plan = only(experiment.runs, settings.only)
     with terminal.Watch(console) as watch:
         finished = job.carry_out(settings, plan, out_dir, watch)
-    figures.training_curves(finished.rows).savefig(out_dir / "training.png", dpi=160)
+    with job_folder.writing(out_dir):
+        figures.training_curves(finished.rows).savefig(out_dir / "training.png", dpi=160)
     experiment.show(finished.rows, finished.tokenizer, console)
     console.print(f"\n{time.perf_counter() - began:.0f} s. Results, checkpoints, figure: {out_dir}")
 

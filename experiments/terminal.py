@@ -44,6 +44,10 @@ class Watch:
         if not self._console.is_terminal:
             self._console.print(what)
 
+    def note(self, what: str) -> None:
+        """Says something that stays on the screen."""
+        self._console.print(what, soft_wrap=True)
+
     def planned(self, steps: int) -> None:
         """Says how many steps there will be."""
         self._bar.reset(self._task, total=steps)

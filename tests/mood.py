@@ -1,5 +1,6 @@
 """A whole job on a tiny model: its task, its flags, and the programs as a user runs them."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from tiny import pair
+
+from experiments.flags import Settings
 
 
 def make(folder: Path) -> Path:
@@ -49,6 +52,36 @@ def arguments(folder: Path, **changed: object) -> list[str]:
         **changed,
     }
     return [f"--{name}={value}" for name, value in given.items()]
+
+
+def settings(folder: Path, out_dir: Path, **changed: object) -> Settings:
+    """Those of a job on them, for the program's functions."""
+    given = Settings(
+        experiment="main",
+        model=str(folder / "gpt2"),
+        dtype="float32",
+        tasks=("mood",),
+        data_dir=folder,
+        targets="text=w7 w8 w9",
+        gammas=(0.5,),
+        seeds=(1,),
+        steps=2,
+        batch_size=4,
+        learning_rate=0.01,
+        method="direct",
+        template=0,
+        init="target",
+        prompt_length=None,
+        k_shot=-1,
+        data_seed=100,
+        n_eval=0,
+        population=8,
+        mesh={"runs": 1},
+        out_dir=out_dir,
+        cache_dir=folder / "cache",
+        assets_dir=None,
+    )
+    return dataclasses.replace(given, **changed)
 
 
 def run(*args: str) -> subprocess.CompletedProcess:

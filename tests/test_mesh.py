@@ -63,7 +63,7 @@ def results_on(model_of):
             points=2,
         )
         own = dataclasses.replace(own, shapes=own.shapes[-1:])
-        return tune_population(model, task, own, mesh, points=2)
+        return tune_population(model, task, own, mesh)
 
     return results
 

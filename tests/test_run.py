@@ -1,6 +1,5 @@
 """The program as a user runs it: a whole job on a tiny model, and input that it refuses."""
 
-import dataclasses
 import json
 
 import mood
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
-from mood import arguments, run
+from mood import arguments, run, settings
 from rich.console import Console
 from tiny import pair
 
@@ -183,9 +182,9 @@ def test_a_mesh_names_each_axis_once_with_a_size_or_is_auto(given, value):
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed, named):
     out_dir = folder / "refused"
-    settings = _settings(folder, out_dir, **changed)
+    given = settings(folder, out_dir, **changed)
     with pytest.raises(InputError, match=named), Watch(Console(quiet=True)) as watch:
-        job.carry_out(settings, main.runs, out_dir, watch)
+        job.carry_out(given, main.runs, out_dir, watch)
     assert not out_dir.exists()
 
 
@@ -193,7 +192,7 @@ def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
     out_dir = folder / "refused"
     plan = only(main.runs, ["123456789abc"])
     with pytest.raises(InputError, match="--only"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(_settings(folder, out_dir), plan, out_dir, watch)
+        job.carry_out(settings(folder, out_dir), plan, out_dir, watch)
     assert not out_dir.exists()
 
 
@@ -201,11 +200,9 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     out_dir, _ = finished
     row = results.read(out_dir / "results.jsonl")[-1]
     checkpoint = out_dir / "checkpoints" / row["id"]
-    settings = _settings(
-        folder, folder / "continued", init=str(checkpoint), steps=1, learning_rate=0.0
-    )
+    given = settings(folder, folder / "continued", init=str(checkpoint), steps=1, learning_rate=0.0)
     with Watch(Console(quiet=True)) as watch:
-        rows = job.carry_out(settings, main.runs, folder / "continued", watch).rows
+        rows = job.carry_out(given, main.runs, folder / "continued", watch).rows
     again = checkpoints.load_prompt(folder / "continued" / "checkpoints" / rows[-1]["id"])
     np.testing.assert_array_equal(again, checkpoints.load_prompt(checkpoint))
 
@@ -214,34 +211,5 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(fol
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     out_dir = folder / "refused"
     with pytest.raises(InputError, match="--batch_size=4"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(_settings(folder, out_dir), main.runs, out_dir, watch)
+        job.carry_out(settings(folder, out_dir), main.runs, out_dir, watch)
     assert not out_dir.exists()
-
-
-def _settings(folder, out_dir, **changed):
-    settings = flags.Settings(
-        experiment="main",
-        model=str(folder / "gpt2"),
-        dtype="float32",
-        tasks=("mood",),
-        data_dir=folder,
-        targets="text=w7 w8 w9",
-        gammas=(0.5,),
-        seeds=(1,),
-        steps=2,
-        batch_size=4,
-        learning_rate=0.01,
-        method="direct",
-        template=0,
-        init="target",
-        prompt_length=None,
-        k_shot=-1,
-        data_seed=100,
-        n_eval=0,
-        population=8,
-        mesh={"runs": 1},
-        out_dir=out_dir,
-        cache_dir=folder / "cache",
-        assets_dir=None,
-    )
-    return dataclasses.replace(settings, **changed)

@@ -62,7 +62,7 @@ def tuned(model, task, runs, pack_tokens=10**6, points=2, **options):
         mesh=mesh,
         points=points,
     )
-    return tune_population(model, task, own, mesh, points=points, **options)
+    return tune_population(model, task, own, mesh, **options)
 
 
 def test_unconstrained_prompts_learn_the_task(results):

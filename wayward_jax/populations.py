@@ -45,7 +45,8 @@ class Plan:
         data: X, to which the examples of each run are dealt out.
         packs: P, of each side.
         pack_runs: M, of each pack.
-        chunk: n, steps taken in one go, in packs of one shape.
+        stops: the steps after which the runs are measured; the last is the last step.
+        chunk: n, steps taken in one go, in packs of one shape; it divides every stop.
         shapes: that packs come in, by rising tokens.
     """
 
@@ -55,6 +56,7 @@ class Plan:
     data: int
     packs: int
     pack_runs: int
+    stops: tuple[int, ...]
     chunk: int = 1
     shapes: tuple[PackShape, ...] = ()
 
@@ -88,7 +90,7 @@ def plan(
         population: the most runs to tune at once; None is one pack for every side of the mesh.
         pack_tokens: about how many tokens go through the model at once.
         mesh: see `mesh.AXES`; runs and examples are dealt out to it.
-        points: how often training is interrupted for a measurement, see `stops`.
+        points: how often runs are measured on their way, equally far apart.
     """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
@@ -101,13 +103,11 @@ def plan(
     ]
 
 
-def stops(steps: int, points: int) -> list[int]:
-    """The steps after which a run is measured, equally far apart; the last is the last step."""
-    return sorted({max(1, round(steps * (i + 1) / points)) for i in range(points)})
+def batches(train: Sequence[Piece], plan: Plan, first: int = 0) -> Iterator[Batches]:
+    """The examples of the steps from `first` on, a chunk at a time; made when they are asked for.
 
-
-def batches(train: Sequence[Piece], plan: Plan) -> Iterator[Batches]:
-    """The examples of all steps, a chunk at a time; made when they are asked for."""
+    `first` is where a chunk begins.
+    """
     lengths = sizes(train)[:, 0]
     orders = [_order(run, len(train)) for run in plan.runs]
     members = _members(lengths, orders, plan)
@@ -118,10 +118,10 @@ def batches(train: Sequence[Piece], plan: Plan) -> Iterator[Batches]:
             return []
         return [train[i] for i in orders[run][step, part :: plan.data]]
 
-    for first in range(0, plan.runs[0].steps, plan.chunk):
-        chunk = members[first : first + plan.chunk]  # [n, packs of all sides, M]
+    for begin in range(first, plan.runs[0].steps, plan.chunk):
+        chunk = members[begin : begin + plan.chunk]  # [n, packs of all sides, M]
         dealt = [
-            [examples(run, first + step, part) for run in pack]
+            [examples(run, begin + step, part) for run in pack]
             for step, packs in enumerate(chunk)
             for pack in packs
             for part in range(plan.data)
@@ -155,18 +155,20 @@ def _plans(
     groups = [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
     packs = -(-size // (pack_runs * sides))
     pack_runs = -(-size // (packs * sides))
+    steps = runs[0].steps
+    stops = tuple(sorted({max(1, round(steps * (i + 1) / points)) for i in range(points)}))
     longest = np.array([group[-1].prompt_length for group in groups])
     lengths = size_classes(longest, MOST_LENGTHS)
     of_length = [lengths[np.searchsorted(lengths, length)] for length in longest]
     plans = []
     for length in lengths:
         alike = [
-            Plan(group, length, sides, data, packs, pack_runs)
+            Plan(group, length, sides, data, packs, pack_runs, stops)
             for group, own in zip(groups, of_length, strict=True)
             if own == length
         ]
         demand = np.stack([_demand(train, plan) for plan in alike])
-        chunk, shapes = _shapes(demand, stops(runs[0].steps, points), int(train[:, 0].max()))
+        chunk, shapes = _shapes(demand, stops, int(train[:, 0].max()))
         plans += [dataclasses.replace(plan, chunk=chunk, shapes=shapes) for plan in alike]
     return plans
 
@@ -188,18 +190,18 @@ def _demand(train: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 def _shapes(
-    demand: np.ndarray, ends: Sequence[int], longest: int
+    demand: np.ndarray, stops: Sequence[int], longest: int
 ) -> tuple[int, tuple[PackShape, ...]]:
     """How many steps to take in one go, and a few shapes, one of which fits each such chunk.
 
     Args:
         demand: `[populations, steps, packs, 5]`, see `_demand`.
-        ends: chunks must end at these steps.
+        stops: chunks must end at these steps.
         longest: tokens of the longest example.
     """
     demand = np.concatenate([padded(demand[..., :3]), demand[..., 3:]], axis=-1)
     for chunk in range(CHUNK, 0, -1):
-        if any(end % chunk for end in ends):
+        if any(stop % chunk for stop in stops):
             continue
         by_chunk = demand.reshape(-1, chunk * demand.shape[2], 5)
         most = by_chunk.max(axis=1)  # [chunks, 5]

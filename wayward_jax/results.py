@@ -1,7 +1,9 @@
 """Results as JSON lines: one object a run, appended."""
 
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,30 @@ def correct(row: dict[str, Any]) -> np.ndarray:
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Adds rows to a results file, which is made if need be."""
-    with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Adds rows to a results file, which is made if need be: all of them or, on an error, none.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def repair(path: Path) -> bool:
+    """Drops what a crash left of a row at the end of a results file; whether there was any."""
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        file.truncate(whole)
+    return whole < len(content)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

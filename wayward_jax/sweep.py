@@ -8,6 +8,7 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.sharding import Mesh
 
 from wayward_jax import metrics
@@ -17,7 +18,7 @@ from wayward_jax.initialization import STARTS
 from wayward_jax.mesh import BY_RUN, place
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
-from wayward_jax.populations import Plan, batches, stops
+from wayward_jax.populations import Plan, batches
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
 from wayward_jax.tuning import (
@@ -99,6 +100,27 @@ class Result:
     seconds: float
 
 
+@struct.dataclass
+class Progress:
+    """A population on its way: all that going on takes, and all that its results are made of.
+
+    state: after the steps so far, given up when more are taken.
+    losses: of those steps, a chunk after the other.
+    scored: at each point of the curves so far, what `evaluation.start_scoring` gave.
+    nearest: at each of them, `d_proj` of the prompts, `[R, L]`.
+    """
+
+    state: TuningState
+    losses: tuple[Losses, ...] = ()
+    scored: tuple[list[jax.Array], ...] = ()
+    nearest: tuple[jax.Array, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return sum(len(chunk.task) for chunk in self.losses)
+
+
 def tune_population(
     model: LanguageModel,
     task: EncodedTask,
@@ -106,8 +128,9 @@ def tune_population(
     mesh: Mesh,
     *,
     starts: Mapping[str, np.ndarray] = MappingProxyType({}),
-    points: int = 4,
+    since: Progress | None = None,
     on_steps: Callable[[int, np.ndarray], None] = lambda steps, task_loss: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Result]:
     """Tunes and evaluates the runs of a population, all at once.
 
@@ -119,8 +142,10 @@ def tune_population(
         plan: R runs and how they are computed, from `populations.plan`.
         mesh: that the plan was made for.
         starts: by run id, prompts of the run's own `[L, D]` to start from, not at `run.init`.
-        points: how often the training curve is measured; the plan was made for as many.
+        since: where the same plan was when it was left; the results are as if it never was.
         on_steps: is told, after each chunk, its steps and the runs' last task losses `[R]`.
+        on_progress: is told, after each chunk, where the population is. It must not keep the state,
+            which the next chunk uses up, but may copy it.
 
     Returns:
         R results, in order.
@@ -129,30 +154,33 @@ def tune_population(
     runs, steps = plan.runs, plan.runs[0].steps
     table = model.table()
     population, state = begin(model, plan, mesh, starts)
+    now = Progress(state)
+    if since is not None:
+        now = since.replace(state=place(since.state, mesh, STATE_SPECS))
 
-    # The last of these is the last step, so its readings are the results', too.
-    measured = stops(steps, points)
-    losses, scored, nearest = [], [], []
-    for batch in batches(task.train, plan):
+    for batch in batches(task.train, plan, now.step):
         batch = place(batch, mesh, BATCH_SPECS)
-        state, of_chunk = tune(model.module, model.params, population, state, batch, steps, mesh)
-        if losses:  # those of the chunk before, for which the wait is short
-            _report(losses[-1], len(runs), on_steps)
-        losses.append(of_chunk)
-        last = sum(len(each.task) for each in losses)
-        if last in measured:
-            scored.append(start_scoring(model, state.prompts, population.mask, task.curve, mesh))
-            nearest.append(d_proj(table, state.prompts, model.readable()))
-    _report(losses[-1], len(runs), on_steps)
+        state, losses = tune(model.module, model.params, population, now.state, batch, steps, mesh)
+        if now.losses:  # those of the chunk before, for which the wait is short
+            _report(now.losses[-1], len(runs), on_steps)
+        now = now.replace(state=state, losses=(*now.losses, losses))
+        if now.step in plan.stops:
+            scored = start_scoring(model, state.prompts, population.mask, task.curve, mesh)
+            nearest = d_proj(table, state.prompts, model.readable())
+            now = now.replace(scored=(*now.scored, scored), nearest=(*now.nearest, nearest))
+        on_progress(now)
+    _report(now.losses[-1], len(runs), on_steps)
 
+    state = now.state
     dev, test = (
         predictions(start_scoring(model, state.prompts, population.mask, part, mesh), part)
         for part in (task.dev, task.test)
     )
     far = np.asarray(distance(state.prompts, c_proj(table, population.targets), population.mask))
     prompts, diverged_at = np.asarray(state.prompts), np.asarray(state.diverged_at)
-    readings = [_readings(model, ids, runs) for ids in nearest]
-    curves = _curves(task, runs, measured, losses, scored, readings)
+    # The last of these were made at the last step, so they are the results', too.
+    readings = [_readings(model, ids, runs) for ids in now.nearest]
+    curves = _curves(task, runs, plan.stops, now.losses, now.scored, readings)
     seconds = (time.perf_counter() - began) / len(runs)
     return [
         Result(

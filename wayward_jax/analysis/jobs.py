@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ REQUIRED = {
 
 # Flags that are called otherwise where they are kept, and flags that do not decide a run.
 RENAMED = {"tasks": "task", "gammas": "gamma"}
-INDIFFERENT = ("out_dir", "cache_dir", "assets_dir", "population", "mesh", "only")
+INDIFFERENT = (
+    *("out_dir", "cache_dir", "assets_dir"),
+    *("population", "mesh", "only", "checkpoint_every"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +77,16 @@ def read_flags(folder: Path) -> dict[str, Any]:
     """
     path = folder / "flags.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        flags = {RENAMED.get(name, name): value for name, value in kept.items()}
+        return deciding(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read ({error}): give the --out_dir of a finished job"
         ) from error
+
+
+def deciding(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Of flags as they are kept, those that decide a job's runs, by their names."""
+    flags = {RENAMED.get(name, name): value for name, value in kept.items()}
     return {name: value for name, value in flags.items() if name not in INDIFFERENT}
 
 

@@ -1,0 +1,63 @@
+"""How a job is asked to stop: signals, and the preemption notices of clusters."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+from experiments.command_line import STOPPED
+
+
+class Interruption:
+    """Whether a job shall stop, as it can ask after each chunk of steps.
+
+    Python tells of signals only once the main thread is back from waiting for the devices. So a
+    thread of its own hears of them here, from the socket that Python's own handler writes to.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._questions = 0
+
+    def asked(self) -> bool:
+        """Whether to stop; the processes of a job ask equally often and get the same answer."""
+        self._questions += 1
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(self._questions)
+        return self._asked
+
+    @contextlib.contextmanager
+    def heed(self) -> Iterator[None]:
+        """Meanwhile SIGTERM and SIGINT only ask to stop; one more SIGINT ends the process."""
+        if jax.distributed.is_initialized():  # then JAX heeds SIGTERM
+            yield
+            return
+        ours, pythons = socket.socketpair()
+        pythons.setblocking(False)
+        with ours, pythons:
+            listener = threading.Thread(target=self._listen, args=(ours,), daemon=True)
+            listener.start()
+            handlers = {
+                number: signal.signal(number, lambda *_: None)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
+            fd = signal.set_wakeup_fd(pythons.fileno())
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(fd)
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+                pythons.shutdown(socket.SHUT_WR)
+                listener.join()
+
+    def _listen(self, ours: socket.socket) -> None:
+        while number := ours.recv(1):
+            if self._asked and number[0] == signal.SIGINT:
+                os._exit(STOPPED)
+            self._asked = True

@@ -1,0 +1,173 @@
+"""Populations on their way, on disk: as they were, or the one before, or none."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wayward_jax.checkpoints import ProgressCheckpoints
+from wayward_jax.sweep import Progress
+from wayward_jax.tuning import Losses, start
+
+STEPS = (5, 10, 15)
+
+
+def progress(step):
+    """Five steps a chunk, and a point of the curve after every ten."""
+    rng = np.random.default_rng(step)
+
+    def random(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    state = start(random(3, 4, 8), steps=20)
+    adam = jax.tree.map(lambda x: x + jnp.asarray(rng.integers(9), x.dtype), state.optimizer)
+    points = range(step // 10)
+    return Progress(
+        state=state.replace(optimizer=adam, step=jnp.asarray(step, jnp.int32)),
+        losses=tuple(Losses(random(5, 3), random(5, 3)) for _ in range(step // 5)),
+        scored=tuple([random(3, 7), random(3, 7)] for _ in points),
+        nearest=tuple(jnp.asarray(rng.integers(80, size=(3, 4))) for _ in points),
+    )
+
+
+def joined(found):
+    """The progress with its losses in one chunk."""
+    return found.replace(losses=(jax.tree.map(lambda *x: np.concatenate(x), *found.losses),))
+
+
+def assert_same(found, expected):
+    found, expected = joined(found), joined(expected)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(one).dtype == other.dtype
+        np.testing.assert_array_equal(one, other, strict=False)
+
+
+def restored(folder):
+    """What is found in a folder, and the steps that were broken."""
+    broken = []
+    checkpoints = ProgressCheckpoints(folder)
+    found = checkpoints.restore(broken.append)
+    checkpoints.close()
+    return found, broken
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "in_flight"
+    checkpoints = ProgressCheckpoints(folder)
+    for step in STEPS:
+        checkpoints.save(progress(step))
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def again(saved, tmp_path):
+    """Makes copies of that folder."""
+
+    def copy():
+        shutil.rmtree(tmp_path / "again", ignore_errors=True)
+        return shutil.copytree(saved, tmp_path / "again")
+
+    return copy
+
+
+def test_the_last_one_comes_back_to_the_bit(saved):
+    found, broken = restored(saved)
+    assert found.step == 15
+    assert_same(found, progress(15))
+    assert broken == []
+
+
+def test_a_progress_without_a_point_of_the_curve_comes_back(tmp_path):
+    checkpoints = ProgressCheckpoints(tmp_path)
+    checkpoints.save(progress(5))
+    checkpoints.close()
+    assert_same(restored(tmp_path)[0], progress(5))
+
+
+def test_what_goes_on_from_a_checkpoint_is_kept_with_all_that_was_before(tmp_path):
+    """Losses are in one long chunk then, which is followed by short ones."""
+    checkpoints = ProgressCheckpoints(tmp_path)
+    checkpoints.save(joined(progress(15)))
+    checkpoints.close()
+    assert_same(restored(tmp_path)[0], progress(15))
+
+
+def test_only_the_last_two_are_kept(saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["10", "15"]
+
+
+def test_an_empty_folder_has_none(tmp_path):
+    assert restored(tmp_path / "new") == (None, [])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, empty])
+def test_whatever_file_is_damaged_what_is_read_is_right(again, saved, damage):
+    """The last one, if the damage does not matter, or the one before it."""
+    files = [path.relative_to(saved) for path in (saved / "15").rglob("*") if path.is_file()]
+    fallen_back = 0
+    for file in files:
+        folder = again()
+        damage(folder / file)
+        found, broken = restored(folder)
+        assert_same(found, progress(found.step))
+        assert (found.step, broken) in [(15, []), (10, [15])]
+        fallen_back += found.step == 10
+    assert fallen_back >= 2
+
+
+def test_every_flipped_byte_of_the_numbers_is_noticed(again, saved):
+    files = [path for path in (saved / "15").rglob("*") if path.is_file()]
+    size, data = max((path.stat().st_size, path.relative_to(saved)) for path in files)
+    for at in range(0, size, size // 12):
+        folder = again()
+        content = bytearray((folder / data).read_bytes())
+        content[at] ^= 1
+        (folder / data).write_bytes(content)
+        found, _ = restored(folder)
+        assert_same(found, progress(found.step))
+
+
+def test_a_broken_one_is_replaced_when_its_step_comes_again(again):
+    folder = again()
+    for path in (folder / "15").rglob("*"):
+        if path.is_file():
+            truncate(path)
+    checkpoints = ProgressCheckpoints(folder)
+    assert checkpoints.restore().step == 10
+    checkpoints.save(progress(15))
+    checkpoints.close()
+    assert_same(restored(folder)[0], progress(15))
+
+
+def test_with_all_broken_there_is_none(again):
+    folder = again()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            flip(path)
+    assert restored(folder) == (None, [15, 10])
+
+
+def test_a_half_written_one_is_passed_over(again):
+    folder = again()
+    (folder / "15").rename(folder / "15.orbax-checkpoint-tmp")
+    found, broken = restored(folder)
+    assert (found.step, broken) == (10, [])
