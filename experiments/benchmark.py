@@ -172,7 +172,7 @@ def matrix_peak(dtype: jnp.dtype, size: int = 2048) -> float:
 def tuning_row(name: str, population: int, seconds: float) -> Row:
     """A population on its own, for about so many seconds after its programs are compiled."""
     model = load_model(name)
-    task = encode_task(model, load_reviews(), prompt_length=PROMPT_LENGTH, n_eval=SAMPLES)
+    task = encode_task(model, {100: load_reviews()}, prompt_length=PROMPT_LENGTH, n_eval=SAMPLES)
     tuner = Tuner(model, task, population)
     taken, peaks, chunks, work = 0.0, [], 0, Counter()
     while taken < seconds:
@@ -232,7 +232,7 @@ def comparison_rows(name: str, populations: Sequence[int], rounds: int) -> list[
     folder = Path(tempfile.mkdtemp())
     model, theirs = load_pair(name, folder)
     data = load_reviews()
-    task = encode_task(model, data, prompt_length=PROMPT_LENGTH, n_eval=SAMPLES)
+    task = encode_task(model, {100: data}, prompt_length=PROMPT_LENGTH, n_eval=SAMPLES)
     examples = tasks.encode(data.task, data.train.texts, model.tokenizer)
     order = example_order(len(examples), STEPS * 8, seed=0).reshape(STEPS, 8)
     rows = []

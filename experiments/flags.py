@@ -75,7 +75,9 @@ _PROMPT_LENGTH = flags.DEFINE_integer(
     lower_bound=1,
 )
 _K_SHOT = flags.DEFINE_integer("k_shot", -1, "Training examples a class; -1 is all of them.")
-_DATA_SEED = flags.DEFINE_integer("data_seed", 100, "Of the choice of training examples.")
+_DATA_SEED = flags.DEFINE_list(
+    "data_seed", ["100"], "Seeds of the choice of training examples; every run is made for each."
+)
 _N_EVAL = flags.DEFINE_integer(
     "n_eval",
     256,
@@ -129,7 +131,7 @@ class Settings:
     init: str
     prompt_length: int | None
     k_shot: int
-    data_seed: int
+    data_seeds: tuple[int, ...]
     n_eval: int
     population: int | None
     mesh: dict[str, int] | None
@@ -154,7 +156,7 @@ def settings() -> Settings:
         data_dir=command_line.folder("data_dir", _DATA_DIR.value),
         targets=_TARGETS.value,
         gammas=tuple(_distinct("gamma", [_number("gamma", x) for x in _GAMMA.value])),
-        seeds=tuple(_distinct("seeds", [_seed(x) for x in _SEEDS.value])),
+        seeds=tuple(_distinct("seeds", [_seed("seeds", x) for x in _SEEDS.value])),
         steps=_STEPS.value,
         batch_size=_BATCH_SIZE.value,
         learning_rate=_LEARNING_RATE.value,
@@ -163,7 +165,7 @@ def settings() -> Settings:
         init=_INIT.value,
         prompt_length=_PROMPT_LENGTH.value,
         k_shot=_K_SHOT.value,
-        data_seed=_DATA_SEED.value,
+        data_seeds=tuple(_distinct("data_seed", [_seed("data_seed", x) for x in _DATA_SEED.value])),
         n_eval=_N_EVAL.value,
         population=_population(_POPULATION.value),
         mesh=_mesh(_MESH.value),
@@ -217,7 +219,9 @@ def _mesh(text: str) -> dict[str, int] | None:
     return {axis: int(size) for axis, size in axes.items()}
 
 
-def _seed(text: str) -> int:
+def _seed(flag: str, text: str) -> int:
     if not text.strip().isdecimal() or int(text) >= 2**32:
-        raise InputError(f"--seeds={text}: give whole numbers from 0 to {2**32 - 1}, like 1,10,100")
+        raise InputError(
+            f"--{flag}={text}: give whole numbers from 0 to {2**32 - 1}, like 1,10,100"
+        )
     return int(text)

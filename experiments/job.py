@@ -133,13 +133,16 @@ def _read(settings: Settings, runs_of: RunsOf, watch: Watch) -> _Inputs:
     fetch = _fetcher(settings)
     watch.doing("fetching and reading")
     datasets = {
-        name: tasks.load(
-            name,
-            data_dir=settings.data_dir,
-            k_shot=settings.k_shot,
-            data_seed=settings.data_seed,
-            fetch=fetch,
-        )
+        name: {
+            data_seed: tasks.load(
+                name,
+                data_dir=settings.data_dir,
+                k_shot=settings.k_shot,
+                data_seed=data_seed,
+                fetch=fetch,
+            )
+            for data_seed in settings.data_seeds
+        }
         for name in settings.tasks
     }
     model = models.load(
@@ -150,7 +153,7 @@ def _read(settings: Settings, runs_of: RunsOf, watch: Watch) -> _Inputs:
         mesh=mesh,
     )
     planned, encoded, fitting, starts = {}, {}, {}, {}
-    for name, data in datasets.items():
+    for name, samples in datasets.items():
         found = targets.load(
             settings.targets,
             model.tokenizer,
@@ -163,7 +166,7 @@ def _read(settings: Settings, runs_of: RunsOf, watch: Watch) -> _Inputs:
             starts |= _starts(settings, start, runs)
         encoded[name] = encode_task(
             model,
-            data,
+            samples,
             prompt_length=max(run.prompt_length for run in runs),
             method=settings.method,
             template=settings.template,

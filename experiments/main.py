@@ -17,7 +17,7 @@ from wayward_jax.targets import Target
 
 
 def runs(settings: Settings, task: str, targets: Sequence[Target]) -> list[Run]:
-    """Per seed a p_star of each prompt length, and each target at each gamma."""
+    """Per seed and choice of examples a p_star of each length, and each target at each gamma."""
     common = {
         "model": settings.model,
         "task": task,
@@ -27,20 +27,24 @@ def runs(settings: Settings, task: str, targets: Sequence[Target]) -> list[Run]:
         "method": settings.method,
         "template": settings.template,
         "k_shot": settings.k_shot,
-        "data_seed": settings.data_seed,
     }
+    repeats = [
+        {"seed": seed, "data_seed": data_seed}
+        for data_seed in settings.data_seeds
+        for seed in settings.seeds
+    ]
     start = settings.init if settings.init == "random" else "vocab"
     lengths = dict.fromkeys(len(target.ids) for target in targets)
     p_star = [
-        Run(**common, prompt_length=length, init=start, seed=seed)
+        Run(**common, prompt_length=length, init=start, **repeat)
         for length in lengths
-        for seed in settings.seeds
+        for repeat in repeats
     ]
     wayward = [
-        Run.towards(target, **common, init=settings.init, gamma=gamma, seed=seed)
+        Run.towards(target, **common, init=settings.init, gamma=gamma, **repeat)
         for target in targets
         for gamma in settings.gammas
-        for seed in settings.seeds
+        for repeat in repeats
     ]
     return p_star + wayward
 

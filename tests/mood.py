@@ -73,7 +73,7 @@ def settings(folder: Path, out_dir: Path, **changed: object) -> Settings:
         init="target",
         prompt_length=None,
         k_shot=-1,
-        data_seed=100,
+        data_seeds=(100,),
         n_eval=0,
         population=8,
         mesh={"runs": 1},

@@ -16,7 +16,7 @@ from wayward_jax.objective import summed_losses
 from wayward_jax.populations import plan
 from wayward_jax.runs import Run
 
-PIECES = gold_pieces(tiny.examples(40, n_labels=2, seed=0), [0] * 40)
+TRAIN = {100: gold_pieces(tiny.examples(40, n_labels=2, seed=0), [0] * 40)}
 
 
 def zeros(config):
@@ -84,8 +84,8 @@ def planned(small, monkeypatch):
 
     def plans(free):
         monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-        tokens = memory.pack_tokens(small, PIECES, runs, make_mesh())
-        return tokens, plan(PIECES, runs, population=None, pack_tokens=tokens, mesh=make_mesh())
+        tokens = memory.pack_tokens(small, TRAIN, runs, make_mesh())
+        return tokens, plan(TRAIN, runs, population=None, pack_tokens=tokens, mesh=make_mesh())
 
     return plans
 

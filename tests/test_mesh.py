@@ -48,7 +48,7 @@ def results_on(model_of):
         model = model_of(family, mesh)
         task = encode_task(
             model,
-            tiny.toy_data(),
+            {100: tiny.toy_data()},
             prompt_length=6,
             template=0,
             tokens=300,
@@ -95,8 +95,8 @@ def test_a_mesh_gives_the_numbers_of_one_device(results_on, on_one_device, famil
 def compiled(model, mesh):
     """The text of the program that takes two steps of five runs."""
     own_runs = tiny.toy_runs(model, steps=2)
-    pieces = gold_pieces(tiny.examples(20, n_labels=2, seed=0), [1] * 20)
-    (own,) = plan(pieces, own_runs, population=5, pack_tokens=100, mesh=mesh)
+    train = {100: gold_pieces(tiny.examples(20, n_labels=2, seed=0), [1] * 20)}
+    (own,) = plan(train, own_runs, population=5, pack_tokens=100, mesh=mesh)
     prompts = jnp.zeros((len(own.padded_runs), own.prompt_length, tiny.WIDTH))
     return (
         tune.lower(
@@ -104,7 +104,7 @@ def compiled(model, mesh):
             model.params,
             place(tiny.population(own), mesh, BY_RUN),
             place(start(prompts, 2), mesh, STATE_SPECS),
-            place(next(batches(pieces, own)), mesh, BATCH_SPECS),
+            place(next(batches(train, own)), mesh, BATCH_SPECS),
             2,
             mesh,
         )

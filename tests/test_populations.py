@@ -23,11 +23,12 @@ from wayward_jax.populations import MOST_LENGTHS, MOST_SHAPES, batches, plan
 from wayward_jax.runs import Run
 from wayward_jax.tasks import encode, load
 
-EXAMPLES = tiny.examples(10, n_labels=2, seed=0)
-PIECES = gold_pieces(EXAMPLES, [1] * len(EXAMPLES))
+# Two choices of examples.
+EXAMPLES = {seed: tiny.examples(10, n_labels=2, seed=seed) for seed in (100, 13)}
+TRAIN = {seed: gold_pieces(chosen, [1] * len(chosen)) for seed, chosen in EXAMPLES.items()}
 A_RUN = Run("model", "task", prompt_length=4, steps=3, batch_size=4)
 
-SHARED = ("steps", "batch_size", "method", "template", "k_shot", "data_seed")
+SHARED = ("steps", "batch_size", "method", "template", "k_shot")
 runs_of_any_kind = st.lists(
     st.builds(
         dataclasses.replace,
@@ -38,6 +39,8 @@ runs_of_any_kind = st.lists(
         steps=st.integers(1, 3),
         batch_size=st.sampled_from([2, 4]),
         method=st.sampled_from(["direct", "channel"]),
+        k_shot=st.sampled_from([-1, 16]),
+        data_seed=st.sampled_from(list(TRAIN)),
     ),
     min_size=1,
     max_size=30,
@@ -56,13 +59,17 @@ meshes = st.sampled_from(
     mesh=meshes,
 )
 def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, mesh):
-    plans = plan(PIECES, runs, population=population, pack_tokens=pack_tokens, mesh=mesh)
+    plans = plan(TRAIN, runs, population=population, pack_tokens=pack_tokens, mesh=mesh)
     assert collections.Counter(run for each in plans for run in each.runs) == collections.Counter(
         runs
     )
     lengths, shapes = collections.defaultdict(set), collections.defaultdict(set)
     for each in plans:
         (shared,) = {tuple(getattr(run, name) for name in SHARED) for run in each.runs}
+        assert each.data_seeds == sorted({run.data_seed for run in each.runs})
+        if each.runs[0].k_shot < 0:
+            (sample,) = each.data_seeds
+            shared = (*shared, sample)
         lengths[shared].add(each.prompt_length)
         shapes[shared, each.prompt_length].add(each.shapes)
         own = [run.prompt_length for run in each.runs]
@@ -84,19 +91,27 @@ def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, 
         {"batch_size": 1},
         {"method": "channel"},
         {"template": 0},
-        {"k_shot": 1},
-        {"data_seed": 1},
+        {"k_shot": 16},
+        {"data_seed": 13},
     ],
 )
 def test_runs_that_cannot_share_a_program_are_apart(different):
     runs = [A_RUN, dataclasses.replace(A_RUN, **different), dataclasses.replace(A_RUN, seed=2)]
-    plans = plan(PIECES, runs, population=3, pack_tokens=1000, mesh=make_mesh())
+    plans = plan(TRAIN, runs, population=3, pack_tokens=1000, mesh=make_mesh())
     assert [each.runs for each in plans] == [(runs[0], runs[2]), (runs[1],)]
+
+
+def test_k_shot_samples_of_a_task_share_a_population():
+    few = dataclasses.replace(A_RUN, k_shot=16)
+    runs = [few, dataclasses.replace(few, data_seed=13)]
+    (own,) = plan(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
+    assert own.runs == tuple(runs)
+    assert own.data_seeds == [13, 100]
 
 
 def test_runs_of_like_length_are_together():
     runs = [dataclasses.replace(A_RUN, prompt_length=n, seed=n, gamma=n) for n in (9, 3, 7, 5, 1)]
-    plans = plan(PIECES, runs, population=2, pack_tokens=1000, mesh=make_mesh())
+    plans = plan(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
     lengths = [[run.prompt_length for run in each.runs] for each in plans]
     assert sorted(lengths) == [[1, 3], [5, 7], [9]]
 
@@ -114,11 +129,12 @@ def seen(pack):
     return found
 
 
-def expected(numbers):
+def expected(data_seed, numbers):
     """How often each of these examples occurs: by its tokens and what it predicts."""
     found = collections.Counter()
     for i in numbers:
-        context, continuation = EXAMPLES[i].contexts[1], EXAMPLES[i].continuations[1]
+        example = EXAMPLES[data_seed][i]
+        context, continuation = example.contexts[1], example.continuations[1]
         found[context + continuation[:-1], continuation] += 1
     return found
 
@@ -127,10 +143,10 @@ def expected(numbers):
 @given(runs=runs_of_any_kind, pack_tokens=st.integers(1, 300), mesh=meshes)
 def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
     """Those that its seed alone decides, whatever else is in the population."""
-    for own in plan(PIECES, runs, population=8, pack_tokens=pack_tokens, mesh=mesh):
+    for own in plan(TRAIN, runs, population=8, pack_tokens=pack_tokens, mesh=mesh):
         steps, batch_size = own.runs[0].steps, own.runs[0].batch_size
         step = 0
-        for batch in batches(PIECES, own):
+        for batch in batches(TRAIN, own):
             for packs, members in zip(_each(batch.packs), batch.members, strict=True):
                 found = {}
                 for number, (of_pack, runs_of_pack) in enumerate(
@@ -143,10 +159,10 @@ def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
                         found[side + run] = sum(of_run, collections.Counter())
                 assert sorted(found) == list(range(len(own.padded_runs)))
                 for number, run in enumerate(own.padded_runs):
-                    order = example_order(len(PIECES), steps * batch_size, run.seed)
+                    order = example_order(len(TRAIN[run.data_seed]), steps * batch_size, run.seed)
                     own_examples = order.reshape(steps, batch_size)[step]
                     wanted = own_examples if number < len(own.runs) else ()
-                    assert found[number] == expected(wanted)
+                    assert found[number] == expected(run.data_seed, wanted)
                 step += 1
         assert step == steps
 
@@ -187,7 +203,7 @@ def encoded(data_dir, tokenizer):
 @pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])
 def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, population):
     """For one run towards each built-in instruction; prompts and their padding are counted."""
-    train, mesh = encoded(name, k_shot)[0], make_mesh()
+    train, mesh = {100: encoded(name, k_shot)[0]}, make_mesh()
     runs = [
         Run.towards(target, model="smollm2-135m", task=name, seed=seed)
         for seed, target in enumerate(targets.load("instructions", tokenizer, task=name))

@@ -23,13 +23,15 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(model):
-    return encode_task(model, tiny.toy_data(), prompt_length=6, template=0, n_curve=10, tokens=200)
+    return encode_task(
+        model, {100: tiny.toy_data()}, prompt_length=6, template=0, n_curve=10, tokens=200
+    )
 
 
 @pytest.fixture(scope="module")
 def small_task(task):
     """The same training examples, and few others."""
-    return dataclasses.replace(task, dev=task.curve, test=task.curve)
+    return dataclasses.replace(task, dev=task.curve, test=task.curve[100])
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +148,24 @@ def test_a_curve_has_no_more_points_than_steps(model, small_task):
     (result,) = tuned(model, small_task, [run], points=4)
     assert [point.step for point in result.curve] == [1]
     assert np.isfinite(result.curve[0].task_loss)
+
+
+def test_runs_on_different_samples_are_tuned_and_judged_on_their_own(model):
+    """Together as alone; the second sample's labels are the wrong way round."""
+    right = tiny.toy_data()
+    wrong = dataclasses.replace(
+        right,
+        train=dataclasses.replace(right.train, labels=1 - right.train.labels),
+        dev=dataclasses.replace(right.dev.take(range(20)), labels=1 - right.dev.labels[:20]),
+    )
+    task = encode_task(model, {100: right, 13: wrong}, prompt_length=6, template=0, tokens=200)
+    run = dataclasses.replace(tiny.toy_runs(model, steps=STEPS)[3], k_shot=20)
+    runs = [run, dataclasses.replace(run, data_seed=13)]
+    results = tuned(model, task, runs)
+    assert [(result.n_train, result.n_dev) for result in results] == [(40, 30), (40, 20)]
+    assert min(result.dev_accuracy for result in results) > 0.75
+    assert results[1].accuracy < 0.25
+    for together, run in zip(results, runs, strict=True):
+        (alone,) = tuned(model, task, [run])
+        np.testing.assert_allclose(alone.task_loss, together.task_loss, rtol=1e-2)
+        assert abs(alone.dev_accuracy - together.dev_accuracy) < 0.1

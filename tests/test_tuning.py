@@ -17,7 +17,7 @@ from wayward_jax.runs import Run
 from wayward_jax.tuning import start, tune
 
 EXAMPLES = tiny.examples(10, n_labels=2, seed=0)
-PIECES = gold_pieces(EXAMPLES, [1] * len(EXAMPLES))
+TRAIN = {100: gold_pieces(EXAMPLES, [1] * len(EXAMPLES))}
 BATCH_SIZE = 3
 STEPS = 20
 
@@ -64,7 +64,7 @@ def together(pair):
 
 def planned(runs, pack_tokens=10**6):
     """`runs` as one population, and that as one pack, unless `pack_tokens` are few."""
-    (own,) = plan(PIECES, runs, population=len(runs), pack_tokens=pack_tokens, mesh=make_mesh())
+    (own,) = plan(TRAIN, runs, population=len(runs), pack_tokens=pack_tokens, mesh=make_mesh())
     return own
 
 
@@ -79,7 +79,7 @@ def tuned(model, own, start_of=start_of):
     for prompt, run in zip(prompts, own.padded_runs, strict=True):
         prompt[: run.prompt_length] = start_of(run)
     state, losses = start(jnp.asarray(prompts), STEPS), []
-    for batch in batches(PIECES, own):
+    for batch in batches(TRAIN, own):
         state, loss = tune(
             model.module,
             model.params,

@@ -1,6 +1,7 @@
 """A task's examples as token pieces, ready for training and evaluation (on the host)."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,22 +15,24 @@ from wayward_jax.tasks import Encoded, Examples, TaskData, encode
 class EncodedTask:
     """A task's examples, tokenised for one method and template.
 
+    What is tuned and chosen on depends on the choice of examples, and so on a run's data seed.
+
     Attributes:
-        train: one piece an example, with its gold label.
-        curve: a few dev examples, for the points of a training curve.
-        dev: what choices between runs go by.
+        train: by data seed, one piece an example with its gold label.
+        curve: by data seed, a few dev examples, for the points of a training curve.
+        dev: by data seed, what choices between runs go by.
         test: what is reported.
     """
 
-    train: list[Piece]
-    curve: EvaluationSet
-    dev: EvaluationSet
+    train: dict[int, list[Piece]]
+    curve: dict[int, EvaluationSet]
+    dev: dict[int, EvaluationSet]
     test: EvaluationSet
 
 
 def encode_task(
     model: LanguageModel,
-    data: TaskData,
+    samples: Mapping[int, TaskData],
     *,
     prompt_length: int,
     method: str = "direct",
@@ -43,13 +46,14 @@ def encode_task(
 
     Dev and test are cut to `n_eval` random examples (0: all of them), the same for every run;
     the curve's to `n_curve`. They are packed in parts of about `tokens` tokens, to be scored on
-    `devices` devices side by side.
+    `devices` devices side by side. `samples` are the task's data by the data seed that they were
+    chosen with; they differ in train and dev alone.
 
     Raises:
         InputError: see `tasks.encode`.
     """
 
-    def encoded(examples: Examples) -> list[Encoded]:
+    def encoded(data: TaskData, examples: Examples) -> list[Encoded]:
         return encode(
             data.task,
             examples.texts,
@@ -63,17 +67,25 @@ def encode_task(
         order = example_order(len(examples), len(examples), seed=0)
         return examples.take(np.sort(order[: limit or None]))
 
+    last = list(samples.values())[-1]
     evaluated = [
-        some(data.dev, min(n_curve, n_eval or n_curve)),
-        some(data.dev, n_eval),
-        some(data.test, n_eval),
+        *((data, some(data.dev, min(n_curve, n_eval or n_curve))) for data in samples.values()),
+        *((data, some(data.dev, n_eval)) for data in samples.values()),
+        (last, some(last.test, n_eval)),
     ]
-    curve, dev, test = evaluation_sets(
-        [label_pieces(encoded(examples)) for examples in evaluated],
-        [examples.labels for examples in evaluated],
-        len(data.task.labels),
+    *of_samples, test = evaluation_sets(
+        [label_pieces(encoded(data, examples)) for data, examples in evaluated],
+        [examples.labels for _, examples in evaluated],
+        len(last.task.labels),
         tokens=tokens,
         devices=devices,
     )
-    train = gold_pieces(encoded(data.train), data.train.labels)
-    return EncodedTask(train, curve, dev, test)
+    return EncodedTask(
+        train={
+            seed: gold_pieces(encoded(data, data.train), data.train.labels)
+            for seed, data in samples.items()
+        },
+        curve=dict(zip(samples, of_samples[: len(samples)], strict=True)),
+        dev=dict(zip(samples, of_samples[len(samples) :], strict=True)),
+        test=test,
+    )

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import psutil
 from jax.sharding import Mesh
 
-from wayward_jax.batching import Pack, PackShape, Piece
+from wayward_jax.batching import Pack, PackShape
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import summed_losses
-from wayward_jax.populations import plan
+from wayward_jax.populations import Train, plan
 from wayward_jax.runs import Run
 
 # Tokens of a pack that keep a device busy: more gain nothing.
@@ -67,9 +67,7 @@ def activation_bytes(model: LanguageModel, runs: int, prompt_length: int, shape:
     return _bytes(residuals) - _bytes(model.params)
 
 
-def pack_tokens(
-    model: LanguageModel, train: Sequence[Piece], runs: Sequence[Run], mesh: Mesh
-) -> int:
+def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: Mesh) -> int:
     """How many tokens may go through the model at once when these runs are tuned.
 
     Raises:

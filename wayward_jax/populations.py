@@ -5,7 +5,7 @@ go through the model at once: large enough to keep the device busy, small enough
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -61,6 +61,11 @@ class Plan:
     shapes: tuple[PackShape, ...] = ()
 
     @property
+    def data_seeds(self) -> list[int]:
+        """Of the samples of examples that the runs are tuned on, rising."""
+        return sorted({run.data_seed for run in self.runs})
+
+    @property
     def padded_runs(self) -> list[Run]:
         """As many runs as there are places in packs: the last one again where there are fewer.
 
@@ -70,8 +75,12 @@ class Plan:
         return [*self.runs, *[self.runs[-1]] * (places - len(self.runs))]
 
 
+Train = Mapping[int, Sequence[Piece]]
+"""Training examples by the data seed that they were chosen with."""
+
+
 def plan(
-    train: Sequence[Piece],
+    train: Train,
     runs: Sequence[Run],
     *,
     population: int | None,
@@ -81,11 +90,13 @@ def plan(
 ) -> list[Plan]:
     """Groups runs of one task into populations.
 
-    The runs of a population share the number of steps, the batch size and the examples; the rest
-    differs as it may. Runs of like prompt length stand together, which saves padding.
+    The runs of a population share the number of steps, the batch size and how examples are made;
+    the rest differs as it may, k-shot samples too. (Samples of all examples have large dev sets,
+    each of which is scored for all runs, so those stay apart.) Runs of like prompt length stand
+    together, which saves padding.
 
     Args:
-        train: the task's training examples.
+        train: the task's training examples, of each data seed of the runs.
         runs: in any order.
         population: the most runs to tune at once; None is one pack for every side of the mesh.
         pack_tokens: about how many tokens go through the model at once.
@@ -94,29 +105,30 @@ def plan(
     """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        shared = (run.steps, run.batch_size, run.method, run.template, run.k_shot, run.data_seed)
+        sample = run.data_seed if run.k_shot < 0 else None
+        shared = (run.steps, run.batch_size, run.method, run.template, run.k_shot, sample)
         groups.setdefault(shared, []).append(run)
     return [
         plan
         for group in groups.values()
-        for plan in _plans(sizes(train), group, population, pack_tokens, mesh, points)
+        for plan in _plans(_sizes(train, group), group, population, pack_tokens, mesh, points)
     ]
 
 
-def batches(train: Sequence[Piece], plan: Plan, first: int = 0) -> Iterator[Batches]:
+def batches(train: Train, plan: Plan, first: int = 0) -> Iterator[Batches]:
     """The examples of the steps from `first` on, a chunk at a time; made when they are asked for.
 
     `first` is where a chunk begins.
     """
-    lengths = sizes(train)[:, 0]
-    orders = [_order(run, len(train)) for run in plan.runs]
-    members = _members(lengths, orders, plan)
+    orders = [_order(run, len(train[run.data_seed])) for run in plan.runs]
+    members = _members(_sizes(train, plan.runs), orders, plan)
     fits = [shape.tokens for shape in plan.shapes]
 
     def examples(run: int, step: int, part: int) -> list[Piece]:
         if run >= len(orders):
             return []
-        return [train[i] for i in orders[run][step, part :: plan.data]]
+        pieces = train[plan.runs[run].data_seed]
+        return [pieces[i] for i in orders[run][step, part :: plan.data]]
 
     for begin in range(first, plan.runs[0].steps, plan.chunk):
         chunk = members[begin : begin + plan.chunk]  # [n, packs of all sides, M]
@@ -136,18 +148,24 @@ def batches(train: Sequence[Piece], plan: Plan, first: int = 0) -> Iterator[Batc
         )
 
 
+def _sizes(train: Train, runs: Sequence[Run]) -> dict[int, np.ndarray]:
+    """`sizes` of the runs' training examples, `[E, 3]` by data seed."""
+    return {seed: sizes(train[seed]) for seed in {run.data_seed for run in runs}}
+
+
 def _plans(
-    train: np.ndarray,
+    train: Mapping[int, np.ndarray],
     runs: Sequence[Run],
     population: int | None,
     pack_tokens: int,
     mesh: Mesh,
     points: int,
 ) -> list[Plan]:
-    """`plan` for runs that can be tuned together; `train` `[E, 3]` are `sizes`."""
+    """`plan` for runs that can be tuned together; `train` are `_sizes`."""
     runs = sorted(runs, key=lambda run: run.prompt_length)
     sides, data = mesh.shape["runs"], mesh.shape["data"]
-    run_tokens = train[:, 0].mean() * runs[0].batch_size / data + runs[-1].prompt_length
+    lengths = np.concatenate([each[:, 0] for each in train.values()])
+    run_tokens = lengths.mean() * runs[0].batch_size / data + runs[-1].prompt_length
     pack_runs = max(1, round(pack_tokens / run_tokens))
 
     most = population or pack_runs * sides
@@ -157,33 +175,34 @@ def _plans(
     pack_runs = -(-size // (packs * sides))
     steps = runs[0].steps
     stops = tuple(sorted({max(1, round(steps * (i + 1) / points)) for i in range(points)}))
-    longest = np.array([group[-1].prompt_length for group in groups])
-    lengths = size_classes(longest, MOST_LENGTHS)
-    of_length = [lengths[np.searchsorted(lengths, length)] for length in longest]
+    prompts = np.array([group[-1].prompt_length for group in groups])
+    classes = size_classes(prompts, MOST_LENGTHS)
+    of_length = [classes[np.searchsorted(classes, length)] for length in prompts]
+    longest = int(lengths.max())
     plans = []
-    for length in lengths:
+    for length in classes:
         alike = [
             Plan(group, length, sides, data, packs, pack_runs, stops)
             for group, own in zip(groups, of_length, strict=True)
             if own == length
         ]
-        demand = np.stack([_demand(train, plan) for plan in alike])
-        chunk, shapes = _shapes(demand, stops, int(train[:, 0].max()))
+        demand = np.stack([_demand(train, plan, longest) for plan in alike])
+        chunk, shapes = _shapes(demand, stops, longest)
         plans += [dataclasses.replace(plan, chunk=chunk, shapes=shapes) for plan in alike]
     return plans
 
 
-def _demand(train: np.ndarray, plan: Plan) -> np.ndarray:
+def _demand(train: Mapping[int, np.ndarray], plan: Plan, longest: int) -> np.ndarray:
     """`[steps, packs, 5]`: tokens, queries, predictions, windows, and the windows of one run."""
-    slots = int(padded(train[:, 0].max()))
-    orders = [_order(run, len(train)) for run in plan.runs]
-    members = _members(train[:, 0], orders, plan)
+    slots = int(padded(longest))
+    orders = [_order(run, len(train[run.data_seed])) for run in plan.runs]
+    members = _members(train, orders, plan)
     needed = np.zeros((len(plan.padded_runs), len(members), plan.data, 4), np.int64)
-    for run, order in enumerate(orders):
+    for number, (run, order) in enumerate(zip(plan.runs, orders, strict=True)):
         for part in range(plan.data):
-            own = train[order[:, part :: plan.data]]  # [steps, B / X, 3]
+            own = train[run.data_seed][order[:, part :: plan.data]]  # [steps, B / X, 3]
             windows = first_fit(own[:, :, 0], slots).max(axis=1) // slots + 1
-            needed[run, :, part] = np.column_stack([own.sum(axis=1), windows])
+            needed[number, :, part] = np.column_stack([own.sum(axis=1), windows])
     each = needed[members, np.arange(len(members))[:, None, None]]  # [steps, sides * P, M, X, 4]
     packs = np.concatenate([each.sum(axis=2), each[..., 3:].max(axis=2)], axis=-1)
     return packs.reshape(len(members), -1, 5)
@@ -218,14 +237,17 @@ def _shapes(
     return chunk, tuple(shapes)
 
 
-def _members(lengths: np.ndarray, orders: Sequence[np.ndarray], plan: Plan) -> np.ndarray:
+def _members(
+    train: Mapping[int, np.ndarray], orders: Sequence[np.ndarray], plan: Plan
+) -> np.ndarray:
     """`[steps, sides * P, M]` int32, the runs of every pack.
 
     At each step a side's runs are dealt out by falling length of their examples, to and fro, so
-    that its packs are about equally long. `lengths` `[E]`, `orders` `[steps, B]` each.
+    that its packs are about equally long. `train` are `_sizes`, `orders` `[steps, B]` each.
     """
     tokens = np.zeros((len(orders[0]), len(plan.padded_runs)), np.int64)
-    tokens[:, : len(orders)] = np.stack([lengths[order].sum(axis=1) for order in orders], axis=1)
+    for number, (run, order) in enumerate(zip(plan.runs, orders, strict=True)):
+        tokens[:, number] = train[run.data_seed][order, 0].sum(axis=1)
     by_side = tokens.reshape(len(tokens), plan.sides, -1)
     ranked = np.argsort(-by_side, axis=2, kind="stable")
     rounds = ranked.reshape(*by_side.shape[:2], plan.pack_runs, plan.packs)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from wayward_jax import metrics
 from wayward_jax.encoded_task import EncodedTask
-from wayward_jax.evaluation import predictions, start_scoring
+from wayward_jax.evaluation import EvaluationSet, predictions, start_scoring
 from wayward_jax.initialization import STARTS
 from wayward_jax.mesh import BY_RUN, place
 from wayward_jax.models import LanguageModel
@@ -106,13 +106,14 @@ class Progress:
 
     state: after the steps so far, given up when more are taken.
     losses: of those steps, a chunk after the other.
-    scored: at each point of the curves so far, what `evaluation.start_scoring` gave.
+    scored: at each point of the curves so far, what `evaluation.start_scoring` gave for the dev
+        examples of each data seed.
     nearest: at each of them, `d_proj` of the prompts, `[R, L]`.
     """
 
     state: TuningState
     losses: tuple[Losses, ...] = ()
-    scored: tuple[list[jax.Array], ...] = ()
+    scored: tuple[list[list[jax.Array]], ...] = ()
     nearest: tuple[jax.Array, ...] = ()
 
     @property
@@ -165,22 +166,23 @@ def tune_population(
             _report(now.losses[-1], len(runs), on_steps)
         now = now.replace(state=state, losses=(*now.losses, losses))
         if now.step in plan.stops:
-            scored = start_scoring(model, state.prompts, population.mask, task.curve, mesh)
+            scored = _start_scoring_samples(
+                model, state.prompts, population.mask, task.curve, plan, mesh
+            )
             nearest = d_proj(table, state.prompts, model.readable())
             now = now.replace(scored=(*now.scored, scored), nearest=(*now.nearest, nearest))
         on_progress(now)
     _report(now.losses[-1], len(runs), on_steps)
 
     state = now.state
-    dev, test = (
-        predictions(start_scoring(model, state.prompts, population.mask, part, mesh), part)
-        for part in (task.dev, task.test)
-    )
+    of_dev = _start_scoring_samples(model, state.prompts, population.mask, task.dev, plan, mesh)
+    of_test = start_scoring(model, state.prompts, population.mask, task.test, mesh)
+    dev_accuracies, test = _accuracies(of_dev, task.dev, plan), predictions(of_test, task.test)
     far = np.asarray(distance(state.prompts, c_proj(table, population.targets), population.mask))
     prompts, diverged_at = np.asarray(state.prompts), np.asarray(state.diverged_at)
     # The last of these were made at the last step, so they are the results', too.
     readings = [_readings(model, ids, runs) for ids in now.nearest]
-    curves = _curves(task, runs, plan.stops, now.losses, now.scored, readings)
+    curves = _curves(task, plan, now, readings)
     seconds = (time.perf_counter() - began) / len(runs)
     return [
         Result(
@@ -192,9 +194,9 @@ def tune_population(
             predictions=test[r],
             accuracy=metrics.accuracy(test[r], task.test.labels),
             macro_f1=metrics.macro_f1(test[r], task.test.labels),
-            dev_accuracy=metrics.accuracy(dev[r], task.dev.labels),
-            n_train=len(task.train),
-            n_dev=len(task.dev.labels),
+            dev_accuracy=dev_accuracies[r],
+            n_train=len(task.train[run.data_seed]),
+            n_dev=len(task.dev[run.data_seed].labels),
             n_eval=len(task.test.labels),
             curve=curves[r],
             diverged_at=int(diverged_at[r]) if diverged_at[r] >= 0 else None,
@@ -240,31 +242,52 @@ def _report(losses: Losses, n_runs: int, on_steps: Callable[[int, np.ndarray], N
     on_steps(len(task), task[-1, :n_runs])
 
 
+def _start_scoring_samples(
+    model: LanguageModel,
+    prompts: jax.Array,
+    mask: jax.Array,
+    sets: Mapping[int, EvaluationSet],
+    plan: Plan,
+    mesh: Mesh,
+) -> list[list[jax.Array]]:
+    """`start_scoring` of every sample's set under all prompts, by rising data seed."""
+    return [start_scoring(model, prompts, mask, sets[seed], mesh) for seed in plan.data_seeds]
+
+
+def _accuracies(
+    scored: Sequence[list[jax.Array]], sets: Mapping[int, EvaluationSet], plan: Plan
+) -> list[float]:
+    """Each run's accuracy on the set of its own sample, from `_start_scoring_samples`."""
+    predicted = {
+        seed: predictions(losses, sets[seed])
+        for seed, losses in zip(plan.data_seeds, scored, strict=True)
+    }
+    return [
+        metrics.accuracy(predicted[run.data_seed][r], sets[run.data_seed].labels)
+        for r, run in enumerate(plan.runs)
+    ]
+
+
 def _curves(
-    task: EncodedTask,
-    runs: Sequence[Run],
-    measured: Sequence[int],
-    losses: Sequence[Losses],
-    scored: Sequence[list[jax.Array]],
-    readings: Sequence[list[Reading]],
+    task: EncodedTask, plan: Plan, now: Progress, readings: Sequence[list[Reading]]
 ) -> list[tuple[Point, ...]]:
-    """Each run's curve, from what was set going at the measured steps."""
-    task_loss = np.concatenate([np.asarray(chunk.task) for chunk in losses])
-    far = np.concatenate([np.asarray(chunk.distance) for chunk in losses])
-    right = [predictions(each, task.curve) == task.curve.labels for each in scored]
-    stretches = list(zip([0, *measured[:-1]], measured, strict=True))
+    """Each run's curve, from what was set going at the plan's stops."""
+    task_loss = np.concatenate([np.asarray(chunk.task) for chunk in now.losses])
+    far = np.concatenate([np.asarray(chunk.distance) for chunk in now.losses])
+    accuracies = [_accuracies(scored, task.curve, plan) for scored in now.scored]
+    stretches = list(zip([0, *plan.stops[:-1]], plan.stops, strict=True))
     return [
         tuple(
             Point(
                 step=last,
                 task_loss=float(task_loss[first:last, r].mean()),
                 distance=float(far[first:last, r].mean()) if run.target_ids else None,
-                dev_accuracy=float(right[i][r].mean()),
+                dev_accuracy=accuracies[i][r],
                 prompt_f1=readings[i][r].prompt_f1,
             )
             for i, (first, last) in enumerate(stretches)
         )
-        for r, run in enumerate(runs)
+        for r, run in enumerate(plan.runs)
     ]
 
 
