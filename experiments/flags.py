@@ -169,7 +169,7 @@ def settings() -> Settings:
         n_eval=_N_EVAL.value,
         population=_population(_POPULATION.value),
         mesh=_mesh(_MESH.value),
-        out_dir=Path(_OUT_DIR.value).expanduser() if _OUT_DIR.value else None,
+        out_dir=_out_dir(_OUT_DIR.value),
         cache_dir=command_line.cache_dir(),
         assets_dir=command_line.assets_dir(),
         only=tuple(_ONLY.value),
@@ -199,6 +199,12 @@ def _number(flag: str, text: str) -> float:
     if not 0 <= value < float("inf"):
         raise InputError(f"--{flag}={text}: give finite numbers from 0 on")
     return value
+
+
+def _out_dir(text: str | None) -> Path | None:
+    if text and "://" in text:
+        raise InputError(f"--out_dir={text}: give a folder; object stores cannot be written to yet")
+    return Path(text).expanduser() if text else None
 
 
 def _population(text: str) -> int | None:

@@ -118,6 +118,8 @@ def test_another_jobs_results_are_never_overwritten(finished, folder):
         ("gamma", "-1"),
         ("gamma", "0.1,0.1"),
         ("seeds", "1.5"),
+        ("data_seed", "x"),
+        ("out_dir", "gs://bucket/job"),
         ("experiment", "none"),
         ("data_dir", "nowhere"),
         ("batch_size", "many"),
