@@ -18,8 +18,10 @@ class CausalLM(nn.Module):
     """A language model that reads prompts and tokens and gives hidden states.
 
     Logits are a separate call, so that they are computed only where they are needed. A family
-    defines `__call__` and sets in `setup` its `layers` and two tables: `embed`, and `head`, which
-    is `embed` again where the weights are tied.
+    defines `enter` and `leave`, and sets in `setup` two tables, `embed` and `head`, which is
+    `embed` again where the weights are tied, and its `layers`. A layer is given the stream
+    `[T, D]`, the layout, its own past, where its answer is wanted (None is everywhere), and what
+    else `enter` gave; it returns its answer `[Q, D]` and the prompts' keys and values.
     """
 
     def __call__(
@@ -45,34 +47,32 @@ class CausalLM(nn.Module):
         Returns:
             `[Q, D]` in the weights' dtype, and the prompts' keys and values in every layer.
         """
-        raise NotImplementedError
-
-    def table(self) -> jax.Array:
-        """The embedding table `[V, D]`, in the weights' dtype."""
-        return self.embed.embedding
-
-    def stream(self, prompts: jax.Array, ids: jax.Array) -> jax.Array:
-        """`[R, L, D]` and `[T]` as one stream `[R * L + T, D]`, in the weights' dtype."""
         tokens = self.embed(ids)
         flat = prompts.reshape(-1, prompts.shape[-1]).astype(tokens.dtype)
-        return jnp.concatenate([flat, tokens])
-
-    def run_layers(
-        self, x: jax.Array, layout: Layout, at: jax.Array, past: Past | None, *more: jax.Array
-    ) -> tuple[jax.Array, Past]:
-        """Takes a stream `[R * L + T, D]` through all layers: `[Q, D]`, and the prompts' past.
-
-        Each layer is given the stream, the layout, its own past, where its answer is wanted (None
-        is everywhere), and whatever `more` the family's layers need.
-        """
-        at = at + len(x) - len(layout.slot)
+        x, *more = self.enter(jnp.concatenate([flat, tokens]), layout.stream_positions(prompts))
+        at = at + len(flat)
         new_past = []
         for i, layer in enumerate(self.layers):
             run = layer if self.is_initializing() else _alike(layer)
             where = at if i + 1 == len(self.layers) else None
             x, left = run(x, layout, past[i] if past else None, where, *more)
             new_past.append(left)
-        return x, tuple(new_past)
+        return self.leave(x), tuple(new_past)
+
+    def enter(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
+        """What the first layer is given of embeddings `[T, D]`, and what else all layers are given.
+
+        `positions` are `[T]` int32.
+        """
+        raise NotImplementedError
+
+    def leave(self, x: jax.Array) -> jax.Array:
+        """The last norm, of `[Q, D]`."""
+        raise NotImplementedError
+
+    def table(self) -> jax.Array:
+        """The embedding table `[V, D]`, in the weights' dtype."""
+        return self.embed.embedding
 
     def read_prompts(self, prompts: jax.Array, prompt_mask: jax.Array) -> Past:
         """Keys and values of prompts `[R, L, D]` with mask `[R, L]` in every layer."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from wayward_jax.models.attention import KeysValues, Layout, attend
-from wayward_jax.models.causal_lm import CausalLM, Past
+from wayward_jax.models.causal_lm import CausalLM
 
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -83,14 +83,8 @@ class GPT2(CausalLM):
         self.layers = [Block(c) for _ in range(c.n_layer)]
         self.ln_f = _norm(c)
 
-    def __call__(
-        self,
-        prompts: jax.Array,
-        ids: jax.Array,
-        layout: Layout,
-        at: jax.Array,
-        past: Past | None = None,
-    ) -> tuple[jax.Array, Past]:
-        x = self.stream(prompts, ids) + self.wpe(layout.stream_positions(prompts))
-        x, past = self.run_layers(x, layout, at, past)
-        return self.ln_f(x), past
+    def enter(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
+        return (x + self.wpe(positions),)
+
+    def leave(self, x: jax.Array) -> jax.Array:
+        return self.ln_f(x)

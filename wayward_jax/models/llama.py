@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wayward_jax.models.attention import KeysValues, Layout, attend
-from wayward_jax.models.causal_lm import CausalLM, Past
+from wayward_jax.models.causal_lm import CausalLM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,15 +130,8 @@ class Llama(CausalLM):
         self.layers = [Block(c) for _ in range(c.num_hidden_layers)]
         self.norm = nn.RMSNorm(epsilon=c.rms_norm_eps)
 
-    def __call__(
-        self,
-        prompts: jax.Array,
-        ids: jax.Array,
-        layout: Layout,
-        at: jax.Array,
-        past: Past | None = None,
-    ) -> tuple[jax.Array, Past]:
-        x = self.stream(prompts, ids)
-        angles = layout.stream_positions(prompts)[:, None] * rope_frequencies(self.config)
-        x, past = self.run_layers(x, layout, at, past, angles)
-        return self.norm(x), past
+    def enter(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
+        return x, positions[:, None] * rope_frequencies(self.config)
+
+    def leave(self, x: jax.Array) -> jax.Array:
+        return self.norm(x)
