@@ -1,5 +1,6 @@
 """The program as a user runs it: a whole job on a tiny model, and input that it refuses."""
 
+import dataclasses
 import json
 
 import mood
@@ -171,12 +172,12 @@ def test_a_mesh_names_each_axis_once_with_a_size_or_is_auto(given, value):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"model": "nothing"}, "--model"),
+        ({"models": ("nothing",)}, "--model"),
         ({"tasks": ("nothing",)}, "--task"),
         ({"targets": "nothing"}, "--targets"),
         ({"template": 7}, "--template"),
-        ({"init": "nothing"}, "--init"),
-        ({"prompt_length": 60}, "--prompt_length"),
+        ({"inits": ("nothing",)}, "--init"),
+        ({"prompt_lengths": (60,)}, "--prompt_length"),
         ({"k_shot": 0}, "--k_shot"),
         ({"k_shot": 1000}, "k_shot"),
         ({"mesh": {"runs": 1000}}, "--mesh.*1000 devices"),
@@ -186,15 +187,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed,
     out_dir = folder / "refused"
     given = settings(folder, out_dir, **changed)
     with pytest.raises(InputError, match=named), Watch(Console(quiet=True)) as watch:
-        job.carry_out(given, main.runs, out_dir, watch)
+        job.carry_out(given, main.EXPERIMENT, out_dir, watch)
     assert not out_dir.exists()
 
 
 def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
     out_dir = folder / "refused"
-    plan = only(main.runs, ["123456789abc"])
+    none = only(main.EXPERIMENT.runs, ["123456789abc"])
+    chosen = dataclasses.replace(main.EXPERIMENT, runs=none)
     with pytest.raises(InputError, match="--only"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(settings(folder, out_dir), plan, out_dir, watch)
+        job.carry_out(settings(folder, out_dir), chosen, out_dir, watch)
     assert not out_dir.exists()
 
 
@@ -202,9 +204,11 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     out_dir, _ = finished
     row = results.read(out_dir / "results.jsonl")[-1]
     checkpoint = out_dir / "checkpoints" / row["id"]
-    given = settings(folder, folder / "continued", init=str(checkpoint), steps=1, learning_rate=0.0)
+    given = settings(
+        folder, folder / "continued", inits=(str(checkpoint),), steps=1, learning_rate=0.0
+    )
     with Watch(Console(quiet=True)) as watch:
-        rows = job.carry_out(given, main.runs, folder / "continued", watch).rows
+        rows = job.carry_out(given, main.EXPERIMENT, folder / "continued", watch).rows
     again = checkpoints.load_prompt(folder / "continued" / "checkpoints" / rows[-1]["id"])
     np.testing.assert_array_equal(again, checkpoints.load_prompt(checkpoint))
 
@@ -213,5 +217,5 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(fol
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     out_dir = folder / "refused"
     with pytest.raises(InputError, match="--batch_size=4"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(settings(folder, out_dir), main.runs, out_dir, watch)
+        job.carry_out(settings(folder, out_dir), main.EXPERIMENT, out_dir, watch)
     assert not out_dir.exists()

@@ -7,6 +7,7 @@ confidence intervals.
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -60,13 +61,38 @@ def short(name: str) -> str:
     return Path(name).name if name.startswith(("/", "~", ".")) else name
 
 
+def tables(
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    readings: Mapping[str, Mapping[str, Reading]] = MappingProxyType({}),
+) -> dict[str, pd.DataFrame]:
+    """By name, the tables that there are data for.
+
+    Args:
+        rows: of results.
+        comparisons: of them.
+        readings: by metric and run id.
+    """
+    gammas = by_gamma(rows)
+    lengths = by_group(comparisons, [*SETTING_NAMES, "prompt_length"])
+    made = {
+        "groups": by_group(comparisons),
+        "targets": by_target(comparisons),
+        "gammas": gammas if _several(gammas, "gamma") else pd.DataFrame(),
+        "lengths": lengths if _several(lengths, "prompt_length") else pd.DataFrame(),
+        "differences": between_groups(comparisons),
+        "metrics": by_metric(comparisons, readings),
+    }
+    return {name: frame for name, frame in made.items() if not frame.empty}
+
+
 def by_target(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """A line a comparison; intervals are over test examples."""
     return pd.DataFrame(
         {
             **_setting(c),
             "target": c.wayward[0]["target_name"],
-            "length": c.wayward[0]["prompt_length"],
+            "prompt_length": c.wayward[0]["prompt_length"],
             "gamma": c.wayward[0]["gamma"],
             "p_star": c.best_accuracy,
             "accuracy": c.accuracy,
@@ -197,17 +223,20 @@ def by_run(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
 
 
-def shown(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
+def shown(
+    frame: pd.DataFrame, always: Sequence[str] = ALWAYS_SHOWN
+) -> tuple[pd.DataFrame, list[bool]]:
     """A table for readers: settings only where they differ, all cells as text.
+
+    Args:
+        frame: the table.
+        always: settings that are shown in any case.
 
     Returns:
         The table, and which of its columns are numbers.
     """
-    same = [
-        name
-        for name in frame
-        if name in AIMED_SETTING and name not in ALWAYS_SHOWN and frame[name].nunique() == 1
-    ]
+    settings = {*SETTING_NAMES, "prompt_length"} - {*always}
+    same = [name for name in frame if name in settings and frame[name].nunique() == 1]
     names = [name for name in frame if name not in same]
     texts = {
         NAMES.get(name, name.replace("_", " ")): [_text(name, value) for value in frame[name]]
@@ -225,6 +254,10 @@ def write(frame: pd.DataFrame, folder: Path, name: str) -> None:
     latex = table.to_latex(index=False, escape=True, column_format="".join(a[0] for a in align))
     (folder / f"{name}.md").write_text(markdown + "\n", encoding="utf-8")
     (folder / f"{name}.tex").write_text(latex, encoding="utf-8")
+
+
+def _several(frame: pd.DataFrame, column: str) -> bool:
+    return not frame.empty and frame[column].nunique() > 1
 
 
 def _text(name: str, value: object) -> str:
