@@ -99,10 +99,13 @@ def show(
 
 
 def _table(frame: pd.DataFrame) -> Table:
+    # Intervals say as much, and a terminal is narrow.
+    frame = frame.drop(columns="within_noise", errors="ignore")
     cells, numbers = tables.shown(frame, always=["task"])
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name, number in zip(cells, numbers, strict=True):
-        table.add_column(name, justify="right" if number else "left", vertical="bottom")
+        justify = "right" if number else "left"
+        table.add_column(name, justify=justify, vertical="bottom", overflow="fold")
     for row in cells.itertuples(index=False):
         table.add_row(*row)
     return table
