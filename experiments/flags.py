@@ -11,8 +11,10 @@ from wayward_jax.errors import InputError
 
 flags.adopt_module_key_flags(command_line)
 
-EXPERIMENTS = ("main", "gamma", "length", "model_size", "true_definitions", "init")
+EXPERIMENTS = ("main", "gamma", "length", "model_size", "true_definitions", "init", "certified")
 """Each is a module beside this one with an `EXPERIMENT`; see `experiment.Experiment`."""
+
+AUTO = "auto"
 
 # The default job, which takes a few minutes on a laptop; the paper's settings are in the README.
 _EXPERIMENT = flags.DEFINE_enum(
@@ -52,8 +54,21 @@ _TARGETS = flags.DEFINE_string(
 _GAMMA = flags.DEFINE_list(
     "gamma",
     ["0.1"],
-    "Weights of the distance term; with several, a target's best one is chosen on dev. MODEL:0.01 "
-    "is one for that model alone.",
+    "Weights of the distance term; with several, a target's best one is chosen on dev. auto is "
+    "the smallest one that has the prompt read as its target, found while tuning; MODEL:0.01 is "
+    "one for that model alone.",
+)
+_CONSTRAINT = flags.DEFINE_list(
+    "constraint",
+    ["penalty"],
+    "How prompts are held to their targets: penalty, the distance term, or cell: vectors that no "
+    "longer read as their tokens are pulled back after every step, and gamma does not matter.",
+)
+_MARGIN = flags.DEFINE_float(
+    "margin",
+    0.01,
+    "The part of a token's cell, between 0 and 1, that is left free at its walls, with "
+    "--constraint=cell and --gamma=auto.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds of the start and the order of examples.")
 _STEPS = flags.DEFINE_integer("steps", 120, "Optimiser steps of each run.", lower_bound=1)
@@ -125,7 +140,10 @@ _REUSE = flags.DEFINE_list(
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The flags, read and checked. A gamma for one model alone is text: `model:gamma`."""
+    """The flags, read and checked.
+
+    A gamma is a number or `AUTO`, or text where it is for one model alone: `model:gamma`.
+    """
 
     experiment: str
     models: tuple[str, ...]
@@ -133,7 +151,9 @@ class Settings:
     tasks: tuple[str, ...]
     data_dir: Path | None
     targets: str
+    constraints: tuple[str, ...]
     gammas: tuple[float | str, ...]
+    margin: float
     seeds: tuple[int, ...]
     steps: int
     batch_size: int
@@ -176,7 +196,9 @@ def settings() -> Settings:
         tasks=tuple(_distinct("task", _TASK.value)),
         data_dir=command_line.folder("data_dir", _DATA_DIR.value),
         targets=_TARGETS.value,
+        constraints=tuple(_distinct("constraint", [_constraint(x) for x in _CONSTRAINT.value])),
         gammas=_gammas(_GAMMA.value, models),
+        margin=_margin(_MARGIN.value),
         seeds=tuple(_distinct("seeds", [_seed("seeds", x) for x in _SEEDS.value])),
         steps=_STEPS.value,
         batch_size=_BATCH_SIZE.value,
@@ -215,7 +237,7 @@ def _distinct(flag: str, values: list) -> list:
 
 
 def _gammas(texts: Sequence[str], models: Sequence[str]) -> tuple[float | str, ...]:
-    """Numbers, and `model:number` where one is for a model alone."""
+    """Each as `_gamma` has it, and `model:gamma` where one is for a model alone."""
     of = [text.rpartition(":")[0] for text in texts]
     if unknown := set(of) - {"", *models}:
         raise InputError(f"--gamma has one for {min(unknown)}: name it in --model, too")
@@ -228,13 +250,32 @@ def _gammas(texts: Sequence[str], models: Sequence[str]) -> tuple[float | str, .
     return tuple(_distinct("gamma", named))
 
 
-def _gamma(text: str) -> float:
+def _gamma(text: str) -> float | str:
+    if text == AUTO:
+        return text
     try:
         value = float(text)
     except ValueError:
-        raise InputError(f"--gamma={text} is not a number: give numbers like 0.01,0.003") from None
+        raise InputError(
+            f"--gamma={text} is not a number: give numbers like 0.01,0.003, or auto"
+        ) from None
     if not 0 <= value < float("inf"):
         raise InputError(f"--gamma={text}: give finite numbers from 0 on")
+    return value
+
+
+def _constraint(text: str) -> str:
+    if text not in ("penalty", "cell"):
+        raise InputError(f"--constraint={text}: give penalty, cell, or both separated by a comma")
+    return text
+
+
+def _margin(value: float) -> float:
+    if not 0 < value < 1:
+        raise InputError(
+            f"--margin={value:g}: give a number between 0 and 1; on the wall itself a vector reads "
+            "as either token"
+        )
     return value
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from experiments.flags import Settings
-from wayward_jax.runs import Run
+from experiments.flags import AUTO, Settings
+from wayward_jax.runs import FIRST_GAMMA, Run
 from wayward_jax.targets import Target
 
 
 def runs(settings: Settings, model: str, task: str, targets: Sequence[Target]) -> list[Run]:
-    """Per seed and choice of examples a p_star of each length, and each target at each gamma.
+    """Per seed and choice of examples a p_star of each length, and each target held in each way.
 
     Targets are tuned from each start. p_star, which has no target, starts at common tokens, unless
     the starts are random vectors alone.
@@ -36,10 +36,25 @@ def runs(settings: Settings, model: str, task: str, targets: Sequence[Target]) -
         for repeat in repeats
     ]
     wayward = [
-        Run.towards(target, **common, init=init, gamma=gamma, **repeat)
+        Run.towards(target, **common, init=init, **hold, **repeat)
         for target in targets
         for init in settings.inits
-        for gamma in settings.gammas_of(model)
+        for hold in _holds(settings, model)
         for repeat in repeats
     ]
     return p_star + wayward
+
+
+def _holds(settings: Settings, model: str) -> list[dict]:
+    """What holds prompts to their targets, in every way that is asked for."""
+    holds = []
+    if "penalty" in settings.constraints:
+        holds += [
+            {"constraint": "dual", "gamma": FIRST_GAMMA, "margin": settings.margin}
+            if gamma == AUTO
+            else {"gamma": gamma}
+            for gamma in settings.gammas_of(model)
+        ]
+    if "cell" in settings.constraints:
+        holds.append({"constraint": "cell", "margin": settings.margin})
+    return holds

@@ -24,6 +24,7 @@ REQUIRED = {
 RENAMED = {
     "models": "model",
     "tasks": "task",
+    "constraints": "constraint",
     "gammas": "gamma",
     "inits": "init",
     "prompt_lengths": "prompt_length",

@@ -34,6 +34,7 @@ COLUMNS = (
     "model",
     "task",
     "init",
+    "constraint",
     "gamma",
     "seed",
     "steps",
@@ -112,7 +113,8 @@ def page_data(
     runs = []
     for run in sorted(finished, key=lambda run: not is_aimed(run.row)):
         row = run.row
-        entry = {name: row[name] for name in ("id", *COLUMNS) if name in row}
+        # The margin shown is that of the reading, not of the constraint.
+        entry = {name: row[name] for name in ("id", *COLUMNS) if name in row and name != "margin"}
         entry |= {
             "set": tables.target_set(row["target_name"]),
             "target": targets.of((row["target_text"], *index(row, row["target_ids"]))),

@@ -47,7 +47,7 @@ FORMATS = {
     **dict.fromkeys(("p_star", "accuracy", "f1", "p_value", "adjusted"), "{:.3f}"),
     **dict.fromkeys(("word_f1", "token_f1", "reads_alike"), "{:.3f}"),
     **dict.fromkeys(("drop", "low", "high", "difference"), "{:+.1f}"),
-    **dict.fromkeys(("gamma", "learning_rate"), "{:g}"),
+    **dict.fromkeys(("gamma", "learning_rate"), "{:.3g}"),
 }
 
 
@@ -93,7 +93,7 @@ def by_target(comparisons: Sequence[Comparison]) -> pd.DataFrame:
             **_setting(c),
             "target": c.wayward[0]["target_name"],
             "prompt_length": c.wayward[0]["prompt_length"],
-            "gamma": c.wayward[0]["gamma"],
+            "gamma": _gamma(c.wayward),
             "p_star": c.best_accuracy,
             "accuracy": c.accuracy,
             "drop": c.drop.value,
@@ -141,11 +141,12 @@ def by_group(
 
 
 def by_gamma(rows: Sequence[Row], names: Sequence[str] = SETTING_NAMES) -> pd.DataFrame:
-    """`by_group` at each gamma, chosen or not."""
+    """`by_group` at each gamma that was given, chosen or not."""
     p_star = [row for row in rows if not is_aimed(row)]
+    given = [row for row in rows if is_aimed(row) and row["constraint"] == "penalty"]
     frames = []
-    for gamma in sorted({row["gamma"] for row in rows if is_aimed(row)}):
-        here = [row for row in rows if is_aimed(row) and row["gamma"] == gamma]
+    for gamma in sorted({row["gamma"] for row in given}):
+        here = [row for row in given if row["gamma"] == gamma]
         frames.append(by_group(compare([*p_star, *here]), names).assign(gamma=gamma))
     return pd.concat(frames) if frames else pd.DataFrame()
 
@@ -161,6 +162,8 @@ def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         apart = [
             (name, a, b) for (name, a), (_, b) in zip(first_key, second_key, strict=True) if a != b
         ]
+        if "constraint" in (name for name, *_ in apart):  # which brings its margin with it
+            apart = [each for each in apart if each[0] != "margin"]
         if len(apart) != 1:
             continue
         (name, a, b) = apart[0]
@@ -274,6 +277,12 @@ def _setting(comparison: Comparison, names: Sequence[str] = SETTING_NAMES) -> di
     row = comparison.wayward[0]
     values = {**row, "set": target_set(row["target_name"])}
     return {name: values[name] for name in names}
+
+
+def _gamma(rows: Sequence[Row]) -> float:
+    """The one that was given or, where it was found while tuning, a mean of those."""
+    found = [row["final_gamma"] for row in rows if row["constraint"] == "dual"]
+    return float(np.mean(found)) if found else rows[0]["gamma"]
 
 
 def _groups(
