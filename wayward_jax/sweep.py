@@ -33,7 +33,7 @@ from wayward_jax.tuning import (
     tune,
 )
 
-# How far a gamma that is found while tuning can go up: its logarithm, over all steps.
+# How fast gammas are found: a rate of one step, times the number of steps.
 DUAL_TRAVEL = 30.0
 
 
@@ -252,14 +252,12 @@ def _cells(model: LanguageModel, runs: Sequence[Run], targets: jax.Array) -> Cel
         nearest=nearest(model.table()[:vocab_size], targets),
         share=jnp.asarray([1 - run.margin for run in runs], jnp.float32),
         hard=jnp.asarray([run.constraint == "cell" for run in runs]),
-        dual_rate=jnp.asarray([_dual_rate(run) for run in runs], jnp.float32),
+        dual_rate=jnp.asarray(
+            [DUAL_TRAVEL / run.steps if run.constraint == "dual" else 0 for run in runs],
+            jnp.float32,
+        ),
         vocab_size=vocab_size,
     )
-
-
-def _dual_rate(run: Run) -> float:
-    """Such that a tenth of the steps takes gamma over as many powers of ten as anyone needs."""
-    return 0.0 if run.constraint != "dual" else DUAL_TRAVEL / run.steps
 
 
 def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
