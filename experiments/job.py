@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.bench import Bench, Measurement
-from experiments.experiment import Experiment
+from experiments.bench import Bench
+from experiments.experiment import Experiment, Measure
 from experiments.flags import Settings, as_flags
 from experiments.interruption import Interruption
 from experiments.job_folder import JobFolder, Plans, writing
@@ -97,12 +97,20 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
         if asked:
             stop()
 
-    def measure(measurements: Iterable[Measurement]) -> None:
-        """Takes those that were not taken before."""
+    def measure(measure_of: Measure, model: str, rows: list[dict]) -> None:
+        """Takes what measurements with a model were not taken before."""
         done = folder.measured().get(settings.experiment, {})
-        left = [(key, take) for key, take in measurements if key not in done]
+        bench = Bench(
+            loader.model(model),
+            loader.mesh,
+            inputs[model].tasks,
+            rows,
+            settings.select,
+            lambda row: checkpoints.load_prompt(folder.checkpoint(row["id"])),
+        )
+        left = [(key, take) for key, take in measure_of(bench) if key not in done]
         for number, (key, take) in enumerate(left, start=1):
-            watch.doing(f"measuring, {number} of {len(left)}")
+            watch.doing(f"{model}, measuring, {number} of {len(left)}")
             folder.add_measurement(settings.experiment, key, take())
             if interruption.asked():
                 stop()
@@ -138,16 +146,8 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
         asked_for = {run.id for each in inputs.values() for run in each.all_runs}
         rows = [row for id, row in folder.rows().items() if id in asked_for]
         if experiment.measure is not None:
-            for model, each in inputs.items():
-                bench = Bench(
-                    loader.model(model),
-                    loader.mesh,
-                    each.tasks,
-                    rows,
-                    settings.select,
-                    lambda row: checkpoints.load_prompt(folder.checkpoint(row["id"])),
-                )
-                measure(experiment.measure(bench))
+            for model in inputs:
+                measure(experiment.measure, model, rows)
         measured = folder.measured()
     return Finished(rows, measured, {name: each.tokenizer for name, each in inputs.items()})
 
