@@ -11,7 +11,6 @@ from wayward_jax.analysis import tables
 from wayward_jax.analysis.jobs import Measured
 from wayward_jax.analysis.selection import Row
 from wayward_jax.analysis.style import (
-    INK,
     P_STAR_COLOR,
     SERIES_COLORS,
     STYLE,
@@ -118,7 +117,8 @@ def transfer(frame: pd.DataFrame) -> Figure:
         axes.imshow(means, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
         for (y, x), mean in np.ndenumerate(means.to_numpy()):
             if not np.isnan(mean):
-                axes.text(x, y, f"{mean:.2f}", ha="center", va="center", color=INK)
+                # Black in the dark, too, where the colours behind it are the same.
+                axes.text(x, y, f"{mean:.2f}", ha="center", va="center", color="black")
         axes.set_title(f"{kind}, as text" if as_text else kind)
         axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
         axes.set_yticks(range(len(sources)), sources)
