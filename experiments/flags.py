@@ -11,7 +11,10 @@ from wayward_jax.errors import InputError
 
 flags.adopt_module_key_flags(command_line)
 
-EXPERIMENTS = ("main", "gamma", "length", "model_size", "true_definitions", "init", "certified")
+EXPERIMENTS = (
+    *("main", "gamma", "length", "model_size", "true_definitions", "init", "certified"),
+    *("path", "discrete", "transfer", "projection"),
+)
 """Each is a module beside this one with an `EXPERIMENT`; see `experiment.Experiment`."""
 
 AUTO = "auto"
@@ -54,7 +57,7 @@ _TARGETS = flags.DEFINE_string(
 _GAMMA = flags.DEFINE_list(
     "gamma",
     ["0.1"],
-    "Weights of the distance term; with several, a target's best one is chosen on dev. auto is "
+    "Weights of the distance term; with several, a target's best one is chosen (--select). auto is "
     "the smallest one that has the prompt read as its target, found while tuning; MODEL:0.01 is "
     "one for that model alone.",
 )
@@ -173,6 +176,7 @@ class Settings:
     only: tuple[str, ...] = ()
     checkpoint_every: int = 100
     reuse: tuple[Path, ...] = ()
+    select: str = "dev"
 
     def gammas_of(self, model: str) -> list[float | str]:
         """Those for all models, and those for this one alone."""
@@ -218,6 +222,7 @@ def settings() -> Settings:
         only=tuple(_ONLY.value),
         checkpoint_every=_CHECKPOINT_EVERY.value,
         reuse=tuple(command_line.folder("reuse", name) for name in _REUSE.value),
+        select=command_line.select(),
     )
 
 

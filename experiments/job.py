@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.experiment import Experiment
+from experiments.bench import Bench
+from experiments.experiment import Experiment, Measure
 from experiments.flags import Settings, as_flags
 from experiments.interruption import Interruption
 from experiments.job_folder import JobFolder, Plans, writing
 from experiments.terminal import Watch
 from wayward_jax import assets, checkpoints, models, targets, tasks
 from wayward_jax.analysis import jobs
-from wayward_jax.analysis.jobs import FinishedRun
+from wayward_jax.analysis.jobs import FinishedRun, Measured
 from wayward_jax.checkpoints import ProgressCheckpoints
 from wayward_jax.encoded_task import EncodedTask, encode_task
 from wayward_jax.errors import InputError
@@ -43,14 +44,21 @@ def prepare_device(settings: Settings) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finished:
-    """The rows of `results.jsonl` that were asked for, and what reads their ids, by model."""
+    """What came of a job.
+
+    Attributes:
+        rows: of `results.jsonl`, those that were asked for.
+        measured: of their prompts.
+        tokenizers: by model.
+    """
 
     rows: list[dict]
+    measured: Measured
     tokenizers: dict[str, Tokenizer]
 
 
 def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: Watch) -> Finished:
-    """Tunes and evaluates every run of an experiment.
+    """Tunes and evaluates every run of an experiment, and measures what it measures of them.
 
     Writes into `out_dir`, see `JobFolder`, once all input has been found good. What an earlier
     process with the same flags finished there is not done again, and what it had begun goes on from
@@ -59,7 +67,7 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
 
     Args:
         settings: of the job.
-        experiment: lists the runs.
+        experiment: lists the runs and measurements.
         out_dir: new or empty, or of an earlier job with the same flags.
         watch: is told how far the job has come.
 
@@ -76,6 +84,9 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
     reused = _reused(finished, inputs)
     interruption = Interruption()
 
+    def stop() -> None:
+        raise KeyboardInterrupt(f": the same command with --out_dir={out_dir} goes on")
+
     def keep(kept: ProgressCheckpoints, progress: Progress) -> None:
         before = progress.step - len(progress.losses[-1].task)
         every = settings.checkpoint_every
@@ -84,7 +95,25 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
             with writing(out_dir):
                 kept.save(progress)
         if asked:
-            raise KeyboardInterrupt(f": the same command with --out_dir={out_dir} goes on")
+            stop()
+
+    def measure(measure_of: Measure, model: str, rows: list[dict]) -> None:
+        """Takes what measurements with a model were not taken before."""
+        done = folder.measured().get(settings.experiment, {})
+        bench = Bench(
+            loader.model(model),
+            loader.mesh,
+            inputs[model].tasks,
+            rows,
+            settings.select,
+            lambda row: checkpoints.load_prompt(folder.checkpoint(row["id"])),
+        )
+        left = [(key, take) for key, take in measure_of(bench) if key not in done]
+        for number, (key, take) in enumerate(left, start=1):
+            watch.doing(f"{model}, measuring, {number} of {len(left)}")
+            folder.add_measurement(settings.experiment, key, take())
+            if interruption.asked():
+                stop()
 
     def on_broken(step: int) -> None:
         watch.note(f"the checkpoint of step {step} is broken: going on from the one before it")
@@ -114,12 +143,13 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
                     on_progress=functools.partial(keep, kept),
                 )
                 folder.add(found, task.test.labels)
-        rows = folder.rows()
-    asked_for = {run.id for each in inputs.values() for run in each.all_runs}
-    return Finished(
-        [row for id, row in rows.items() if id in asked_for],
-        {name: each.tokenizer for name, each in inputs.items()},
-    )
+        asked_for = {run.id for each in inputs.values() for run in each.all_runs}
+        rows = [row for id, row in folder.rows().items() if id in asked_for]
+        if experiment.measure is not None:
+            for model in inputs:
+                measure(experiment.measure, model, rows)
+        measured = folder.measured()
+    return Finished(rows, measured, {name: each.tokenizer for name, each in inputs.items()})
 
 
 class _Loader:

@@ -42,8 +42,8 @@ class JobFolder:
     """What `--out_dir` names.
 
     It holds `flags.json` of the first start, `plan.json` (which runs are tuned together),
-    `results.jsonl`, `checkpoints/<run id>`, and in `in_flight` a folder of checkpoints for the
-    population being tuned.
+    `results.jsonl`, `checkpoints/<run id>`, in `in_flight` a folder of checkpoints for the
+    population being tuned, and `measurements.jsonl` if an experiment measures prompts.
     """
 
     def __init__(self, path: Path, flags: Mapping[str, Any]) -> None:
@@ -79,14 +79,19 @@ class JobFolder:
                     self._check_flags()
                 else:
                     self._write("flags.json", dict(self._flags))
-                if self._results.exists() and results.repair(self._results):
-                    note(f"dropped half a row at the end of {self._results}")
+                for path in (self._results, self._measurements):
+                    if path.exists() and results.repair(path):
+                        note(f"dropped half a row at the end of {path}")
             yield
 
     def rows(self) -> dict[str, dict]:
         """The rows of all finished runs by run id, in the order they came."""
         rows = results.read(self._results) if self._results.exists() else []
         return {row["id"]: row for row in rows}
+
+    def checkpoint(self, run: str) -> Path:
+        """Where the prompt of a finished run is, by its id."""
+        return self.path / "checkpoints" / run
 
     def read_plans(self, made_for: Mapping[str, Any], runs: Mapping[str, Run]) -> Plans | None:
         """The plans that were kept, unless they were made for something else or lack a run."""
@@ -128,7 +133,7 @@ class JobFolder:
             done = self.rows()
             new = [result for result in found if result.run.id not in done]
             for result in new:
-                checkpoints.save_prompt(self.path / "checkpoints" / result.run.id, result.prompt)
+                checkpoints.save_prompt(self.checkpoint(result.run.id), result.prompt)
             results.append(self._results, [results.to_row(result, labels) for result in new])
 
     def take_over(self, finished: Sequence[FinishedRun]) -> None:
@@ -137,9 +142,24 @@ class JobFolder:
             done = self.rows()
             new = [run for run in finished if run.row["id"] not in done]
             for run in new:
-                prompt = checkpoints.load_prompt(run.checkpoint)
-                checkpoints.save_prompt(self.path / "checkpoints" / run.row["id"], prompt)
+                checkpoints.save_prompt(
+                    self.checkpoint(run.row["id"]), checkpoints.load_prompt(run.checkpoint)
+                )
             results.append(self._results, [run.row for run in new])
+
+    def measured(self) -> jobs.Measured:
+        """What was measured of the runs, in this process or before."""
+        return jobs.read_measurements([self.path])
+
+    def add_measurement(self, measurement: str, key: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Writes the rows of one measurement, all in a line."""
+        with writing(self.path):
+            line = {"measurement": measurement, "key": key, "rows": rows}
+            results.append(self._measurements, [line])
+
+    @property
+    def _measurements(self) -> Path:
+        return self.path / jobs.MEASUREMENTS
 
     @property
     def _results(self) -> Path:

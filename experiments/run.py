@@ -36,7 +36,14 @@ def main() -> None:
         finished = job.carry_out(settings, chosen, out_dir, watch)
     with job_folder.writing(out_dir):
         figures.training_curves(finished.rows).savefig(out_dir / "training.png", dpi=160)
-    terminal.show(finished.rows, finished.tokenizers, experiment.tables, console)
+    terminal.show(
+        finished.rows,
+        finished.measured,
+        finished.tokenizers,
+        experiment.tables,
+        console,
+        settings.select,
+    )
     console.print(f"\n{time.perf_counter() - began:.0f} s. Results, checkpoints, figure: {out_dir}")
 
 

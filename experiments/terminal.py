@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wayward_jax.analysis import tables
+from wayward_jax.analysis.jobs import Measured
 from wayward_jax.analysis.selection import compare, is_aimed
 from wayward_jax.models.tokenizer import Tokenizer
 
@@ -73,9 +74,11 @@ class Watch:
 
 def show(
     rows: Sequence[dict],
+    measured: Measured,
     tokenizers: Mapping[str, Tokenizer],
     names: Sequence[str],
     console: Console,
+    select: str = "dev",
 ) -> None:
     """Tables of a job's results, and a target's tokens beside those that were read.
 
@@ -83,12 +86,14 @@ def show(
 
     Args:
         rows: of the results.
+        measured: of their prompts.
         tokenizers: by model.
         names: of the tables.
         console: where they are shown.
+        select: the split that gammas are chosen on.
     """
-    comparisons = compare(rows)
-    made = tables.tables(rows, comparisons)
+    comparisons = compare(rows, select)
+    made = tables.tables(rows, comparisons, measured)
     frames = [made[name] for name in names if name in made]
     for frame in frames or [tables.by_run(rows)[list(OF_A_RUN)]]:
         console.print(_table(frame))

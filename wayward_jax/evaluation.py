@@ -141,6 +141,33 @@ def predictions(losses: Sequence[jax.Array], examples: EvaluationSet) -> np.ndar
     return scores(losses, examples).argmin(axis=-1)
 
 
+def score_prompts(
+    model: LanguageModel,
+    prompts: Sequence[np.ndarray],
+    examples: EvaluationSet,
+    mesh: Mesh,
+    *,
+    length: int,
+) -> np.ndarray:
+    """`scores` under N prompts of any lengths: `[N, E, C]`.
+
+    Args:
+        model: the frozen model.
+        prompts: `[<= length, D]` each; one without vectors is no prompt at all.
+        examples: to score.
+        mesh: see `start_scoring`.
+        length: to which all are padded. Each other one is compiled anew.
+    """
+    places = -(-len(prompts) // mesh.shape["runs"]) * mesh.shape["runs"]
+    vectors = np.zeros((places, length, model.table().shape[1]), np.float32)
+    mask = np.zeros((places, length), bool)
+    for i, prompt in enumerate(prompts):
+        vectors[i, : len(prompt)] = prompt
+        mask[i, : len(prompt)] = True
+    losses = start_scoring(model, *place((vectors, mask), mesh, BY_RUN), examples, mesh)
+    return scores(losses, examples)[: len(prompts)]
+
+
 @functools.partial(jax.jit, static_argnames=("module", "mesh"))
 def _read(module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, mesh: Mesh) -> Past:
     """What the module keeps of every prompt: `[R, 1, L, K, d]` keys and values."""

@@ -21,6 +21,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.populations import Plan, batches
 from wayward_jax.projection import c_proj, d_proj
+from wayward_jax.reading import Reading, read_tokens
 from wayward_jax.runs import Run
 from wayward_jax.tuning import (
     BATCH_SPECS,
@@ -46,23 +47,6 @@ class Point:
     distance: float | None
     dev_accuracy: float
     prompt_f1: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """A prompt as its nearest tokens, compared with the run's target (None without one).
-
-    Attributes:
-        ids: `d_proj` of the prompt, L tokens.
-        text: their text.
-        prompt_f1: F1 of the text's words (the paper's).
-        token_f1: F1 of the tokens.
-    """
-
-    ids: tuple[int, ...]
-    text: str
-    prompt_f1: float | None
-    token_f1: float | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -323,17 +307,7 @@ def _curves(
 
 
 def _readings(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[Reading]:
-    readings = []
-    for run, ids in zip(runs, np.asarray(nearest).tolist(), strict=False):
-        ids = tuple(ids[: run.prompt_length])
-        text = model.tokenizer.decode(ids)
-        aimed = bool(run.target_ids)
-        readings.append(
-            Reading(
-                ids=ids,
-                text=text,
-                prompt_f1=metrics.prompt_f1(text, run.target_text) if aimed else None,
-                token_f1=metrics.token_f1(ids, run.target_ids) if aimed else None,
-            )
-        )
-    return readings
+    return [
+        read_tokens(model.tokenizer, ids[: run.prompt_length], run.target_text, run.target_ids)
+        for run, ids in zip(runs, np.asarray(nearest).tolist(), strict=False)
+    ]

@@ -32,8 +32,14 @@ RENAMED = {
 }
 INDIFFERENT = (
     *("out_dir", "cache_dir", "assets_dir", "reuse"),
-    *("population", "mesh", "only", "checkpoint_every"),
+    *("population", "mesh", "only", "checkpoint_every", "select"),
 )
+
+
+MEASUREMENTS = "measurements.jsonl"
+
+Measured = dict[str, dict[str, list[dict[str, Any]]]]
+"""Rows by what was measured (the name of an experiment) and each measurement's own name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +82,23 @@ def read(folders: Sequence[Path]) -> list[FinishedRun]:
                     f"{', '.join(names)}: leave out one of the two folders"
                 )
     return list(found.values())
+
+
+def read_measurements(folders: Sequence[Path]) -> Measured:
+    """What all jobs have measured of their runs; what several have is given once.
+
+    Raises:
+        InputError: a line is no measurement.
+    """
+    found: Measured = {}
+    for folder in folders:
+        path = folder / MEASUREMENTS
+        for number, line in enumerate(results.read(path) if path.exists() else [], start=1):
+            try:
+                found.setdefault(line["measurement"], {}).setdefault(line["key"], line["rows"])
+            except (TypeError, KeyError) as error:
+                raise InputError(f"{path}:{number}: not a measurement: remove the line") from error
+    return found
 
 
 def read_flags(folder: Path) -> dict[str, Any]:
