@@ -19,6 +19,7 @@ from experiments.terminal import Watch
 from wayward_jax import assets, checkpoints, models, targets, tasks
 from wayward_jax.analysis import jobs
 from wayward_jax.analysis.jobs import FinishedRun, Measured
+from wayward_jax.cells import without_cell
 from wayward_jax.checkpoints import ProgressCheckpoints
 from wayward_jax.encoded_task import EncodedTask, encode_task
 from wayward_jax.errors import InputError
@@ -242,6 +243,7 @@ def _read_for(
         ]
         planned[name] = experiment.runs(settings, model.name, name, found)
         _check_starts(starts, planned[name], model.table().shape[1])
+        _check_cells(model, planned[name])
     # Prompts are put before the examples of other tasks, too.
     longest = max(run.prompt_length for runs in planned.values() for run in runs)
     encoded, fitting = {}, {}
@@ -344,6 +346,21 @@ def _read_starts(settings: Settings) -> dict[str, np.ndarray]:
 def _starts(starts: Mapping[str, np.ndarray], runs: Sequence[Run]) -> dict[str, np.ndarray]:
     """By run id, the prompts of `_read_starts` for the runs that start there."""
     return {run.id: starts[run.init] for run in runs if run.init in starts}
+
+
+def _check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
+    """That something reads as each token that a prompt shall be kept to."""
+    readable = model.table()[: model.tokenizer.vocab_size]
+    targets = {run.target_name: run.target_ids for run in runs if run.constraint != "penalty"}
+    for name, ids in targets.items():
+        lacking = without_cell(readable, np.asarray(ids))
+        if lacking.any():
+            token = ids[int(lacking.argmax())]
+            raise InputError(
+                f"--targets: nothing reads as {model.tokenizer.decode([token])!r} (token {token}) "
+                f"of {name}, since another token of {model.name} has the same embedding: leave "
+                "this target out, or use --constraint=penalty and a number for --gamma"
+            )
 
 
 def _check_starts(starts: Mapping[str, np.ndarray], runs: Sequence[Run], width: int) -> None:
