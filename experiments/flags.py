@@ -1,6 +1,7 @@
 """The flags of all experiments, and the settings that they amount to."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 from absl import flags
@@ -12,6 +13,12 @@ flags.adopt_module_key_flags(command_line)
 
 EXPERIMENTS = ("main",)
 """Each is a module beside this one: `runs` lists what it needs, `show` says what came of it."""
+
+COUNT = re.compile("0*[1-9][0-9]{0,17}")
+LARGEST = 3.4e38  # of float32, in which losses are computed
+
+MOST_EXAMPLES = 10**7
+"""Of all steps of a run: their order is made beforehand."""
 
 # The default job, which takes a few minutes on a laptop; the paper's settings are in the README.
 _EXPERIMENT = flags.DEFINE_enum("experiment", "main", EXPERIMENTS, "What to run.")
@@ -49,7 +56,9 @@ _GAMMA = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds of the start and the order of examples.")
 _STEPS = flags.DEFINE_integer("steps", 120, "Optimiser steps of each run.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Examples a step.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 8, "Examples a step.", lower_bound=1, upper_bound=10_000
+)
 _LEARNING_RATE = flags.DEFINE_float(
     "learning_rate", 0.01, "AdamW's at the first step; it falls linearly to 0.", lower_bound=0.0
 )
@@ -148,6 +157,11 @@ def settings() -> Settings:
     Raises:
         InputError: a flag's value cannot be used.
     """
+    if _STEPS.value * _BATCH_SIZE.value > MOST_EXAMPLES:
+        raise InputError(
+            f"--steps={_STEPS.value} of --batch_size={_BATCH_SIZE.value} are more than "
+            f"{MOST_EXAMPLES} examples a run: lower one of them"
+        )
     return Settings(
         experiment=_EXPERIMENT.value,
         model=_MODEL.value,
@@ -159,7 +173,7 @@ def settings() -> Settings:
         seeds=tuple(_distinct("seeds", [_seed("seeds", x) for x in _SEEDS.value])),
         steps=_STEPS.value,
         batch_size=_BATCH_SIZE.value,
-        learning_rate=_LEARNING_RATE.value,
+        learning_rate=_number("learning_rate", _LEARNING_RATE.value),
         method=_METHOD.value,
         template=_TEMPLATE.value,
         init=_INIT.value,
@@ -191,12 +205,12 @@ def _distinct(flag: str, values: list) -> list:
     return values
 
 
-def _number(flag: str, text: str) -> float:
+def _number(flag: str, text: str | float) -> float:
     try:
         value = float(text)
     except ValueError:
         raise InputError(f"--{flag}={text} is not a number: give numbers like 0.01,0.003") from None
-    if not 0 <= value < float("inf"):
+    if not 0 <= value <= LARGEST:
         raise InputError(f"--{flag}={text}: give finite numbers from 0 on")
     return value
 
@@ -204,13 +218,13 @@ def _number(flag: str, text: str) -> float:
 def _out_dir(text: str | None) -> Path | None:
     if text and "://" in text:
         raise InputError(f"--out_dir={text}: give a folder; object stores cannot be written to yet")
-    return Path(text).expanduser() if text else None
+    return command_line.path(text) if text else None
 
 
 def _population(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not COUNT.fullmatch(text):
         raise InputError(f"--population={text}: give a number from 1 on, or auto")
     return int(text)
 
@@ -220,13 +234,13 @@ def _mesh(text: str) -> dict[str, int] | None:
         return None
     axes = dict(part.partition(":")[::2] for part in text.split(","))
     known = axes.keys() <= {"runs", "data", "model"} and len(axes) == text.count(",") + 1
-    if not known or not all(size.isdecimal() and int(size) > 0 for size in axes.values()):
+    if not known or not all(map(COUNT.fullmatch, axes.values())):
         raise InputError(f"--mesh={text}: give auto, or sizes such as runs:4,data:2,model:1")
     return {axis: int(size) for axis, size in axes.items()}
 
 
 def _seed(flag: str, text: str) -> int:
-    if not text.strip().isdecimal() or int(text) >= 2**32:
+    if not re.fullmatch(r"\s*[0-9]{1,10}\s*", text) or int(text) >= 2**32:
         raise InputError(
             f"--{flag}={text}: give whole numbers from 0 to {2**32 - 1}, like 1,10,100"
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments import command_line
 from experiments.flags import Settings, as_flags
 from experiments.interruption import Interruption
 from experiments.job_folder import JobFolder, Plans, writing
@@ -163,7 +165,7 @@ def _read(settings: Settings, runs_of: RunsOf, watch: Watch) -> _Inputs:
         )
         runs = runs_of(settings, name, found)
         if start is not None:
-            starts |= _starts(settings, start, runs)
+            starts |= _starts(settings, start, runs, model)
         encoded[name] = encode_task(
             model,
             samples,
@@ -224,17 +226,26 @@ def _read_start(settings: Settings) -> np.ndarray | None:
     """The prompt that `--init` names, unless it names a kind of start."""
     if settings.init in STARTS:
         return None
-    if not Path(settings.init).expanduser().is_dir():
+    path = command_line.path(settings.init)
+    if not os.path.isdir(path):
         raise InputError(
             f"--init={settings.init}: choose one of {', '.join(STARTS)}, or a checkpoint's folder"
         )
-    return checkpoints.load_prompt(Path(settings.init).expanduser())
+    return checkpoints.load_prompt(path)
 
 
-def _starts(settings: Settings, start: np.ndarray, runs: Sequence[Run]) -> dict[str, np.ndarray]:
+def _starts(
+    settings: Settings, start: np.ndarray, runs: Sequence[Run], model: LanguageModel
+) -> dict[str, np.ndarray]:
     """The prompt that `--init` names, for the runs that start there."""
     starting = [run for run in runs if run.init == settings.init]
+    width = model.table().shape[1]
     for run in starting:
+        if start.shape[1] != width:
+            raise InputError(
+                f"--init={settings.init} has vectors of {start.shape[1]} numbers, {model.name} "
+                f"takes {width}: give a checkpoint of this model"
+            )
         if len(start) != run.prompt_length:
             raise InputError(
                 f"--init={settings.init} has {len(start)} tokens, target {run.target_name} has "
