@@ -4,7 +4,6 @@ JAX can be forked as long as it has not started its devices, which the process t
 never does.
 """
 
-import contextlib
 import importlib
 import multiprocessing
 import os
@@ -18,7 +17,8 @@ from typing import NamedTuple
 IMPORTED = (
     *("wayward_jax.analysis.report", "wayward_jax.analysis.summary", "wayward_jax.analysis.tables"),
     *("experiments.interruption", "experiments.job_folder", "experiments.terminal"),
-    *("wayward_jax.memory", "wayward_jax.models", "wayward_jax.tasks", "transformers"),
+    *("wayward_jax.memory", "wayward_jax.models", "wayward_jax.tasks"),
+    "transformers.models.auto.tokenization_auto",
 )
 MEMORY = 16 * 2**30
 """Bytes of address space, so that runaway memory is an error of the program alone."""

@@ -7,6 +7,7 @@ without a traceback; and nothing is written or overwritten.
 import gzip
 import json
 import os
+import pickle
 import shutil
 import struct
 import sys
@@ -105,7 +106,7 @@ def cut(file, share):
 FLAGS = {
     "no steps": ({"steps": 0}, "--steps=0", "positive"),
     "endless steps": ({"steps": HUGE}, f"--steps={HUGE}", "lower"),
-    "steps in words": ({"steps": "many"}, "--steps=many", "integer"),
+    "steps in words": ({"steps": "many"}, "--steps=many", "int()"),
     "empty batches": ({"batch_size": 0}, "--batch_size=0", "range"),
     "endless batches": ({"batch_size": 10**9}, "--batch_size", "range [1, 10000]"),
     "steps of batches": ({"steps": 10**6, "batch_size": 1000}, "--batch_size=1000", "lower"),
@@ -254,7 +255,7 @@ FILES = {
         *("train.jsonl.gz: larger than 1024 MiB", "give a part"),
     ),
     "label of many digits": (
-        lambda at: {"task": at.task("train", '{"text": "w1", "label": %s}' % DIGITS)},
+        lambda at: {"task": at.task("train", f'{{"text": "w1", "label": {DIGITS}}}')},
         *("train.jsonl:1: too large a value", "mend the line"),
     ),
     "task nested without an end": (
@@ -274,11 +275,11 @@ FILES = {
         *("model.safetensors is broken", "get it again"),
     ),
     "weights of a huge header": (
-        lambda at: {
-            "model": at.file("model/model.safetensors", struct.pack("<Q", 2**60) + b"{}").parent
-        }
-        if at.model()
-        else {},
+        lambda at: (
+            {"model": at.file("model/model.safetensors", struct.pack("<Q", 2**60) + b"{}").parent}
+            if at.model()
+            else {}
+        ),
         *("model.safetensors is broken", "get it again"),
     ),
     "weights that are NaN": (
@@ -296,6 +297,10 @@ FILES = {
     "weights that are missing": (
         lambda at: {"model": at.tensors(lambda t: t.pop(WTE))},
         *("--model: ", "1 tensors are missing, the first is wte.weight"),
+    ),
+    "weights that run code": (
+        lambda at: {"model": pickled(at)},
+        *("only pickled weights (pytorch_model.bin), which can run code", "save_pretrained"),
     ),
     "weights in parts elsewhere": (
         lambda at: {"model": index(at, {"weight_map": {"wte.weight": "../../x.safetensors"}})},
@@ -315,7 +320,7 @@ FILES = {
     ),
     "tokenizer that is cut short": (
         lambda at: {"model": cut(at.model() / "tokenizer.json", 0.5)},
-        *("--model: transformers cannot read the tokenizer in ",),
+        *("--model: transformers cannot read the tokenizer in ", "save a tokenizer"),
     ),
     "configuration that is no JSON": (
         lambda at: {"model": cut(at.model() / "config.json", 0.5)},
@@ -341,7 +346,7 @@ FILES = {
     "three heads": (lambda at: {"model": at.model(n_head=3)}, "--model: "),
     "positions in words": (
         lambda at: {"model": at.model(n_positions="64")},
-        *("--model: ", "n_positions is '64'"),
+        *("--model: ", "n_positions", "expected int"),
     ),
     "GGUF that is none": (
         lambda at: {"model": at.file("m.gguf", bytes(1000))},
@@ -383,6 +388,58 @@ FILES = {
 WTE = "transformer.wte.weight"
 
 
+# Flags of the analysis; "JOB" is a copy of a finished job.
+ANALYSES = {
+    "no jobs": ({"runs": ""}, "--runs is empty", "give folders"),
+    "job that is not there": ({"runs": "nowhere"}, "nowhere/results.jsonl", "give the --out_dir"),
+    "job of a long name": ({"runs": "x" * 5000}, "x/results.jsonl", "give the --out_dir"),
+    "analysis in the job's folder": (
+        {"runs": "JOB", "out_dir": "JOB"},
+        *("--out_dir=", "is not empty", "name a new folder"),
+    ),
+    "analysis that cannot be": (
+        {"runs": "JOB", "out_dir": "/proc/analysis"},
+        *("--out_dir=/proc/analysis cannot be made", "name a folder that can"),
+    ),
+    "flag of a job": ({"runs": "JOB", "steps": 3}, "steps", "Unknown"),
+    "assets of the analysis": (
+        {"runs": "JOB", "assets_dir": "nowhere"},
+        *("--assets_dir=nowhere", "give one that exists"),
+    ),
+}
+
+# What is done to a finished job before its analysis.
+SPOILT_JOBS = {
+    "job without its prompts": (
+        lambda job: shutil.rmtree(job / "checkpoints"),
+        *("checkpoints/", "bring the job's checkpoints"),
+    ),
+    "job of half a row": (
+        lambda job: cut(job / "results.jsonl", 0.3),
+        *("results.jsonl:1: not a JSON object", "mend or remove the line"),
+    ),
+    "job of a row that is none": (
+        lambda job: (job / "results.jsonl").write_text("3\n"),
+        *("results.jsonl:1: not a JSON object", "give the --out_dir"),
+    ),
+    "job in another encoding": (
+        lambda job: (job / "results.jsonl").write_bytes(b"\xff\xfe"),
+        *("results.jsonl:1: not a JSON object", "mend or remove the line"),
+    ),
+    "job of a row of nothing": (
+        lambda job: (job / "results.jsonl").write_text("{}\n"),
+        *("results.jsonl:1: lacks accuracy", "run the job again"),
+    ),
+    "job of another prompt": (
+        lambda job: [
+            checkpoints.save_prompt(prompt, np.ones((1, 2), np.float32))
+            for prompt in (job / "checkpoints").iterdir()
+        ],
+        *("holds a prompt of shape (1, 2)", "bring the checkpoint"),
+    ),
+}
+
+
 def edited_task(at, **entries):
     task = at.task("dev", '{"text": "w1", "label": 1}')
     at.edit(task / "task.json", **entries)
@@ -394,6 +451,23 @@ def index(at, content):
     (model / "model.safetensors").unlink()
     at.file("model/model.safetensors.index.json", json.dumps(content))
     return model
+
+
+def pickled(at):
+    model = at.model()
+    (model / "model.safetensors").unlink()
+    at.file("model/pytorch_model.bin", pickle.dumps(Opens(str(at.path / "opened"))))
+    return model
+
+
+class Opens:
+    """What opens a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
 
 
 def more_tokens(at):
@@ -449,15 +523,18 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("output")
 
 
-def test_the_job_without_a_fault_is_done(fork, folder, tmp_path, out):
-    """So it is the fault that each of the others is refused for."""
-    flags = mood.arguments(folder, steps=1, out_dir=tmp_path / "job")
+@pytest.fixture(scope="module")
+def finished(fork, folder, tmp_path_factory):
+    """The job without a fault, so that it is the fault that each of the others is refused for."""
+    out = tmp_path_factory.mktemp("finished")
+    flags = mood.arguments(folder, steps=1, out_dir=out / "job")
     ended = forked.run(fork, "experiments.run", flags, out, limit=120)
     assert ended.code == 0, ended.err
+    return out / "job"
 
 
 @pytest.mark.parametrize(("flags", "said"), [(f, s) for f, *s in FLAGS.values()], ids=FLAGS)
-def test_flags(flags, said, fork, folder, tmp_path, out):
+def test_flags(flags, said, fork, folder, finished, tmp_path, out):
     arguments = mood.arguments(folder, **{"out_dir": tmp_path / "job", **flags})
     assert_refused(fork, "experiments.run", arguments, said, out, folder, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -468,3 +545,43 @@ def test_files(spoil, said, fork, folder, tmp_path, out):
     flags = {"out_dir": tmp_path / "job", **spoil(Place(tmp_path, folder))}
     arguments = mood.arguments(folder, **flags)
     assert_refused(fork, "experiments.run", arguments, said, out, folder, tmp_path)
+
+
+@pytest.mark.parametrize(("flags", "said"), [(f, s) for f, *s in ANALYSES.values()], ids=ANALYSES)
+def test_flags_of_the_analysis(flags, said, fork, folder, finished, tmp_path, out):
+    given = {"out_dir": tmp_path / "analysis", "cache_dir": folder / "cache", **flags}
+    job = shutil.copytree(finished, tmp_path / "job")
+    arguments = [f"--{name}={job if value == 'JOB' else value}" for name, value in given.items()]
+    assert_refused(fork, "experiments.analyze", arguments, said, out, folder, tmp_path)
+    assert not (tmp_path / "analysis").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(f, s) for f, *s in SPOILT_JOBS.values()], ids=SPOILT_JOBS
+)
+def test_jobs_for_the_analysis(spoil, said, fork, folder, finished, tmp_path, out):
+    job = shutil.copytree(finished, tmp_path / "job")
+    spoil(job)
+    flags = {"runs": job, "out_dir": tmp_path / "analysis", "cache_dir": folder / "cache"}
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    assert_refused(fork, "experiments.analyze", arguments, said, out, folder, tmp_path)
+    assert not (tmp_path / "analysis").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "argument", "named"),
+    [
+        (mood.run, "--steps=0", "--steps=0"),
+        (mood.run, "steps=5", "steps=5 is not a flag"),
+        (mood.run, "--model=nothing", "--model=nothing"),
+        (mood.analyze, "--runs=nowhere", "nowhere/results.jsonl"),
+    ],
+)
+def test_a_python_of_its_own(program, argument, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    process = program(argument)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: ")
+    assert named in process.stderr
+    assert process.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

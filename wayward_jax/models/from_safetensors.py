@@ -83,8 +83,11 @@ def _tokenizer(folder: Path) -> Tokenizer:
         )
         backend = tokenizer.backend_tokenizer
     except Exception as error:  # whatever transformers and tokenizers raise
+        code = "trust_remote_code" in str(error)
+        said = "it asks for code of its own, which is never run" if code else reason(error)
         raise InputError(
-            f"--model: transformers cannot read the tokenizer in {folder} ({reason(error)})"
+            f"--model: transformers cannot read the tokenizer in {folder} ({said}): "
+            "save a tokenizer of its own there with save_pretrained"
         ) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"--model: the tokenizer in {folder} has no eos_token")
