@@ -14,6 +14,8 @@ flags.adopt_module_key_flags(command_line)
 EXPERIMENTS = ("main",)
 """Each is a module beside this one: `runs` lists what it needs, `show` says what came of it."""
 
+AUTO = "auto"
+
 COUNT = re.compile("0*[1-9][0-9]{0,17}")
 LARGEST = 3.4e38  # of float32, in which losses are computed
 
@@ -52,7 +54,20 @@ _TARGETS = flags.DEFINE_string(
 _GAMMA = flags.DEFINE_list(
     "gamma",
     ["0.1"],
-    "Weights of the distance term; with several, a target's best one is chosen on dev.",
+    "Weights of the distance term; with several, a target's best one is chosen on dev. auto is "
+    "the smallest one that has the prompt read as its target, found while tuning.",
+)
+_CONSTRAINT = flags.DEFINE_list(
+    "constraint",
+    ["penalty"],
+    "How prompts are held to their targets: penalty, the distance term, or cell: vectors that no "
+    "longer read as their tokens are pulled back after every step, and gamma does not matter.",
+)
+_MARGIN = flags.DEFINE_float(
+    "margin",
+    0.01,
+    "The part of a token's cell, between 0 and 1, that is left free at its walls, with "
+    "--constraint=cell and --gamma=auto.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds of the start and the order of examples.")
 _STEPS = flags.DEFINE_integer("steps", 120, "Optimiser steps of each run.", lower_bound=1)
@@ -122,7 +137,7 @@ _ONLY = flags.DEFINE_list(
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The flags, read and checked."""
+    """The flags, read and checked; a gamma may also be `AUTO`."""
 
     experiment: str
     model: str
@@ -130,7 +145,9 @@ class Settings:
     tasks: tuple[str, ...]
     data_dir: Path | None
     targets: str
-    gammas: tuple[float, ...]
+    constraints: tuple[str, ...]
+    gammas: tuple[float | str, ...]
+    margin: float
     seeds: tuple[int, ...]
     steps: int
     batch_size: int
@@ -169,11 +186,13 @@ def settings() -> Settings:
         tasks=tuple(_distinct("task", _TASK.value)),
         data_dir=command_line.folder("data_dir", _DATA_DIR.value),
         targets=_TARGETS.value,
-        gammas=tuple(_distinct("gamma", [_number("gamma", x) for x in _GAMMA.value])),
+        constraints=tuple(_distinct("constraint", [_constraint(x) for x in _CONSTRAINT.value])),
+        gammas=tuple(_distinct("gamma", [_gamma(x) for x in _GAMMA.value])),
+        margin=_margin(_MARGIN.value),
         seeds=tuple(_distinct("seeds", [_seed("seeds", x) for x in _SEEDS.value])),
         steps=_STEPS.value,
         batch_size=_BATCH_SIZE.value,
-        learning_rate=_number("learning_rate", _LEARNING_RATE.value),
+        learning_rate=_learning_rate(_LEARNING_RATE.value),
         method=_METHOD.value,
         template=_TEMPLATE.value,
         init=_INIT.value,
@@ -205,13 +224,38 @@ def _distinct(flag: str, values: list) -> list:
     return values
 
 
-def _number(flag: str, text: str | float) -> float:
+def _gamma(text: str) -> float | str:
+    if text == AUTO:
+        return text
     try:
         value = float(text)
     except ValueError:
-        raise InputError(f"--{flag}={text} is not a number: give numbers like 0.01,0.003") from None
+        raise InputError(
+            f"--gamma={text} is not a number: give numbers like 0.01,0.003, or auto"
+        ) from None
     if not 0 <= value <= LARGEST:
-        raise InputError(f"--{flag}={text}: give finite numbers from 0 on")
+        raise InputError(f"--gamma={text}: give finite numbers from 0 on")
+    return value
+
+
+def _constraint(text: str) -> str:
+    if text not in ("penalty", "cell"):
+        raise InputError(f"--constraint={text}: give penalty, cell, or both separated by a comma")
+    return text
+
+
+def _margin(value: float) -> float:
+    if not 0 < value < 1:
+        raise InputError(
+            f"--margin={value:g}: give a number between 0 and 1; on the wall itself a vector reads "
+            "as either token"
+        )
+    return value
+
+
+def _learning_rate(value: float) -> float:
+    if not value <= LARGEST:  # nor NaN
+        raise InputError(f"--learning_rate={value}: give a finite number from 0 on")
     return value
 
 

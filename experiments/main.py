@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from experiments.flags import Settings
+from experiments.flags import AUTO, Settings
 from experiments.terminal import token_strip
 from wayward_jax.analysis.selection import compare, is_aimed
 from wayward_jax.models.tokenizer import Tokenizer
-from wayward_jax.runs import Run
+from wayward_jax.runs import FIRST_GAMMA, Run
 from wayward_jax.targets import Target
 
 
@@ -41,12 +41,27 @@ def runs(settings: Settings, task: str, targets: Sequence[Target]) -> list[Run]:
         for repeat in repeats
     ]
     wayward = [
-        Run.towards(target, **common, init=settings.init, gamma=gamma, **repeat)
+        Run.towards(target, **common, init=settings.init, **hold, **repeat)
         for target in targets
-        for gamma in settings.gammas
+        for hold in _holds(settings)
         for repeat in repeats
     ]
     return p_star + wayward
+
+
+def _holds(settings: Settings) -> list[dict]:
+    """What holds prompts to their targets, in every way that is asked for."""
+    holds = []
+    if "penalty" in settings.constraints:
+        holds += [
+            {"constraint": "dual", "gamma": FIRST_GAMMA, "margin": settings.margin}
+            if gamma == AUTO
+            else {"gamma": gamma}
+            for gamma in settings.gammas
+        ]
+    if "cell" in settings.constraints:
+        holds.append({"constraint": "cell", "margin": settings.margin})
+    return holds
 
 
 def show(rows: Sequence[dict], tokenizer: Tokenizer, console: Console) -> None:

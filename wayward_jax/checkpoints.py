@@ -126,7 +126,7 @@ def _as_tree(progress: Progress) -> dict[str, Any]:
 
 def _from_tree(tree: dict[str, Any]) -> Progress:
     """What `_as_tree` was given."""
-    like = jax.eval_shape(lambda: start(jnp.zeros((1, 1, 1)), steps=1))
+    like = jax.eval_shape(lambda: start(jnp.zeros((1, 1, 1)), jnp.zeros(1), steps=1))
     return Progress(
         state=jax.tree.unflatten(jax.tree.structure(like), tree["state"]),
         losses=(Losses(*tree["losses"]),),

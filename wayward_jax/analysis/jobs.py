@@ -20,7 +20,12 @@ REQUIRED = {
 }
 
 # Flags that are called otherwise where they are kept, and flags that do not decide a run.
-RENAMED = {"tasks": "task", "gammas": "gamma", "data_seeds": "data_seed"}
+RENAMED = {
+    "tasks": "task",
+    "constraints": "constraint",
+    "gammas": "gamma",
+    "data_seeds": "data_seed",
+}
 INDIFFERENT = (
     *("out_dir", "cache_dir", "assets_dir"),
     *("population", "mesh", "only", "checkpoint_every"),
