@@ -130,6 +130,12 @@ _OUT_DIR = flags.DEFINE_string(
     "Folder for the results; runs/<time>-<experiment> by default. That of an earlier job with the "
     "same flags continues it.",
 )
+_TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Write losses, accuracies, speed and memory to --out_dir for TensorBoard."
+)
+_PROFILE = flags.DEFINE_integer(
+    "profile", 0, "Steps of which to write a profile to --out_dir; 0 is none.", lower_bound=0
+)
 _ONLY = flags.DEFINE_list(
     "only", [], "Ids of runs: of all that the other flags ask for, only these are carried out."
 )
@@ -166,6 +172,8 @@ class Settings:
     assets_dir: Path | None
     only: tuple[str, ...] = ()
     checkpoint_every: int = 100
+    tensorboard: bool = False
+    profile: int = 0
 
 
 def settings() -> Settings:
@@ -207,6 +215,8 @@ def settings() -> Settings:
         assets_dir=command_line.assets_dir(),
         only=tuple(_ONLY.value),
         checkpoint_every=_CHECKPOINT_EVERY.value,
+        tensorboard=_TENSORBOARD.value,
+        profile=_PROFILE.value,
     )
 
 

@@ -15,7 +15,9 @@ from experiments import command_line
 from experiments.flags import Settings, as_flags
 from experiments.interruption import Interruption
 from experiments.job_folder import JobFolder, Plans, writing
+from experiments.meter import Meter, curve, outcome
 from experiments.terminal import Watch
+from experiments.trace import Trace
 from wayward_jax import assets, checkpoints, models, targets, tasks
 from wayward_jax.checkpoints import ProgressCheckpoints
 from wayward_jax.encoded_task import EncodedTask, encode_task
@@ -27,7 +29,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.populations import plan
 from wayward_jax.runs import Run
-from wayward_jax.sweep import Progress, tune_population
+from wayward_jax.sweep import Progress, Steps, tune_population
 from wayward_jax.targets import Target
 
 RunsOf = Callable[[Settings, str, Sequence[Target]], list[Run]]
@@ -79,8 +81,12 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
         if asked or progress.step // every > before // every:
             with writing(out_dir):
                 kept.save(progress)
+        trace.see(progress)
         if asked:
             raise KeyboardInterrupt(f": the same command with --out_dir={out_dir} goes on")
+
+    def on_steps(steps: Steps) -> None:
+        watch.stepped(len(steps.task_loss), meter.steps(steps))
 
     def on_broken(step: int) -> None:
         watch.note(f"the checkpoint of step {step} is broken: going on from the one before it")
@@ -93,10 +99,13 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
             if not {run.id for run in each.runs} <= done
         ]
         watch.planned(sum(each.runs[0].steps for _, each in plans))
+        meter, trace = Meter(inputs.model, inputs.mesh), Trace(out_dir, settings.profile)
         for name, each in plans:
             watch.doing(f"{name}, {len(each.runs)} prompts")
+            watch.begun(f"{Path(name).name}-{each.runs[0].id}")
+            meter.begin()
             task = inputs.tasks[name]
-            with folder.in_flight(name, each) as kept:
+            with folder.in_flight(name, each) as kept, trace.of(each):
                 found = tune_population(
                     inputs.model,
                     task,
@@ -104,10 +113,11 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
                     inputs.mesh,
                     starts=inputs.starts,
                     since=kept.restore(on_broken),
-                    on_steps=watch.stepped,
+                    on_steps=on_steps,
                     on_progress=functools.partial(keep, kept),
                 )
                 folder.add(found, task.test.labels)
+            watch.tuned(curve(found), outcome(found))
         rows = folder.rows()
     asked_for = {run.id for runs in inputs.runs.values() for run in runs}
     return Finished([row for id, row in rows.items() if id in asked_for], inputs.model.tokenizer)

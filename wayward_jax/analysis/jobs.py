@@ -28,7 +28,7 @@ RENAMED = {
 }
 INDIFFERENT = (
     *("out_dir", "cache_dir", "assets_dir"),
-    *("population", "mesh", "only", "checkpoint_every"),
+    *("population", "mesh", "only", "checkpoint_every", "tensorboard", "profile"),
 )
 
 
