@@ -38,6 +38,8 @@ CAPTIONS = {
     "training": "Along training: means, and the band that holds 80 % of the runs.",
     "groups": "Groups of targets, with intervals over targets and seeds",
     "targets": "Targets, with intervals over test examples",
+    "gammas": "Groups of targets at each gamma, chosen or not",
+    "lengths": "Groups of targets by the length of their prompts",
     "differences": "Differences between groups in accuracy drop",
     "metrics": "Prompt F1 under other metrics of projection",
 }
@@ -151,13 +153,7 @@ def write(
 
     rows = [run.row for run in finished]
     comparisons = compare(rows)
-    frames = {
-        "groups": tables.by_group(comparisons),
-        "targets": tables.by_target(comparisons),
-        "differences": tables.between_groups(comparisons),
-        "metrics": tables.by_metric(comparisons, readings),
-    }
-    frames = {name: frame for name, frame in frames.items() if not frame.empty}
+    frames = tables.tables(rows, comparisons, readings)
     parameters = {
         name: sum(leaf.size for leaf in jax.tree.leaves(model.params))
         for name, model in models.items()

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
 from jax.sharding import Mesh
@@ -19,16 +20,15 @@ Figures = dict[str, float]
 class Meter:
     """Makes figures of what populations report."""
 
-    def __init__(self, model: LanguageModel, mesh: Mesh) -> None:
-        """Measures for a moment how fast the devices can multiply matrices."""
+    def __init__(self, dtype: jnp.dtype, mesh: Mesh) -> None:
+        """Measures for a moment how fast the devices multiply matrices of the weights' dtype."""
         size = 1024 if jax.default_backend() == "cpu" else 8192
-        self._peak = matrix_peak(model.table().dtype, size) * mesh.size
-        self._model, self._device = model, mesh.devices.flat[0]
-        self._last: float | None = None
+        self._peak = matrix_peak(dtype, size) * mesh.size
+        self._device = mesh.devices.flat[0]
 
-    def begin(self) -> None:
-        """Says that another population begins."""
-        self._last = None
+    def begin(self, model: LanguageModel) -> None:
+        """Says that another population begins, and of which model."""
+        self._model, self._last = model, None
 
     def steps(self, steps: Steps) -> Figures:
         """The last step's losses; since the steps before them, speed; and memory in use.

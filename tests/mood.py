@@ -58,7 +58,7 @@ def settings(folder: Path, out_dir: Path, **changed: object) -> Settings:
     """Those of a job on them, for the program's functions."""
     given = Settings(
         experiment="main",
-        model=str(folder / "gpt2"),
+        models=(str(folder / "gpt2"),),
         dtype="float32",
         tasks=("mood",),
         data_dir=folder,
@@ -72,8 +72,8 @@ def settings(folder: Path, out_dir: Path, **changed: object) -> Settings:
         learning_rate=0.01,
         method="direct",
         template=0,
-        init="target",
-        prompt_length=None,
+        inits=("target",),
+        prompt_lengths=(),
         k_shot=-1,
         data_seeds=(100,),
         n_eval=0,

@@ -20,7 +20,7 @@ from experiments.terminal import Watch
 # Different shapes, the same again and again.
 JOBS = (
     {"gammas": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3, "checkpoint_every": 5},
-    {"targets": "text=w1 w2 w3 w4 w5", "steps": 12, "init": "random", "checkpoint_every": 3},
+    {"targets": "text=w1 w2 w3 w4 w5", "steps": 12, "inits": ("random",), "checkpoint_every": 3},
     {"seeds": (1, 2, 3), "k_shot": 8, "data_seeds": (1, 2), "method": "channel", "steps": 5},
 )
 
@@ -35,7 +35,7 @@ def soak(minutes: float) -> None:
         out_dir = folder / "job"
         settings = mood.settings(folder, out_dir, **JOBS[done % len(JOBS)])
         with Watch(Console(quiet=True)) as watch:
-            job.carry_out(settings, main.runs, out_dir, watch)
+            job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
         shutil.rmtree(out_dir)
         done += 1
         if (minute := int((time.monotonic() - began) / 60)) > said:

@@ -118,7 +118,11 @@ FLAGS = {
     "gamma twice": ({"gamma": "0.1,0.1"}, "--gamma", "each once"),
     "gamma nan": ({"gamma": "nan"}, "--gamma=nan", "finite"),
     "gamma beyond float32": ({"gamma": "1e39"}, "--gamma=1e39", "finite"),
+    "gamma of another model": ({"gamma": "gpt2:0.1"}, "--gamma has one for gpt2", "--model"),
     "no gamma": ({"gamma": ""}, "--gamma is empty", "give"),
+    "constraint": ({"constraint": "none"}, "--constraint=none", "give penalty, cell"),
+    "margin 0": ({"margin": 0}, "--margin=0", "between 0 and 1"),
+    "margin nan": ({"margin": "nan"}, "--margin=nan", "between 0 and 1"),
     "seed 1.5": ({"seeds": "1.5"}, "--seeds=1.5", "whole numbers"),
     "seed -1": ({"seeds": "-1"}, "--seeds=-1", "from 0"),
     "seed 2**32": ({"seeds": 2**32}, "--seeds=", "to 4294967295"),
@@ -129,7 +133,8 @@ FLAGS = {
     "method": ({"method": "both"}, "--method=both", "should be one of"),
     "template -1": ({"template": -1}, "--template=-1", "non-negative"),
     "template huge": ({"template": HUGE}, f"--template={HUGE}", "templates 0 to 0"),
-    "prompt length 0": ({"prompt_length": 0}, "--prompt_length=0", "positive"),
+    "prompt length 0": ({"prompt_length": 0}, "--prompt_length=0", "whole numbers"),
+    "prompt length of many digits": ({"prompt_length": DIGITS}, "--prompt_length=", "whole"),
     "prompt length huge": ({"prompt_length": 10**9}, "--prompt_length=1000000000", "smaller"),
     "n_eval -1": ({"n_eval": -1}, "--n_eval=-1", "non-negative"),
     "k_shot 0": ({"k_shot": 0}, "--k_shot=0", "-1 for all"),
@@ -172,7 +177,9 @@ FLAGS = {
     "model of a long name": ({"model": "x" * 5000}, "--model=xxx", "give smollm2-135m"),
     "model on the hub": ({"model": "no/such"}, "--model=no/such", "check name and network"),
     "model without an end": ({"model": "/dev/zero"}, "--model=/dev/zero", "give smollm2-135m"),
-    "start": ({"init": "nothing"}, "--init=nothing", "choose one of target, vocab, random"),
+    "start": ({"init": "nothing"}, "--init=nothing", "choose from target, vocab, random"),
+    "no job to reuse": ({"reuse": "nowhere"}, "--reuse=nowhere", "give one that exists"),
+    "profile of -1 steps": ({"profile": -1}, "--profile=-1", "non-negative"),
     "bucket": ({"out_dir": "gs://bucket/job"}, "--out_dir=gs://bucket/job", "give a folder"),
     "folder of a long name": ({"out_dir": "x" * 5000}, "--out_dir=xxx", "name another"),
     "folder that cannot be": ({"out_dir": "/proc/job"}, "--out_dir=/proc/job", "name another"),
@@ -370,11 +377,11 @@ FILES = {
     ),
     "start of another length": (
         lambda at: {"init": at.checkpoint(np.ones((2, 32)))},
-        *("--init=", "has 2 tokens, target text has 3", "choose targets of its length"),
+        *("--init=", "has 2 tokens of width 32", "choose targets of its length"),
     ),
     "start of another model": (
         lambda at: {"init": at.checkpoint(np.ones((3, 31)))},
-        *("--init=", "vectors of 31 numbers", "give a checkpoint of this model"),
+        *("--init=", "has 3 tokens of width 31", "the model that it was tuned for"),
     ),
     "start that is NaN": (
         lambda at: {"init": at.checkpoint(np.full((3, 32), np.nan))},
@@ -528,7 +535,7 @@ def finished(fork, folder, tmp_path_factory):
     """The job without a fault, so that it is the fault that each of the others is refused for."""
     out = tmp_path_factory.mktemp("finished")
     flags = mood.arguments(folder, steps=1, out_dir=out / "job")
-    ended = forked.run(fork, "experiments.run", flags, out, limit=120)
+    ended = forked.run(fork, "experiments.run", flags, out, limit=100)
     assert ended.code == 0, ended.err
     return out / "job"
 

@@ -34,7 +34,7 @@ def monitored(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0)
         with Watch(Console(file=log, width=80), Board(out_dir)) as watch:
-            job.carry_out(settings, main.runs, out_dir, watch)
+            job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
     return out_dir, log.getvalue()
 
 
@@ -134,7 +134,7 @@ def test_the_profile_has_the_tuning_program(monitored):
 def test_a_job_that_is_not_asked_for_it_writes_no_metrics(folder):
     out_dir = folder / "plain"
     with Watch(Console(quiet=True)) as watch:
-        job.carry_out(mood.settings(folder, out_dir), main.runs, out_dir, watch)
+        job.carry_out(mood.settings(folder, out_dir), main.EXPERIMENT, out_dir, watch)
     assert not (out_dir / "tensorboard").exists()
     assert not (out_dir / "profile").exists()
 

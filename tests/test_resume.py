@@ -1,6 +1,7 @@
 """Jobs that are ended in every way and started again end with the table of an undisturbed one."""
 
 import contextlib
+import dataclasses
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from experiments import job, main
 from experiments.command_line import STOPPED
+from experiments.run import only
 from experiments.terminal import Watch
 from wayward_jax import checkpoints, results
 from wayward_jax.errors import InputError
@@ -57,7 +59,7 @@ def carry_out(folder, out_dir, signal_after=None, **changed):
     """The job in this process, and what it said."""
     settings = mood.settings(folder, out_dir, **{**CHANGED, "checkpoint_every": 5, **changed})
     with Listening(signal_after) as watch:
-        job.carry_out(settings, main.runs, out_dir, watch)
+        job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
     return watch
 
 
@@ -176,9 +178,7 @@ def test_a_part_of_the_runs_can_be_done_first(folder, out_dir, undisturbed):
     settings = mood.settings(folder, out_dir, **CHANGED)
     chosen = [row["id"] for row in table(undisturbed)][1:3]
 
-    def some(*args):
-        return [run for run in main.runs(*args) if run.id in chosen]
-
+    some = dataclasses.replace(main.EXPERIMENT, runs=only(main.EXPERIMENT.runs, chosen))
     with Listening() as watch:
         rows = job.carry_out(settings, some, out_dir, watch).rows
     assert sorted(row["id"] for row in rows) == sorted(chosen)

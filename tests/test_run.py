@@ -146,9 +146,11 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     out_dir, _ = finished
     row = results.read(out_dir / "results.jsonl")[-1]
     checkpoint = out_dir / "checkpoints" / row["id"]
-    given = settings(folder, folder / "continued", init=str(checkpoint), steps=1, learning_rate=0.0)
+    given = settings(
+        folder, folder / "continued", inits=(str(checkpoint),), steps=1, learning_rate=0.0
+    )
     with Watch(Console(quiet=True)) as watch:
-        rows = job.carry_out(given, main.runs, folder / "continued", watch).rows
+        rows = job.carry_out(given, main.EXPERIMENT, folder / "continued", watch).rows
     again = checkpoints.load_prompt(folder / "continued" / "checkpoints" / rows[-1]["id"])
     np.testing.assert_array_equal(again, checkpoints.load_prompt(checkpoint))
 
@@ -157,5 +159,5 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(fol
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     out_dir = folder / "refused"
     with pytest.raises(InputError, match="--batch_size=4"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(settings(folder, out_dir), main.runs, out_dir, watch)
+        job.carry_out(settings(folder, out_dir), main.EXPERIMENT, out_dir, watch)
     assert not out_dir.exists()
