@@ -77,12 +77,12 @@ NOTES = (
 def main() -> None:
     """Reads the jobs, reads their prompts anew, and writes what came of it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    folders = [Path(name).expanduser() for name in _RUNS.value]
+    folders = [command_line.path(name) for name in _RUNS.value]
     if not folders:
         raise InputError("--runs is empty: give folders of finished jobs, separated by commas")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    out_dir = Path(_OUT_DIR.value or f"runs/{stamp}-analysis").expanduser()
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+    out_dir = command_line.path(_OUT_DIR.value or f"runs/{stamp}-analysis")
+    if os.path.exists(out_dir) and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise InputError(f"--out_dir={out_dir} is not empty: name a new folder")
     cache_dir, assets_dir = command_line.cache_dir(), command_line.assets_dir()
     # The libraries behind these take seconds to import, which --help should not have to wait for.

@@ -16,7 +16,6 @@ import resource
 import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from flax import traverse_util
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +41,8 @@ from wayward_jax.populations import batches, plan
 from wayward_jax.runs import Run
 from wayward_jax.sweep import begin
 from wayward_jax.tasks.paper import TASKS
-from wayward_jax.tuning import BATCH_SPECS, tune
+from wayward_jax.tuning import BATCH_SPECS, Batches, tune
+from wayward_jax.work import Work, matrix_peak, needed_flops, work_of
 
 _QUICK = flags.DEFINE_bool("quick", False, "Fewer rounds: under ten minutes on two CPU cores.")
 _MODELS = flags.DEFINE_list(
@@ -100,8 +99,8 @@ class Tuner:
         self.batches = batches(task.train, self.plan)
         self.compiled: dict[int, float] = {}
 
-    def chunk(self) -> tuple[float, np.ndarray, Row]:
-        """Takes a chunk of steps: seconds, task losses `[n, R]`, and the work done.
+    def chunk(self) -> tuple[float, np.ndarray, Work, int]:
+        """Takes a chunk of steps: seconds, task losses `[n, R]`, work, and tokens computed.
 
         Where that takes a new program, the seconds go to `compiled`, and are NaN.
         """
@@ -121,52 +120,17 @@ class Tuner:
         shape = batch.packs.ids.shape[-1]
         if shape not in self.compiled:
             self.compiled[shape], seconds = seconds, math.nan
-        return seconds, task, self._work(batch)
+        return seconds, task, work_of(batch, self.plan), self._computed(batch)
 
-    def _work(self, batch: Any) -> Row:
-        packs, runs = batch.packs, len(self.plan.runs)
-        prompts = self.plan.chunk * PROMPT_LENGTH
-        real = int((packs.slot >= 0).sum()) + prompts * runs
-        computed = packs.ids.size + prompts * len(self.plan.padded_runs)
-        keys = int(np.where(packs.slot >= 0, packs.positions + 1 + PROMPT_LENGTH, 0).sum())
-        return {
-            "real": real,
-            "computed": computed,
-            "queries": int((packs.weight > 0).sum()),
-            "keys": keys,
-        }
+    def _computed(self, batch: Batches) -> int:
+        """Tokens that go through the model, padding counted in."""
+        prompts = self.plan.chunk * PROMPT_LENGTH * len(self.plan.padded_runs)
+        return batch.packs.ids.size + prompts
 
 
-def needed_flops(model: LanguageModel, work: Row) -> float:
-    """Of the forward and backward pass through frozen weights, for real tokens alone.
-
-    Four a weight and token. The last layer's output and MLP, and the logits, count only where a
-    token is predicted. `keys` are the pairs of a token and what it sees.
-    """
-    flat = traverse_util.flatten_dict(model.params["params"], sep="/")
-    kernels = {path: x for path, x in flat.items() if path.endswith("kernel")}
-    layers = 1 + max(int(path.split("/")[0].split("_")[1]) for path in kernels)
-    first_half = ("c_attn", "q_proj", "k_proj", "v_proj")
-    last = sum(
-        x.size
-        for path, x in kernels.items()
-        if path.startswith(f"layers_{layers - 1}/") and path.split("/")[1] not in first_half
-    )
-    everywhere = sum(x.size for x in kernels.values()) - last
-    table = model.table()
-    return 4 * (everywhere * work["real"] + (last + table.size) * work["queries"]) + (
-        12 * layers * table.shape[1] * work["keys"]
-    )
-
-
-def matrix_peak(dtype: jnp.dtype, size: int = 2048) -> float:
-    """FLOP/s of a large matrix product, the best of some."""
-    size = size if jax.default_backend() == "cpu" else 4 * size
-    square = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    product(square, square).block_until_ready()
-    seconds = [_timed(lambda: product(square, square).block_until_ready()) for _ in range(8)]
-    return 2 * size**3 / min(seconds)
+def peak_flops(dtype: jnp.dtype) -> float:
+    """FLOP/s of a large matrix product."""
+    return matrix_peak(dtype, 2048 if jax.default_backend() == "cpu" else 8192)
 
 
 def tuning_row(name: str, population: int, seconds: float) -> Row:
@@ -174,21 +138,21 @@ def tuning_row(name: str, population: int, seconds: float) -> Row:
     model = load_model(name)
     task = encode_task(model, {100: load_reviews()}, prompt_length=PROMPT_LENGTH, n_eval=SAMPLES)
     tuner = Tuner(model, task, population)
-    taken, peaks, chunks, work = 0.0, [], 0, Counter()
+    taken, peaks, chunks, work, computed = 0.0, [], 0, Work(), 0
     while taken < seconds:
-        peak = matrix_peak(model.table().dtype)
-        elapsed, _, done = tuner.chunk()
+        peak = peak_flops(model.table().dtype)
+        elapsed, _, done, tokens = tuner.chunk()
         if not math.isnan(elapsed):
             taken, chunks = taken + elapsed, chunks + 1
             peaks.append(peak)
-            work.update(done)
+            work, computed = work + done, computed + tokens
     peak = statistics.mean(peaks)
     return {
         "model": name,
         "population": population,
-        "real tokens/s": work["real"] / taken,
-        "tokens/s": work["computed"] / taken,
-        "real share": work["real"] / work["computed"],
+        "real tokens/s": work.tokens / taken,
+        "tokens/s": computed / taken,
+        "real share": work.tokens / computed,
         "run-steps/s": chunks * tuner.plan.chunk * population / taken,
         "utilisation": needed_flops(model, work) / taken / peak,
         "peak GFLOP/s": peak / 1e9,
@@ -242,7 +206,7 @@ def comparison_rows(name: str, populations: Sequence[int], rounds: int) -> list[
         sides = {"peft": benchmark_torch.Peft(theirs, prompt, STEPS)}
         if population == 1:
             sides["paper-style"] = benchmark_torch.PaperStyle(theirs, prompt, STEPS)
-        _, losses, _ = tuner.chunk()
+        _, losses, *_ = tuner.chunk()
         seconds: dict[str, list[float]] = {side: [] for side in ("here", *sides)}
         for turn in range(-1, rounds):
             while math.isnan(elapsed := tuner.chunk()[0]):

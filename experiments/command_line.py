@@ -40,9 +40,14 @@ _SELECT = flags.DEFINE_enum(
 )
 
 
+def path(value: str) -> Path:
+    """The path that a flag says, with `~` for the user's folder."""
+    return Path(os.path.expanduser(value))
+
+
 def cache_dir() -> Path:
     """What `--cache_dir` says."""
-    return Path(_CACHE_DIR.value).expanduser()
+    return path(_CACHE_DIR.value)
 
 
 def assets_dir() -> Path | None:
@@ -59,10 +64,9 @@ def folder(flag: str, value: str | None) -> Path | None:
     """The folder that a flag names, which must exist."""
     if value is None:
         return None
-    path = Path(value).expanduser()
-    if not path.is_dir():
+    if not os.path.isdir(path(value)):
         raise InputError(f"--{flag}={value} is not a folder: give one that exists")
-    return path
+    return path(value)
 
 
 def run(program: Callable[[], None]) -> None:
@@ -98,5 +102,5 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _refuse(error: Exception) -> None:
-    print(f"error: {error}", file=sys.stderr)
+    print("error:", *str(error).splitlines(), file=sys.stderr)
     sys.exit(2)

@@ -1,6 +1,7 @@
 """The flags of all experiments, and the settings that they amount to."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,12 @@ EXPERIMENTS = (
 """Each is a module beside this one with an `EXPERIMENT`; see `experiment.Experiment`."""
 
 AUTO = "auto"
+
+COUNT = re.compile("0*[1-9][0-9]{0,17}")
+LARGEST = 3.4e38  # of float32, in which losses are computed
+
+MOST_EXAMPLES = 10**7
+"""Of all steps of a run: their order is made beforehand."""
 
 # The default job, which takes a few minutes on a laptop; the paper's settings are in the README.
 _EXPERIMENT = flags.DEFINE_enum(
@@ -75,7 +82,9 @@ _MARGIN = flags.DEFINE_float(
 )
 _SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds of the start and the order of examples.")
 _STEPS = flags.DEFINE_integer("steps", 120, "Optimiser steps of each run.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Examples a step.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 8, "Examples a step.", lower_bound=1, upper_bound=10_000
+)
 _LEARNING_RATE = flags.DEFINE_float(
     "learning_rate", 0.01, "AdamW's at the first step; it falls linearly to 0.", lower_bound=0.0
 )
@@ -131,6 +140,12 @@ _OUT_DIR = flags.DEFINE_string(
     "Folder for the results; runs/<time>-<experiment> by default. That of an earlier job with the "
     "same flags continues it.",
 )
+_TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Write losses, accuracies, speed and memory to --out_dir for TensorBoard."
+)
+_PROFILE = flags.DEFINE_integer(
+    "profile", 0, "Steps of which to write a profile to --out_dir; 0 is none.", lower_bound=0
+)
 _ONLY = flags.DEFINE_list(
     "only", [], "Ids of runs: of all that the other flags ask for, only these are carried out."
 )
@@ -175,6 +190,8 @@ class Settings:
     assets_dir: Path | None
     only: tuple[str, ...] = ()
     checkpoint_every: int = 100
+    tensorboard: bool = False
+    profile: int = 0
     reuse: tuple[Path, ...] = ()
     select: str = "dev"
 
@@ -192,6 +209,11 @@ def settings() -> Settings:
     """
     for name, value in experiment.find(_EXPERIMENT.value).defaults.items():
         flags.FLAGS.set_default(name, value)
+    if _STEPS.value * _BATCH_SIZE.value > MOST_EXAMPLES:
+        raise InputError(
+            f"--steps={_STEPS.value} of --batch_size={_BATCH_SIZE.value} are more than "
+            f"{MOST_EXAMPLES} examples a run: lower one of them"
+        )
     models = tuple(_distinct("model", _MODEL.value))
     return Settings(
         experiment=_EXPERIMENT.value,
@@ -206,7 +228,7 @@ def settings() -> Settings:
         seeds=tuple(_distinct("seeds", [_seed("seeds", x) for x in _SEEDS.value])),
         steps=_STEPS.value,
         batch_size=_BATCH_SIZE.value,
-        learning_rate=_LEARNING_RATE.value,
+        learning_rate=_learning_rate(_LEARNING_RATE.value),
         method=_METHOD.value,
         template=_TEMPLATE.value,
         inits=tuple(_distinct("init", _INIT.value)),
@@ -221,6 +243,8 @@ def settings() -> Settings:
         assets_dir=command_line.assets_dir(),
         only=tuple(_ONLY.value),
         checkpoint_every=_CHECKPOINT_EVERY.value,
+        tensorboard=_TENSORBOARD.value,
+        profile=_PROFILE.value,
         reuse=tuple(command_line.folder("reuse", name) for name in _REUSE.value),
         select=command_line.select(),
     )
@@ -264,7 +288,7 @@ def _gamma(text: str) -> float | str:
         raise InputError(
             f"--gamma={text} is not a number: give numbers like 0.01,0.003, or auto"
         ) from None
-    if not 0 <= value < float("inf"):
+    if not 0 <= value <= LARGEST:
         raise InputError(f"--gamma={text}: give finite numbers from 0 on")
     return value
 
@@ -284,9 +308,15 @@ def _margin(value: float) -> float:
     return value
 
 
+def _learning_rate(value: float) -> float:
+    if not value <= LARGEST:  # nor NaN
+        raise InputError(f"--learning_rate={value}: give a finite number from 0 on")
+    return value
+
+
 def _prompt_lengths(texts: Sequence[str]) -> tuple[int, ...]:
     for text in texts:
-        if not text.isdecimal() or int(text) < 1:
+        if not COUNT.fullmatch(text):
             raise InputError(f"--prompt_length={text}: give whole numbers from 1 on, like 7,14,28")
     return tuple(_distinct("prompt_length", [int(text) for text in texts])) if texts else ()
 
@@ -294,13 +324,13 @@ def _prompt_lengths(texts: Sequence[str]) -> tuple[int, ...]:
 def _out_dir(text: str | None) -> Path | None:
     if text and "://" in text:
         raise InputError(f"--out_dir={text}: give a folder; object stores cannot be written to yet")
-    return Path(text).expanduser() if text else None
+    return command_line.path(text) if text else None
 
 
 def _population(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not COUNT.fullmatch(text):
         raise InputError(f"--population={text}: give a number from 1 on, or auto")
     return int(text)
 
@@ -310,13 +340,13 @@ def _mesh(text: str) -> dict[str, int] | None:
         return None
     axes = dict(part.partition(":")[::2] for part in text.split(","))
     known = axes.keys() <= {"runs", "data", "model"} and len(axes) == text.count(",") + 1
-    if not known or not all(size.isdecimal() and int(size) > 0 for size in axes.values()):
+    if not known or not all(map(COUNT.fullmatch, axes.values())):
         raise InputError(f"--mesh={text}: give auto, or sizes such as runs:4,data:2,model:1")
     return {axis: int(size) for axis, size in axes.items()}
 
 
 def _seed(flag: str, text: str) -> int:
-    if not text.strip().isdecimal() or int(text) >= 2**32:
+    if not re.fullmatch(r"\s*[0-9]{1,10}\s*", text) or int(text) >= 2**32:
         raise InputError(
             f"--{flag}={text}: give whole numbers from 0 to {2**32 - 1}, like 1,10,100"
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,15 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments import command_line
 from experiments.bench import Bench
 from experiments.experiment import Experiment, Measure
 from experiments.flags import Settings, as_flags
 from experiments.interruption import Interruption
 from experiments.job_folder import JobFolder, Plans, writing
+from experiments.meter import Meter, curve, outcome
 from experiments.terminal import Watch
+from experiments.trace import Trace
 from wayward_jax import assets, checkpoints, models, targets, tasks
 from wayward_jax.analysis import jobs
 from wayward_jax.analysis.jobs import FinishedRun, Measured
+from wayward_jax.cells import without_cell
 from wayward_jax.checkpoints import ProgressCheckpoints
 from wayward_jax.encoded_task import EncodedTask, encode_task
 from wayward_jax.errors import InputError
@@ -29,7 +34,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.populations import plan
 from wayward_jax.runs import Run
-from wayward_jax.sweep import Progress, tune_population
+from wayward_jax.sweep import Progress, Steps, tune_population
 from wayward_jax.tasks import TaskData
 
 
@@ -94,6 +99,7 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
         if asked or progress.step // every > before // every:
             with writing(out_dir):
                 kept.save(progress)
+        trace.see(progress)
         if asked:
             stop()
 
@@ -115,6 +121,9 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
             if interruption.asked():
                 stop()
 
+    def on_steps(steps: Steps) -> None:
+        watch.stepped(len(steps.task_loss), meter.steps(steps))
+
     def on_broken(step: int) -> None:
         watch.note(f"the checkpoint of step {step} is broken: going on from the one before it")
 
@@ -127,11 +136,14 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
             if not {run.id for run in each.runs} <= done
         ]
         watch.planned(sum(each.runs[0].steps for _, each in plans))
+        meter, trace = Meter(loader.dtype, loader.mesh), Trace(out_dir, settings.profile)
         for name, each in plans:
             model = each.runs[0].model
             watch.doing(f"{model}, {name}, {len(each.runs)} prompts")
+            watch.begun(f"{Path(name).name}-{each.runs[0].id}")
             task = inputs[model].tasks[name]
-            with folder.in_flight(name, each) as kept:
+            meter.begin(loader.model(model))
+            with folder.in_flight(name, each) as kept, trace.of(each):
                 found = tune_population(
                     loader.model(model),
                     task,
@@ -139,10 +151,11 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
                     loader.mesh,
                     starts=_starts(starts, each.runs),
                     since=kept.restore(on_broken),
-                    on_steps=watch.stepped,
+                    on_steps=on_steps,
                     on_progress=functools.partial(keep, kept),
                 )
                 folder.add(found, task.test.labels)
+            watch.tuned(curve(found), outcome(found))
         asked_for = {run.id for each in inputs.values() for run in each.all_runs}
         rows = [row for id, row in folder.rows().items() if id in asked_for]
         if experiment.measure is not None:
@@ -157,7 +170,7 @@ class _Loader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._dtype = prepare_device(settings)
+        self.dtype = prepare_device(settings)
         self._held: LanguageModel | None = None
         self.mesh = _mesh(settings)
 
@@ -169,7 +182,7 @@ class _Loader:
                 name,
                 cache_dir=self._settings.cache_dir,
                 assets_dir=self._settings.assets_dir,
-                dtype=self._dtype,
+                dtype=self.dtype,
                 mesh=self.mesh,
             )
         return self._held
@@ -242,6 +255,7 @@ def _read_for(
         ]
         planned[name] = experiment.runs(settings, model.name, name, found)
         _check_starts(starts, planned[name], model.table().shape[1])
+        _check_cells(model, planned[name])
     # Prompts are put before the examples of other tasks, too.
     longest = max(run.prompt_length for runs in planned.values() for run in runs)
     encoded, fitting = {}, {}
@@ -333,17 +347,33 @@ def _read_starts(settings: Settings) -> dict[str, np.ndarray]:
     for init in settings.inits:
         if init in STARTS:
             continue
-        if not Path(init).expanduser().is_dir():
+        path = command_line.path(init)
+        if not os.path.isdir(path):
             raise InputError(
                 f"--init={init}: choose from {', '.join(STARTS)}, or a checkpoint's folder"
             )
-        starts[init] = checkpoints.load_prompt(Path(init).expanduser())
+        starts[init] = checkpoints.load_prompt(path)
     return starts
 
 
 def _starts(starts: Mapping[str, np.ndarray], runs: Sequence[Run]) -> dict[str, np.ndarray]:
     """By run id, the prompts of `_read_starts` for the runs that start there."""
     return {run.id: starts[run.init] for run in runs if run.init in starts}
+
+
+def _check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
+    """That something reads as each token that a prompt shall be kept to."""
+    readable = model.table()[: model.tokenizer.vocab_size]
+    targets = {run.target_name: run.target_ids for run in runs if run.constraint != "penalty"}
+    for name, ids in targets.items():
+        lacking = without_cell(readable, np.asarray(ids))
+        if lacking.any():
+            token = ids[int(lacking.argmax())]
+            raise InputError(
+                f"--targets: nothing reads as {model.tokenizer.decode([token])!r} (token {token}) "
+                f"of {name}, since another token of {model.name} has the same embedding: leave "
+                "this target out, or use --constraint=penalty and a number for --gamma"
+            )
 
 
 def _check_starts(starts: Mapping[str, np.ndarray], runs: Sequence[Run], width: int) -> None:

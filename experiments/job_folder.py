@@ -55,14 +55,15 @@ class JobFolder:
         self.path = path
         self._flags = flags
         self._lock = FileLock(path / ".lock")
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out_dir={path} is not a folder: name one, or a new one")
-        if (path / "flags.json").exists():
-            self._check_flags()
-            with self._locked():
-                pass
-        elif path.exists() and any(each != path / ".lock" for each in path.iterdir()):
-            raise InputError(f"--out_dir={path} is not empty, and no job's: name a new folder")
+        with writing(path):
+            if path.exists() and not path.is_dir():
+                raise InputError(f"--out_dir={path} is not a folder: name one, or a new one")
+            if (path / "flags.json").exists():
+                self._check_flags()
+                with self._locked():
+                    pass
+            elif path.exists() and any(each != path / ".lock" for each in path.iterdir()):
+                raise InputError(f"--out_dir={path} is not empty, and no job's: name a new folder")
 
     @contextlib.contextmanager
     def claimed(self, note: Callable[[str], None]) -> Iterator[None]:

@@ -24,6 +24,7 @@ def main() -> None:
     from rich.console import Console
 
     from experiments import job, job_folder, terminal
+    from experiments.board import Board
     from wayward_jax.analysis import figures
 
     experiment = experiments.find(settings.experiment)
@@ -32,7 +33,8 @@ def main() -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out_dir = settings.out_dir or Path("runs", f"{stamp}-{settings.experiment}")
     chosen = dataclasses.replace(experiment, runs=only(experiment.runs, settings.only))
-    with terminal.Watch(console) as watch:
+    board = Board(out_dir) if settings.tensorboard else None
+    with terminal.Watch(console, board) as watch:
         finished = job.carry_out(settings, chosen, out_dir, watch)
     with job_folder.writing(out_dir):
         figures.training_curves(finished.rows).savefig(out_dir / "training.png", dpi=160)

@@ -4,13 +4,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from experiments.board import Board
+from experiments.meter import Figures
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.jobs import Measured
 from wayward_jax.analysis.selection import compare, is_aimed
@@ -22,10 +23,13 @@ SECONDS_BETWEEN_LINES = 20
 
 
 class Watch:
-    """Shows how far a job has come: a bar on a terminal, now and then a line in a log."""
+    """Shows how far a job has come: a bar on a terminal, now and then a line in a log.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    The same figures go to a `Board`, if there is one.
+    """
+
+    def __init__(self, console: Console, board: Board | None = None) -> None:
+        self._console, self._board, self._step = console, board, 0
         self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -44,6 +48,8 @@ class Watch:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
+        if self._board:
+            self._board.close()
 
     def doing(self, what: str) -> None:
         """Says what is being done before, between or after the steps."""
@@ -59,9 +65,18 @@ class Watch:
         """Says how many steps there will be."""
         self._bar.reset(self._task, total=steps)
 
-    def stepped(self, steps: int, task_loss: np.ndarray) -> None:
-        """Counts steps, after which the runs' task losses are `[R]`."""
-        state = f"steps  loss {np.nanmean(task_loss):.3f}"
+    def begun(self, population: str) -> None:
+        """Says that a population's steps begin."""
+        self._step = 0
+        if self._board:
+            self._board.begin(population)
+
+    def stepped(self, steps: int, figures: Figures) -> None:
+        """Counts steps, and shows figures of the last of them."""
+        self._step += steps
+        if self._board:
+            self._board.write(self._step, figures)
+        state = f"steps  {_line(figures)}"
         self._bar.update(self._task, advance=steps, state=state)
         if (
             not self._console.is_terminal
@@ -69,7 +84,34 @@ class Watch:
         ):
             self._last_line = time.monotonic()
             done = self._bar.tasks[0]
-            self._console.print(f"{done.completed:.0f}/{done.total:.0f} {state}")
+            self._console.print(f"{done.completed:.0f}/{done.total:.0f} {state}", soft_wrap=True)
+
+    def tuned(self, curve: Mapping[int, Figures], outcome: Figures) -> None:
+        """Shows what became of a population: figures by step, and in the end."""
+        if self._board:
+            for step, figures in curve.items():
+                self._board.write(step, figures)
+            self._board.write(self._step, outcome)
+        if not self._console.is_terminal:
+            *_, last = curve.values()
+            self._console.print(_line({**outcome, **last}), soft_wrap=True)
+
+
+# How a figure is shown, in this order.
+SHOWN = {
+    "task_loss/mean": "loss {:.3f}",
+    "accuracy/mean": "accuracy {:.3f}",
+    "dev_accuracy/mean": "dev accuracy {:.3f}",
+    "prompt_f1/mean": "prompt F1 {:.2f}",
+    "distance/mean": "distance {:.3g}",
+    "tokens_per_second": "{:.0f} tokens/s",
+    "utilisation": "{:.0%} of peak",
+    "memory_gib": "{:.1f} GiB",
+}
+
+
+def _line(figures: Figures) -> str:
+    return "  ".join(form.format(figures[name]) for name, form in SHOWN.items() if name in figures)
 
 
 def show(

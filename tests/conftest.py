@@ -17,6 +17,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # What is compiled on the way, and a busy machine, take time.
 hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=100_000)
 hypothesis.settings.load_profile("untimed")
 
 CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's are words, too.

@@ -176,26 +176,3 @@ def test_flags_that_cannot_be_read_are_refused(tmp_path, text):
         (tmp_path / "flags.json").write_text(text)
     with pytest.raises(InputError, match=r"flags.json cannot be read"):
         jobs.read_flags(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        ({}, "--runs"),
-        ({"runs": "nowhere"}, "nowhere/results.jsonl"),
-        ({"runs": "RUNS", "out_dir": "RUNS"}, "--out_dir"),
-        ({"runs": "RUNS", "assets_dir": "nowhere"}, "--assets_dir"),
-        ({"runs": "RUNS", "steps": 3}, "steps"),
-        ({"runs": "BARE"}, "checkpoints"),
-    ],
-)
-def test_bad_input_gets_one_line_and_exit_code_2(job, rows, tmp_path, flags, named):
-    places = {"RUNS": job / "runs", "BARE": tmp_path / "bare"}
-    folder_of(rows, places["BARE"])
-    flags = {"out_dir": tmp_path / "refused", **flags}
-    process = mood.analyze(*(f"--{name}={places.get(v, v)}" for name, v in flags.items()))
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: ")
-    assert named in process.stderr
-    assert process.stderr.count("\n") == 1
-    assert not (tmp_path / "refused").exists()

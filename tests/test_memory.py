@@ -1,6 +1,9 @@
 """What a step is said to take against what XLA says, and what fits into the memory there is."""
 
+import gc
+
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,3 +111,17 @@ def test_the_packs_that_are_planned_fit_into_the_memory_there_is(small, planned,
 
 def test_packs_are_no_larger_than_keeps_a_device_busy(planned):
     assert planned(2**60)[0] == memory.busy_tokens(make_mesh())
+
+
+def test_nothing_is_left_of_asking(small):
+    """However often it is asked: a sweep asks in every job."""
+
+    def passes_kept():
+        gc.collect()
+        return sum(type(each) is jax.extend.core.Jaxpr for each in gc.get_objects())
+
+    memory.activation_bytes(small, 1, 4, shape_of(1))
+    before = passes_kept()
+    for _ in range(3):
+        memory.activation_bytes(small, 1, 4, shape_of(1))
+    assert passes_kept() == before

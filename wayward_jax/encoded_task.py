@@ -7,6 +7,7 @@ import numpy as np
 
 from wayward_jax.batching import Piece, example_order, gold_pieces, label_pieces
 from wayward_jax.discrete import CONTENT_FREE
+from wayward_jax.errors import InputError
 from wayward_jax.evaluation import EvaluationSet, evaluation_sets
 from wayward_jax.models import LanguageModel
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
@@ -54,8 +55,14 @@ def encode_task(
     chosen with; they differ in train and dev alone.
 
     Raises:
-        InputError: see `tasks.encode`.
+        InputError: the model has no room for such prompts; see also `tasks.encode`.
     """
+    positions = model.module.config.max_positions
+    if prompt_length >= positions:
+        raise InputError(
+            f"--targets: a prompt would take {prompt_length} tokens, and {model.name} has "
+            f"{positions} positions for prompt and text: choose shorter ones or --prompt_length"
+        )
 
     def encoded(data: TaskData, examples: Examples) -> list[Encoded]:
         return encode(
@@ -64,7 +71,7 @@ def encode_task(
             model.tokenizer,
             template=template,
             method=method,
-            max_tokens=model.module.config.max_positions - prompt_length,
+            max_tokens=positions - prompt_length,
         )
 
     def some(examples: Examples, limit: int) -> Examples:

@@ -1,4 +1,9 @@
-"""The one exception that tells a person what to change."""
+"""The one exception that tells a person what to change, and what others say."""
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class InputError(ValueError):

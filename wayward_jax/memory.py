@@ -40,11 +40,12 @@ def activation_bytes(model: LanguageModel, runs: int, prompt_length: int, shape:
     Nothing is computed and nothing compiled: the pass is followed with shapes alone.
     """
 
-    def kept(params: dict, prompts: jax.Array, mask: jax.Array, pack: Pack) -> object:
+    def kept(params: dict, prompts: jax.Array, mask: jax.Array, pack: Pack) -> list[jax.Array]:
         def losses(prompts: jax.Array) -> jax.Array:
             return summed_losses(model.module, params, prompts, mask, pack)[0]
 
-        return jax.vjp(losses, prompts)[1]
+        # Without its structure, in which JAX would keep the whole pass for good.
+        return jax.tree.leaves(jax.vjp(losses, prompts)[1])
 
     def integers(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32)

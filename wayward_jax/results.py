@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wayward_jax.errors import InputError
+from wayward_jax.errors import InputError, reason
 from wayward_jax.sweep import Result
 
 
@@ -86,13 +86,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: there is no such file, or a line of it is no JSON object.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path} does not exist: give the --out_dir of a finished job")
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not a JSON object ({error.msg})") from error
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"{path}:{number}: not a JSON object ({reason(error)}): mend or remove the line"
+                ) from error
     return rows

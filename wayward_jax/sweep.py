@@ -33,8 +33,9 @@ from wayward_jax.tuning import (
     start,
     tune,
 )
+from wayward_jax.work import Work, work_of
 
-# How far a gamma that is found while tuning can go up: its logarithm, over all steps.
+# How fast gammas are found: a rate of one step, times the number of steps.
 DUAL_TRAVEL = 30.0
 
 
@@ -91,6 +92,21 @@ class Result:
     seconds: float
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steps:
+    """Steps that were just taken.
+
+    Attributes:
+        task_loss: `[n, R]` float32, each run's at each step.
+        distance: `[n, R]` float32, to its target; NaN for runs without one.
+        work: what they took to compute; nothing for steps that were taken by an earlier process.
+    """
+
+    task_loss: np.ndarray
+    distance: np.ndarray
+    work: Work
+
+
 @struct.dataclass
 class Progress:
     """A population on its way: all that going on takes, and all that its results are made of.
@@ -121,7 +137,7 @@ def tune_population(
     *,
     starts: Mapping[str, np.ndarray] = MappingProxyType({}),
     since: Progress | None = None,
-    on_steps: Callable[[int, np.ndarray], None] = lambda steps, task_loss: None,
+    on_steps: Callable[[Steps], None] = lambda steps: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Result]:
     """Tunes and evaluates the runs of a population, all at once.
@@ -135,7 +151,7 @@ def tune_population(
         mesh: that the plan was made for.
         starts: by run id, prompts of the run's own `[L, D]` to start from, not at `run.init`.
         since: where the same plan was when it was left; the results are as if it never was.
-        on_steps: is told, after each chunk, its steps and the runs' last task losses `[R]`.
+        on_steps: is told of the steps of each chunk.
         on_progress: is told, after each chunk, where the population is. It must not keep the state,
             which the next chunk uses up, but may copy it.
 
@@ -150,11 +166,13 @@ def tune_population(
     if since is not None:
         now = since.replace(state=place(since.state, mesh, STATE_SPECS))
 
+    work = Work()
     for batch in batches(task.train, plan, now.step):
+        before, work = work, work_of(batch, plan)
         batch = place(batch, mesh, BATCH_SPECS)
         state, losses = tune(model.module, model.params, population, now.state, batch, steps, mesh)
         if now.losses:  # those of the chunk before, for which the wait is short
-            _report(now.losses[-1], len(runs), on_steps)
+            on_steps(_steps(now.losses[-1], runs, before))
         now = now.replace(state=state, losses=(*now.losses, losses))
         if now.step in plan.stops:
             scored = _start_scoring_samples(
@@ -163,7 +181,7 @@ def tune_population(
             nearest = d_proj(table, state.prompts, model.readable())
             now = now.replace(scored=(*now.scored, scored), nearest=(*now.nearest, nearest))
         on_progress(now)
-    _report(now.losses[-1], len(runs), on_steps)
+    on_steps(_steps(now.losses[-1], runs, work))
 
     state = now.state
     of_dev = _start_scoring_samples(model, state.prompts, population.mask, task.dev, plan, mesh)
@@ -236,14 +254,12 @@ def _cells(model: LanguageModel, runs: Sequence[Run], targets: jax.Array) -> Cel
         nearest=nearest(model.table()[:vocab_size], targets),
         share=jnp.asarray([1 - run.margin for run in runs], jnp.float32),
         hard=jnp.asarray([run.constraint == "cell" for run in runs]),
-        dual_rate=jnp.asarray([_dual_rate(run) for run in runs], jnp.float32),
+        dual_rate=jnp.asarray(
+            [DUAL_TRAVEL / run.steps if run.constraint == "dual" else 0 for run in runs],
+            jnp.float32,
+        ),
         vocab_size=vocab_size,
     )
-
-
-def _dual_rate(run: Run) -> float:
-    """Such that a tenth of the steps takes gamma over as many powers of ten as anyone needs."""
-    return 0.0 if run.constraint != "dual" else DUAL_TRAVEL / run.steps
 
 
 def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
@@ -254,9 +270,10 @@ def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
     )
 
 
-def _report(losses: Losses, n_runs: int, on_steps: Callable[[int, np.ndarray], None]) -> None:
-    task = np.asarray(losses.task)
-    on_steps(len(task), task[-1, :n_runs])
+def _steps(losses: Losses, runs: Sequence[Run], work: Work) -> Steps:
+    task, far = (np.asarray(x)[:, : len(runs)] for x in (losses.task, losses.distance))
+    aimed = [bool(run.target_ids) for run in runs]
+    return Steps(task, np.where(aimed, far, np.float32(np.nan)), work)
 
 
 def _start_scoring_samples(

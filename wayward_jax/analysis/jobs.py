@@ -32,7 +32,7 @@ RENAMED = {
 }
 INDIFFERENT = (
     *("out_dir", "cache_dir", "assets_dir", "reuse"),
-    *("population", "mesh", "only", "checkpoint_every", "select"),
+    *("population", "mesh", "only", "checkpoint_every", "select", "tensorboard", "profile"),
 )
 
 

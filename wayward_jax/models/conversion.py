@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError
 
-from wayward_jax.errors import InputError
+from wayward_jax.errors import InputError, reason
 from wayward_jax.models.causal_lm import CausalLM
 from wayward_jax.models.checkpoint import Checkpoint
 from wayward_jax.models.families import FAMILIES
@@ -22,6 +22,11 @@ from wayward_jax.models.tokenizer import Tokenizer
 VERSION = 2
 
 PARAMS, CONFIG, TOKENIZER = "params", "config.json", "tokenizer.json"
+# What comes of numbers and tensors that do not fit together, before or while JAX sees them.
+WRONG = (
+    *(ValueError, TypeError, AttributeError, ArithmeticError, NotImplementedError),
+    SafetensorError,
+)
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -34,9 +39,8 @@ def convert(checkpoint: Checkpoint, dtype: np.dtype, folder: Path) -> None:
     try:
         family = _family(checkpoint.config)
         params = _params(checkpoint, family, dtype)
-    except (ValueError, TypeError, NotImplementedError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"--model: {checkpoint.path}: {reason}") from error
+    except WRONG as error:
+        raise InputError(f"--model: {checkpoint.path}: {reason(error)}") from error
     config = {
         **checkpoint.config,
         "eos_token_id": checkpoint.tokenizer.eos_id,
@@ -80,7 +84,11 @@ def _family(config: Mapping[str, Any]) -> Family:
 
 def _params(checkpoint: Checkpoint, family: Family, dtype: np.dtype) -> dict[str, np.ndarray]:
     """The module's parameters by path, such as `layers_0/q_proj/kernel`, in `dtype`."""
-    shapes = _shapes(family.module_of(checkpoint.config))
+    module = family.module_of(checkpoint.config)
+    layers, held = module.config.depth, len(checkpoint.tensors)
+    if layers > held:
+        raise ValueError(f"the configuration means {layers} layers, and there are {held} tensors")
+    shapes = _shapes(module)
     names = {path: family.published_name(path) for path in shapes}
     tensors = {
         name.removeprefix(family.prefix): read
@@ -100,6 +108,8 @@ def _params(checkpoint: Checkpoint, family: Family, dtype: np.dtype) -> dict[str
     tokens, rows = checkpoint.tokenizer.vocab_size, shapes["embed", "embedding"][0]
     if tokens > rows:
         raise ValueError(f"the tokenizer has {tokens} tokens, the embedding table only {rows}")
+    if (eos := checkpoint.tokenizer.eos_id) not in range(tokens):
+        raise ValueError(f"the tokenizer's token that ends a text is {eos!r}, and it has {tokens}")
 
     params = {}
     for path, shape in shapes.items():

@@ -1,11 +1,14 @@
 """How the published weights of a family become the parameters of its module."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from wayward_jax.models.causal_lm import CausalLM
+
+LARGEST = 10**8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +32,10 @@ class Family:
     linear_out_in: bool
 
     def module_of(self, published: Mapping[str, Any]) -> CausalLM:
-        """The module that a `config.json` describes."""
-        return self.module(self.config(published))
+        """The module that a `config.json` describes; a ValueError refuses what none can have."""
+        config = self.config(published)
+        _check(config)
+        return self.module(config)
 
     def published_name(self, path: tuple[str, ...]) -> str:
         """`("layers_3", "q_proj", "kernel")` to `"layers.3.self_attn.q_proj.weight"`."""
@@ -43,6 +48,20 @@ class Family:
                 layers, _, number = module.rpartition("_")
                 parts += [self.names[layers], number]
         return ".".join([*parts, "bias" if leaf == "bias" else "weight"])
+
+
+def _check(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        kinds = int | float if field.type is float else field.type
+        if dataclasses.is_dataclass(value):
+            _check(value)
+        elif not isinstance(value, kinds) or (field.type is not bool and value is True):
+            raise ValueError(f"{name} is {value!r}, which is of the wrong kind")
+        elif field.type is float and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}, only numbers above 0 are supported")
+        elif type(value) is int and field.type is not float and not 0 < value <= LARGEST:
+            raise ValueError(f"{name} is {value!r}, only 1 to {LARGEST} are supported")
 
 
 def require(published: Mapping[str, Any], **values: Any) -> None:

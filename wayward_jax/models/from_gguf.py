@@ -13,7 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from wayward_jax.errors import InputError
+from wayward_jax.errors import InputError, reason
 from wayward_jax.models.checkpoint import Checkpoint
 from wayward_jax.models.gguf_tokenizer import build_tokenizer
 from wayward_jax.models.llama import LlamaConfig, RopeScaling, rope_frequencies
@@ -59,6 +59,9 @@ CHECKED = {
 }
 
 
+LARGEST_METADATA = 64 * 2**20
+
+
 def read(path: Path) -> Checkpoint:
     """The model of a GGUF file; its tensors are dequantised to float32 as they are read.
 
@@ -67,18 +70,18 @@ def read(path: Path) -> Checkpoint:
             supported.
     """
     try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise InputError(f"--model: {path} is broken ({error}): get it again") from error
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
+        reader = _Reader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except Exception as error:  # of any kind: gguf does not check what it reads
+        raise InputError(f"--model: {path} is broken ({reason(error)}): get it again") from error
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     try:
         config = _config(metadata, tensors)
         tokenizer = build_tokenizer(metadata)
     except KeyError as error:
         raise InputError(f"--model: {path} lacks {error}") from error
-    except ValueError as error:
-        raise InputError(f"--model: {path}: {error}") from error
+    except Exception as error:  # of any kind: metadata may be of any type, and in any order
+        raise InputError(f"--model: {path}: {reason(error)}") from error
     tensors.pop("rope_freqs.weight", None)  # now in the configuration
     return Checkpoint(
         path=path,
@@ -86,6 +89,24 @@ def read(path: Path) -> Checkpoint:
         tensors={_name(name): partial(_read_tensor, t, config) for name, t in tensors.items()},
         tokenizer=tokenizer,
     )
+
+
+class _Reader(gguf.GGUFReader):
+    """A reader that stops at the end of the file, and at metadata of a size that no model has.
+
+    gguf reads on without an end where a count in the file is wrong.
+    """
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **orders: Any) -> Any:
+        array = super()._get(offset, dtype, count, *order, **orders)
+        if len(array) < count:
+            raise ValueError("it ends too early")
+        return array
+
+    def _get_field_parts(self, offset: int, kind: int) -> Any:
+        if offset > LARGEST_METADATA:
+            raise ValueError(f"its metadata are larger than {LARGEST_METADATA >> 20} MiB")
+        return super()._get_field_parts(offset, kind)
 
 
 def _config(
@@ -140,7 +161,9 @@ def _rope_scaling(
     sizes = {"head_dim": config["head_dim"], "rope_theta": config["rope_theta"]}
     plain = rope_frequencies(LlamaConfig(**sizes))
     ours = rope_frequencies(LlamaConfig(**sizes, rope_scaling=scaling))
-    if not np.allclose(plain / ours, divisors.data, rtol=1e-4):
+    if plain.shape != divisors.data.shape or not np.allclose(
+        plain / ours, divisors.data, rtol=1e-4
+    ):
         raise ValueError("rope_freqs.weight is not Llama 3's scaling, the only one supported")
     return dataclasses.asdict(scaling)
 

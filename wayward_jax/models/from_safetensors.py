@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from wayward_jax.errors import InputError
+from wayward_jax.errors import InputError, reason
 from wayward_jax.models.checkpoint import Checkpoint
 from wayward_jax.models.tokenizer import Tokenizer
 
@@ -38,10 +38,12 @@ def read(folder: Path) -> Checkpoint:
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--model: {file} cannot be read as JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"--model: {file} cannot be read as JSON ({reason(error)}): get it again"
+        ) from error
     if not isinstance(content, dict):
-        raise InputError(f"--model: {file} is no JSON object")
+        raise InputError(f"--model: {file} is no JSON object: get it again")
     return content
 
 
@@ -51,11 +53,14 @@ def _weight_files(folder: Path) -> list[Path]:
     if whole.exists():
         return [whole]
     if index.exists():
-        parts = sorted(set(_json(index).get("weight_map", {}).values()))
+        listed = _json(index).get("weight_map")
+        parts = list(listed.values()) if isinstance(listed, dict) else [listed]
         for part in parts:
-            if not (folder / part).exists() or Path(part).name != part:
+            if not (
+                isinstance(part, str) and Path(part).name == part and (folder / part).is_file()
+            ):
                 raise InputError(f"--model: {index} lists {part}, which is not there: get it again")
-        return [folder / part for part in parts]
+        return [folder / part for part in sorted(set(parts))]
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED)
     found = (
         f"has only pickled weights ({pickled[0]}), which can run code" if pickled else "has none"
@@ -73,12 +78,16 @@ def _tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer  # takes a second, and is needed only here
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         backend = tokenizer.backend_tokenizer
     except Exception as error:  # whatever transformers and tokenizers raise
-        reason = " ".join(str(error).split())
+        code = "trust_remote_code" in str(error)
+        said = "it asks for code of its own, which is never run" if code else reason(error)
         raise InputError(
-            f"--model: transformers cannot read the tokenizer in {folder} ({reason})"
+            f"--model: transformers cannot read the tokenizer in {folder} ({said}): "
+            "save a tokenizer of its own there with save_pretrained"
         ) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"--model: the tokenizer in {folder} has no eos_token")

@@ -16,6 +16,8 @@ from wayward_jax.models.tokenizer import Tokenizer
 # Values of `tokenizer.ggml.token_type`; unused tokens fill up the embedding table.
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
 
+LONGEST = 1000  # of tokens; every cut of each is tried
+
 # Llama 3's cut: contractions, words, up to three digits, punctuation, white space.
 LLAMA3_CUT = Regex(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -31,6 +33,8 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         ValueError: this kind of tokenizer is not supported.
     """
     tokens = metadata["tokenizer.ggml.tokens"]
+    if max(map(len, tokens)) > LONGEST:
+        raise ValueError(f"tokenizer.ggml.tokens has one of more than {LONGEST} characters")
     kinds = metadata["tokenizer.ggml.token_type"]
     used = [i for i, kind in enumerate(kinds) if kind != UNUSED]
     vocab = {tokens[i]: i for i in used}

@@ -36,6 +36,10 @@ class GPT2Config:
     def max_positions(self) -> int:
         return self.n_positions
 
+    @property
+    def depth(self) -> int:
+        return self.n_layer
+
 
 def _norm(config: GPT2Config) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False)

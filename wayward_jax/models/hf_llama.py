@@ -27,6 +27,8 @@ def _rope(published: Mapping[str, Any]) -> dict[str, Any]:
     transformers 5 writes `rope_parameters`; before, there were `rope_theta` and `rope_scaling`.
     """
     rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"the rope scaling is {rope!r}, which is of the wrong kind")
     theta = rope.get("rope_theta") or published.get("rope_theta") or LlamaConfig.rope_theta
     for entries in (published, rope):
         require(entries, partial_rotary_factor=1.0)

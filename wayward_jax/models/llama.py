@@ -46,6 +46,10 @@ class LlamaConfig:
     def max_positions(self) -> int:
         return self.max_position_embeddings
 
+    @property
+    def depth(self) -> int:
+        return self.num_hidden_layers
+
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
     """Radians a position for each pair of channels: `[head_dim / 2]` float32."""

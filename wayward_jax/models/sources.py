@@ -1,10 +1,11 @@
 """From what `--model` says to a checkpoint on the disk."""
 
+import os
 import re
 from pathlib import Path
 
 from wayward_jax import assets
-from wayward_jax.errors import InputError
+from wayward_jax.errors import InputError, reason
 from wayward_jax.models import from_gguf, from_safetensors
 from wayward_jax.models.checkpoint import Checkpoint
 
@@ -28,10 +29,10 @@ def locate(name: str, cache_dir: Path, assets_dir: Path | None) -> Path:
         return assets.fetch(name, cache_dir=cache_dir, assets_dir=assets_dir)
     if name in HUB_NAMES:
         return _from_hub(HUB_NAMES[name])
-    path = Path(name).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix == ".gguf"):
         return path.resolve()
-    if path.is_file():
+    if os.path.isfile(path):
         raise InputError(f"--model={name} is a file, but no .gguf: give the folder it is in")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".gguf":
         return _from_hub(name)
@@ -62,10 +63,9 @@ def _from_hub(name: str) -> Path:
             name, allow_patterns=list(from_safetensors.FILES), ignore_patterns=["*/*"]
         )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise InputError(
             f"--model={name} is no local folder, and cannot be had from the Hugging Face hub "
-            f"({reason}): check name and network, or give a folder with config.json, "
+            f"({reason(error)}): check name and network, or give a folder with config.json, "
             "model.safetensors and the tokenizer's files"
         ) from error
     return Path(folder)

@@ -5,6 +5,7 @@ All layouts come down to one: a folder with `train`, `dev` and `test` files in a
 paper's preprocessed layout is one per k and seed, and a user's own task is one with a `task.json`.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def find_raw(task: Task, data_dir: Path) -> Path:
 def find_own(name: str, data_dir: Path | None) -> Path | None:
     """The folder of a user's own task, known by its `task.json`: `data_dir/name` or `name`."""
     candidates = [Path(name)] if data_dir is None else [data_dir / name, Path(name)]
-    return next((folder for folder in candidates if (folder / TASK_FILE).is_file()), None)
+    return next((folder for folder in candidates if os.path.isfile(folder / TASK_FILE)), None)
 
 
 def read_splits(folder: Path, task: Task) -> dict[str, Examples]:

@@ -17,6 +17,11 @@ from wayward_jax.tasks.task import Examples
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".jsonl.gz")
 
+LARGEST = 2**30  # bytes, unpacked
+
+# What `json` raises of values nested too deeply, and of numbers of too many digits.
+TOO_LARGE = (RecursionError, ValueError)
+
 # JSON can spell one ("\\ud800"); no tokenizer takes it.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -62,11 +67,12 @@ def read_text(path: Path) -> str:
       InputError: the file cannot be read or unpacked, or is not UTF-8.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}); fetch or copy it again") from error
+    if len(content) > LARGEST:
+        raise InputError(f"{path}: larger than {LARGEST >> 20} MiB; give a part of it")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -79,7 +85,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); mend it") from error
+    except TOO_LARGE as error:
+        raise InputError(f"{path}: too large a value; mend it") from error
 
 
 def _tsv_rows(path: Path, content: str) -> Iterator[Row]:
@@ -111,7 +119,7 @@ def _ag_news_rows(path: Path, content: str) -> Iterator[Row]:
     for line, columns in _csv_records(path, content):
         _check_columns(columns, ("label", "title", "description"), f"{path}:{line}")
         label, title, description = columns
-        if not label.isdecimal() or int(label) < 1:
+        if not re.fullmatch("[1-9][0-9]{0,8}", label):
             raise InputError(f"{path}:{line}: unknown label {label!r}; AG News counts from 1")
         text = f"{title} {description}".replace("\t", " ").replace("\\n", "\n")
         yield line, text, int(label) - 1
@@ -124,6 +132,8 @@ def _jsonl_rows(path: Path, content: str) -> Iterator[Row]:
             value = json.loads(row)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{line}: not JSON ({error.msg}); mend the line") from error
+        except TOO_LARGE as error:
+            raise InputError(f"{path}:{line}: too large a value; mend the line") from error
         if not isinstance(value, dict) or "label" not in value:
             raise InputError(f'{path}:{line}: expected {{"text": ..., "label": ...}}')
         if not isinstance(value.get("text"), str):
