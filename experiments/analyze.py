@@ -52,6 +52,7 @@ TABLE_CAPTIONS = {
     "differences": "Differences between groups in accuracy drop",
     "path": "Along the straight lines from p_star (0) to the wayward prompt (1) and its target (2)",
     "discrete": "Prompts as tuned, and texts as prompts",
+    "gaps": "How much better prompts are than texts as prompts, in points of accuracy",
     "transfer": "Prompts on other tasks, and their readings with other models",
     "projection": "What the prompts, and p_star, have in common with the targets by each metric: "
     "F1, and the share of target tokens among the nearest 1, 5 and 10",

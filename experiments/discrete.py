@@ -81,4 +81,4 @@ def _setting(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in ("model", "task", "method", "template")}
 
 
-EXPERIMENT = Experiment(grid.runs, tables=("discrete",), measure=measure)
+EXPERIMENT = Experiment(grid.runs, tables=("discrete", "gaps"), measure=measure)

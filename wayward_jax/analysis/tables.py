@@ -47,6 +47,7 @@ NAMES = {
     "p_star": "p_star",
     "drop": "drop, %",
     "difference": "difference, %",
+    "gap": "gap, points",
     "low": "from",
     "high": "to",
     "f1": "prompt F1",
@@ -60,7 +61,7 @@ FORMATS = {
     **dict.fromkeys(("p_star", "accuracy", "f1", "p_value", "adjusted"), "{:.3f}"),
     **dict.fromkeys(("prompt_f1", "token_f1", "reads_alike"), "{:.3f}"),
     **dict.fromkeys(("task_loss", "distance", "top_1", "top_5", "top_10"), "{:.3f}"),
-    **dict.fromkeys(("drop", "low", "high", "difference"), "{:+.1f}"),
+    **dict.fromkeys(("drop", "low", "high", "difference", "gap"), "{:+.1f}"),
     **dict.fromkeys(("gamma", "learning_rate"), "{:.3g}"),
 }
 
@@ -96,6 +97,7 @@ def tables(
         "lengths": lengths if _several(lengths, "prompt_length") else pd.DataFrame(),
         "differences": between_groups(comparisons),
         **{name: by_measurement(rows, measured, name) for name in MEASURED_BY},
+        "gaps": gaps(rows, measured),
     }
     return {name: frame for name, frame in made.items() if not frame.empty}
 
@@ -199,10 +201,7 @@ def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         )
     if not lines:
         return pd.DataFrame()
-    frame = pd.DataFrame(lines)
-    frame["adjusted"] = statistics.adjusted(frame["p_value"])
-    frame["within_noise"] = ~(frame["adjusted"] < 1 - statistics.LEVEL)
-    return frame
+    return _tested(pd.DataFrame(lines))
 
 
 def by_measurement(rows: Sequence[Row], measured: Measured, name: str) -> pd.DataFrame:
@@ -220,6 +219,34 @@ def by_measurement(rows: Sequence[Row], measured: Measured, name: str) -> pd.Dat
     numbers = [column for column in MEASURES if column in frame]
     groups = frame.groupby([column for column in by if column in frame], sort=False, dropna=False)
     return groups[numbers].mean().assign(prompts=groups.size()).reset_index()
+
+
+def gaps(rows: Sequence[Row], measured: Measured) -> pd.DataFrame:
+    """How much better prompts are than their readings, and than the targets' texts, in points.
+
+    Each prompt is compared with its own texts. `adjusted` is as for `between_groups`.
+    """
+    frame = measurements(rows, measured, "discrete")
+    if frame.empty or "id" not in frame:
+        return pd.DataFrame()
+    names = [name for name in (*SETTING_NAMES, "calibrated") if name in frame]
+    lines = []
+    for key, group in frame.dropna(subset="id").groupby(names, sort=False):
+        accuracy = 100 * group.pivot(index="id", columns="prompt", values="accuracy")
+        for text in ("projected", "target"):
+            found = statistics.difference(
+                accuracy["continuous"].to_numpy(), accuracy[text].to_numpy(), paired=True
+            )
+            lines.append(
+                {
+                    **dict(zip(names, key, strict=True)),
+                    "prompts": f"continuous - {text}",
+                    "gap": found.value,
+                    "p_value": found.p_value,
+                    "pairs": len(accuracy),
+                }
+            )
+    return _tested(pd.DataFrame(lines))
 
 
 def measurements(rows: Sequence[Row], measured: Measured, name: str) -> pd.DataFrame:
@@ -270,6 +297,13 @@ def write(frame: pd.DataFrame, folder: Path, name: str) -> None:
     latex = table.to_latex(index=False, escape=True, column_format="".join(a[0] for a in align))
     (folder / f"{name}.md").write_text(markdown + "\n", encoding="utf-8")
     (folder / f"{name}.tex").write_text(latex, encoding="utf-8")
+
+
+def _tested(frame: pd.DataFrame) -> pd.DataFrame:
+    """With `p_value`s adjusted, and what they say."""
+    frame["adjusted"] = statistics.adjusted(frame["p_value"])
+    frame["within_noise"] = ~(frame["adjusted"] < 1 - statistics.LEVEL)
+    return frame
 
 
 def _several(frame: pd.DataFrame, column: str) -> bool:
