@@ -1,6 +1,7 @@
 """The flags of all experiments, and the settings that they amount to."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 from absl import flags
@@ -109,6 +110,12 @@ _OUT_DIR = flags.DEFINE_string(
 _ONLY = flags.DEFINE_list(
     "only", [], "Ids of runs: of all that the other flags ask for, only these are carried out."
 )
+_SHARD = flags.DEFINE_string(
+    "shard",
+    None,
+    "i/n, with i from 0 to n-1: of n equal parts of the list of runs, only this one is carried "
+    "out, in a folder of its own in --out_dir. The other flags are the same for all n.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +147,7 @@ class Settings:
     assets_dir: Path | None
     only: tuple[str, ...] = ()
     checkpoint_every: int = 100
+    shard: tuple[int, int] | None = None
 
 
 def settings() -> Settings:
@@ -174,6 +182,7 @@ def settings() -> Settings:
         assets_dir=command_line.assets_dir(),
         only=tuple(_ONLY.value),
         checkpoint_every=_CHECKPOINT_EVERY.value,
+        shard=_shard(_SHARD.value),
     )
 
 
@@ -213,6 +222,19 @@ def _population(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--population={text}: give a number from 1 on, or auto")
     return int(text)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
+        raise InputError(f"--shard={text}: give i/n, such as 0/8 for the first of eight parts")
+    number, shards = map(int, text.split("/"))
+    if number >= shards:
+        raise InputError(f"--shard={text}: give a number from 0 to {shards - 1}, or more shards")
+    if _OUT_DIR.value is None:
+        raise InputError(f"--shard={text}: give --out_dir, too, the same for all shards")
+    return number, shards
 
 
 def _mesh(text: str) -> dict[str, int] | None:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from experiments.flags import Settings, as_flags
 from experiments.interruption import Interruption
-from experiments.job_folder import JobFolder, Plans, writing
+from experiments.job_folder import JobFolder, Plans, of_shard, writing
+from experiments.part import part
 from experiments.terminal import Watch
 from wayward_jax import assets, checkpoints, models, targets, tasks
 from wayward_jax.checkpoints import ProgressCheckpoints
@@ -42,10 +43,11 @@ def prepare_device(settings: Settings) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finished:
-    """The rows of `results.jsonl`, and the tokenizer that reads their ids."""
+    """The rows of `results.jsonl`, the tokenizer that reads their ids, and the job's folder."""
 
     rows: list[dict]
     tokenizer: Tokenizer
+    folder: Path
 
 
 def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) -> Finished:
@@ -58,7 +60,8 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
     Args:
         settings: of the job.
         runs_of: gives the runs of a task for its targets.
-        out_dir: new or empty, or of an earlier job with the same flags.
+        out_dir: new or empty, or of an earlier job with the same flags; of shards, the folder that
+            their own are in.
         watch: is told how far the job has come.
 
     Raises:
@@ -66,7 +69,8 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
             longer be written, and what was written stays.
         KeyboardInterrupt: it was asked to stop, and has kept how far it had come.
     """
-    folder = JobFolder(out_dir, as_flags(settings))
+    own = out_dir if settings.shard is None else of_shard(out_dir, settings.shard)
+    folder = JobFolder(own, as_flags(settings))
     inputs = _read(settings, runs_of, watch)
     interruption = Interruption()
 
@@ -108,7 +112,8 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
                 folder.add(found, task.test.labels)
         rows = folder.rows()
     asked_for = {run.id for runs in inputs.runs.values() for run in runs}
-    return Finished([row for id, row in rows.items() if id in asked_for], inputs.model.tokenizer)
+    finished = [row for id, row in rows.items() if id in asked_for]
+    return Finished(finished, inputs.model.tokenizer, own)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,8 +157,8 @@ def _read(settings: Settings, runs_of: RunsOf, watch: Watch) -> _Inputs:
         dtype=dtype,
         mesh=mesh,
     )
-    planned, encoded, fitting, starts = {}, {}, {}, {}
-    for name, samples in datasets.items():
+    every = {}
+    for name in datasets:
         found = targets.load(
             settings.targets,
             model.tokenizer,
@@ -161,20 +166,23 @@ def _read(settings: Settings, runs_of: RunsOf, watch: Watch) -> _Inputs:
             data_dir=settings.data_dir,
             prompt_length=settings.prompt_length,
         )
-        runs = runs_of(settings, name, found)
+        every[name] = runs_of(settings, name, found)
+    planned = part(settings, every)
+    encoded, fitting, starts = {}, {}, {}
+    for name, runs in planned.items():
         if start is not None:
             starts |= _starts(settings, start, runs)
         encoded[name] = encode_task(
             model,
-            samples,
-            prompt_length=max(run.prompt_length for run in runs),
+            datasets[name],
+            # Of all runs, so that a part of them is tuned and evaluated on the very same texts.
+            prompt_length=max(run.prompt_length for run in every[name]),
             method=settings.method,
             template=settings.template,
             n_eval=settings.n_eval,
             tokens=busy_tokens(mesh),
             devices=mesh.shape["data"],
         )
-        planned[name] = runs
         fitting[name] = pack_tokens(model, encoded[name].train, runs, mesh)
     return _Inputs(model, mesh, encoded, planned, fitting, starts)
 

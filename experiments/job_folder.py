@@ -37,6 +37,26 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def of_shard(out_dir: Path, shard: tuple[int, int]) -> Path:
+    """The folder of a shard `(i, n)` in the `--out_dir` that it shares with the others.
+
+    Raises:
+        InputError: that folder is of a whole job, or of another number of shards.
+    """
+    if (out_dir / "flags.json").exists():
+        raise InputError(
+            f"--out_dir={out_dir} is a job without --shard: leave out --shard to continue it, or "
+            "name a new folder"
+        )
+    number, shards = shard
+    if others := {count for _, count in jobs.shards(out_dir)} - {shards}:
+        raise InputError(
+            f"--out_dir={out_dir} has shards of {others.pop()}: give --shard={number} of as many, "
+            "or name a new folder"
+        )
+    return out_dir / f"shard-{number}-of-{shards}"
+
+
 class JobFolder:
     """What `--out_dir` names.
 

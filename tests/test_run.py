@@ -12,7 +12,6 @@ from rich.console import Console
 from tiny import pair
 
 from experiments import flags, job, main
-from experiments.run import only
 from experiments.terminal import Watch
 from wayward_jax import checkpoints, memory, results
 from wayward_jax.errors import InputError
@@ -169,6 +168,18 @@ def test_a_mesh_names_each_axis_once_with_a_size_or_is_auto(given, value):
 
 
 @pytest.mark.parametrize(
+    "value", ["", "1", "1/", "/2", "2/2", "-1/2", "0/0", "1.0/2", "a/b", "1/2/3"]
+)
+def test_a_shard_is_one_of_so_many(given, value):
+    assert given(shard=None).shard is None
+    assert given(shard="1/2", out_dir="job").shard == (1, 2)
+    with pytest.raises(InputError, match=r"^--shard="):
+        given(shard=value, out_dir="job")
+    with pytest.raises(InputError, match=r"^--shard=.*--out_dir"):
+        given(shard="1/2")
+
+
+@pytest.mark.parametrize(
     ("changed", "named"),
     [
         ({"model": "nothing"}, "--model"),
@@ -192,9 +203,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed,
 
 def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
     out_dir = folder / "refused"
-    plan = only(main.runs, ["123456789abc"])
+    given = settings(folder, out_dir, only=("123456789abc",))
     with pytest.raises(InputError, match="--only"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(settings(folder, out_dir), plan, out_dir, watch)
+        job.carry_out(given, main.runs, out_dir, watch)
     assert not out_dir.exists()
 
 
