@@ -116,6 +116,19 @@ _SHARD = flags.DEFINE_string(
     "i/n, with i from 0 to n-1: of n equal parts of the list of runs, only this one is carried "
     "out, in a folder of its own in --out_dir. The other flags are the same for all n.",
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of the first of several processes that do one job together, each started with these "
+    "three flags and otherwise the same. On Cloud TPU, Slurm, Open MPI and Kubernetes they find "
+    "each other without.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes do the job together.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0.", lower_bound=0
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +197,29 @@ def settings() -> Settings:
         checkpoint_every=_CHECKPOINT_EVERY.value,
         shard=_shard(_SHARD.value),
     )
+
+
+def place() -> dict[str, str | int]:
+    """This process's place among those of its job, as `jax.distributed` has it; empty if not given.
+
+    Raises:
+        InputError: the flags do not fit together.
+    """
+    coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    given = [each is not None for each in (coordinator, count, number)]
+    if not any(given):
+        return {}
+    if not all(given):
+        raise InputError("--coordinator, --num_processes and --process_id: give all three or none")
+    if not re.fullmatch(r".+:[0-9]{1,5}", coordinator):
+        raise InputError(f"--coordinator={coordinator}: give HOST:PORT")
+    if number >= count:
+        raise InputError(
+            f"--process_id={number}: give a number below --num_processes={count}, from 0 on"
+        )
+    if _OUT_DIR.value is None:
+        raise InputError("--out_dir is missing: several processes do one job in one folder")
+    return {"coordinator_address": coordinator, "num_processes": count, "process_id": number}
 
 
 def as_flags(settings: Settings) -> dict[str, object]:

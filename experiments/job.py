@@ -14,6 +14,7 @@ from experiments.flags import Settings, as_flags
 from experiments.interruption import Interruption
 from experiments.job_folder import JobFolder, Plans, of_shard, writing
 from experiments.part import part
+from experiments.processes import agreed, first, on_first
 from experiments.terminal import Watch
 from wayward_jax import assets, checkpoints, models, targets, tasks
 from wayward_jax.checkpoints import ProgressCheckpoints
@@ -21,7 +22,7 @@ from wayward_jax.encoded_task import EncodedTask, encode_task
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.memory import busy_tokens, pack_tokens
-from wayward_jax.mesh import make_mesh
+from wayward_jax.mesh import make_mesh, on_host
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.populations import plan
@@ -69,48 +70,51 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
             longer be written, and what was written stays.
         KeyboardInterrupt: it was asked to stop, and has kept how far it had come.
     """
-    own = out_dir if settings.shard is None else of_shard(out_dir, settings.shard)
+    dtype = prepare_device(settings)
+
+    own = out_dir if settings.shard is None else first(lambda: of_shard(out_dir, settings.shard))
     folder = JobFolder(own, as_flags(settings))
-    inputs = _read(settings, runs_of, watch)
+    first(folder.look)
+    with agreed():
+        inputs = _read(settings, runs_of, watch, dtype)
     interruption = Interruption()
 
-    def keep(kept: ProgressCheckpoints, progress: Progress) -> None:
+    def save(kept: ProgressCheckpoints, progress: Progress) -> None:
+        with writing(out_dir):
+            kept.save(progress)
+
+    def keep(kept: ProgressCheckpoints | None, progress: Progress) -> None:
         before = progress.step - len(progress.losses[-1].task)
         every = settings.checkpoint_every
         asked = interruption.asked()
         if asked or progress.step // every > before // every:
-            with writing(out_dir):
-                kept.save(progress)
+            progress = on_host(progress)
+            first(lambda: save(kept, progress))
         if asked:
             raise KeyboardInterrupt(f": the same command with --out_dir={out_dir} goes on")
 
     def on_broken(step: int) -> None:
         watch.note(f"the checkpoint of step {step} is broken: going on from the one before it")
 
-    with folder.claimed(watch.note), interruption.heed():
-        done = folder.rows().keys()
-        plans = [
-            (name, each)
-            for name, each in _plans(settings, folder, inputs)
-            if not {run.id for run in each.runs} <= done
-        ]
+    with on_first(folder.claimed(watch.note)), interruption.heed():
+        plans = first(lambda: _plans(settings, folder, inputs))
         watch.planned(sum(each.runs[0].steps for _, each in plans))
         for name, each in plans:
             watch.doing(f"{name}, {len(each.runs)} prompts")
             task = inputs.tasks[name]
-            with folder.in_flight(name, each) as kept:
+            with on_first(folder.in_flight(name, each)) as kept:
                 found = tune_population(
                     inputs.model,
                     task,
                     each,
                     inputs.mesh,
                     starts=inputs.starts,
-                    since=kept.restore(on_broken),
+                    since=first(lambda: kept.restore(on_broken)),
                     on_steps=watch.stepped,
                     on_progress=functools.partial(keep, kept),
                 )
-                folder.add(found, task.test.labels)
-        rows = folder.rows()
+                first(lambda: folder.add(found, task.test.labels))  # noqa: B023
+        rows = first(folder.rows)
     asked_for = {run.id for runs in inputs.runs.values() for run in runs}
     finished = [row for id, row in rows.items() if id in asked_for]
     return Finished(finished, inputs.model.tokenizer, own)
@@ -131,9 +135,8 @@ class _Inputs:
     starts: dict[str, np.ndarray]
 
 
-def _read(settings: Settings, runs_of: RunsOf, watch: Watch) -> _Inputs:
+def _read(settings: Settings, runs_of: RunsOf, watch: Watch, dtype: jnp.dtype) -> _Inputs:
     start = _read_start(settings)
-    dtype = prepare_device(settings)
     mesh = _mesh(settings)
     fetch = _fetcher(settings)
     watch.doing("fetching and reading")
@@ -188,7 +191,7 @@ def _read(settings: Settings, runs_of: RunsOf, watch: Watch) -> _Inputs:
 
 
 def _plans(settings: Settings, folder: JobFolder, inputs: _Inputs) -> Plans:
-    """The plans of an earlier process or, if they do not suit any more, new ones for what is left.
+    """What is left of an earlier process's plans or, if those do not suit any more, new ones.
 
     Plans depend on the memory that is free and on what else is planned. Only with the same ones do
     populations go on from their checkpoints, and come to the very same numbers.
@@ -196,8 +199,8 @@ def _plans(settings: Settings, folder: JobFolder, inputs: _Inputs) -> Plans:
     made_for = {"population": settings.population, "mesh": dict(inputs.mesh.shape)}
     runs = {run.id: run for of_task in inputs.runs.values() for run in of_task}
     plans = folder.read_plans(made_for, runs)
+    done = folder.rows().keys()
     if plans is None:
-        done = folder.rows().keys()
         plans = [
             (name, each)
             for name, of_task in inputs.runs.items()
@@ -210,15 +213,21 @@ def _plans(settings: Settings, folder: JobFolder, inputs: _Inputs) -> Plans:
             )
         ]
         folder.write_plans(made_for, plans)
-    return plans
+    return [(name, each) for name, each in plans if not {run.id for run in each.runs} <= done]
 
 
 def _mesh(settings: Settings) -> Mesh:
     sizes = settings.mesh or {"runs": jax.device_count()}
     try:
-        return make_mesh(**sizes)
+        mesh = make_mesh(**sizes)
     except ValueError as error:
         raise InputError(f"--mesh: {error}") from error
+    if jax.process_count() > 1 and mesh.size < jax.device_count():
+        raise InputError(
+            f"--mesh: uses {mesh.size} of the {jax.device_count()} devices that the processes of "
+            "this job have: use all"
+        )
+    return mesh
 
 
 def _fetcher(settings: Settings) -> Callable[[str], Path]:

@@ -66,14 +66,18 @@ class JobFolder:
     """
 
     def __init__(self, path: Path, flags: Mapping[str, Any]) -> None:
-        """Looks, and writes nothing but the file of the lock; see `claimed`.
+        """See `look` and `claimed`."""
+        self.path = path
+        self._flags = flags
+        self._lock = FileLock(path / ".lock")
+
+    def look(self) -> None:
+        """Looks what is there, and writes nothing but the file of the lock.
 
         Raises:
             InputError: the folder is another job's, in use, or of something else.
         """
-        self.path = path
-        self._flags = flags
-        self._lock = FileLock(path / ".lock")
+        path = self.path
         if path.exists() and not path.is_dir():
             raise InputError(f"--out_dir={path} is not a folder: name one, or a new one")
         if (path / "flags.json").exists():

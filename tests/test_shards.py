@@ -49,16 +49,6 @@ def in_shards(folder):
     return folder / "in_shards"
 
 
-def assert_same_outcome(row, expected):
-    """But for rounding, since the run was in another population."""
-    assert row.keys() == expected.keys()
-    for name in ("id", "correct", "dev_accuracy", "projected_ids", "n_train", "n_eval"):
-        assert row[name] == expected[name]
-    assert row["task_loss"] == pytest.approx(expected["task_loss"], rel=1e-3)
-    if row["target_ids"]:
-        assert row["distance"] == pytest.approx(expected["distance"], rel=1e-3, abs=1e-6)
-
-
 def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
     found = {run.row["id"]: run for run in jobs.read([in_shards])}
     assert len(whole) == 8
@@ -66,14 +56,14 @@ def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
     for row in whole:
         run = found[row["id"]]
         assert run.checkpoint.is_dir()
-        assert_same_outcome(run.row, row)
+        mood.assert_same_outcome(run.row, row)
 
 
 def test_a_run_done_alone_sees_the_texts_that_it_sees_in_the_whole_job(folder, whole):
     """Though the longest prompt, for which texts are cut, is another's."""
     short = next(row for row in whole if row["prompt_length"] == 3)
     (row,) = carry_out(folder, folder / "alone", only=(short["id"],)).rows
-    assert_same_outcome(row, short)
+    mood.assert_same_outcome(row, short)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 12))

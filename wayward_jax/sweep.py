@@ -15,7 +15,7 @@ from wayward_jax import metrics
 from wayward_jax.encoded_task import EncodedTask
 from wayward_jax.evaluation import EvaluationSet, predictions, start_scoring
 from wayward_jax.initialization import STARTS
-from wayward_jax.mesh import BY_RUN, place
+from wayward_jax.mesh import BY_RUN, on_host, place
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.populations import Plan, batches
@@ -178,8 +178,8 @@ def tune_population(
     of_dev = _start_scoring_samples(model, state.prompts, population.mask, task.dev, plan, mesh)
     of_test = start_scoring(model, state.prompts, population.mask, task.test, mesh)
     dev_accuracies, test = _accuracies(of_dev, task.dev, plan), predictions(of_test, task.test)
-    far = np.asarray(distance(state.prompts, c_proj(table, population.targets), population.mask))
-    prompts, diverged_at = np.asarray(state.prompts), np.asarray(state.diverged_at)
+    far = distance(state.prompts, c_proj(table, population.targets), population.mask)
+    far, prompts, diverged_at = on_host((far, state.prompts, state.diverged_at))
     # The last of these were made at the last step, so they are the results', too.
     readings = [_readings(model, ids, runs) for ids in now.nearest]
     curves = _curves(task, plan, now, readings)
@@ -210,7 +210,7 @@ def begin(
     model: LanguageModel, plan: Plan, mesh: Mesh, starts: Mapping[str, np.ndarray]
 ) -> tuple[Population, TuningState]:
     """A population before its first step, on the mesh; `starts` as for `tune_population`."""
-    table = np.asarray(model.table(), np.float32)
+    table = on_host(model.table()).astype(np.float32)
     vectors = [
         starts[run.id] if run.id in starts else STARTS[run.init](run, table)
         for run in plan.padded_runs
@@ -238,7 +238,7 @@ def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
 
 
 def _report(losses: Losses, n_runs: int, on_steps: Callable[[int, np.ndarray], None]) -> None:
-    task = np.asarray(losses.task)
+    task = on_host(losses.task)
     on_steps(len(task), task[-1, :n_runs])
 
 
@@ -272,8 +272,9 @@ def _curves(
     task: EncodedTask, plan: Plan, now: Progress, readings: Sequence[list[Reading]]
 ) -> list[tuple[Point, ...]]:
     """Each run's curve, from what was set going at the plan's stops."""
-    task_loss = np.concatenate([np.asarray(chunk.task) for chunk in now.losses])
-    far = np.concatenate([np.asarray(chunk.distance) for chunk in now.losses])
+    losses = on_host(now.losses)
+    task_loss = np.concatenate([chunk.task for chunk in losses])
+    far = np.concatenate([chunk.distance for chunk in losses])
     accuracies = [_accuracies(scored, task.curve, plan) for scored in now.scored]
     stretches = list(zip([0, *plan.stops[:-1]], plan.stops, strict=True))
     return [
@@ -293,7 +294,7 @@ def _curves(
 
 def _readings(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[Reading]:
     readings = []
-    for run, ids in zip(runs, np.asarray(nearest).tolist(), strict=False):
+    for run, ids in zip(runs, on_host(nearest).tolist(), strict=False):
         ids = tuple(ids[: run.prompt_length])
         text = model.tokenizer.decode(ids)
         aimed = bool(run.target_ids)
