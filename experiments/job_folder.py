@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from wayward_jax import checkpoints, results
 from wayward_jax.analysis import jobs
+from wayward_jax.analysis.jobs import FinishedRun
 from wayward_jax.batching import PackShape
 from wayward_jax.errors import InputError
 from wayward_jax.populations import Plan
@@ -153,6 +154,16 @@ class JobFolder:
             for result in new:
                 checkpoints.save_prompt(self.path / "checkpoints" / result.run.id, result.prompt)
             results.append(self._results, [results.to_row(result, labels) for result in new])
+
+    def take_over(self, finished: Sequence[FinishedRun]) -> None:
+        """Copies prompts and rows of runs that other jobs have finished, but none twice."""
+        with writing(self.path):
+            done = self.rows()
+            new = [run for run in finished if run.row["id"] not in done]
+            for run in new:
+                prompt = checkpoints.load_prompt(run.checkpoint)
+                checkpoints.save_prompt(self.path / "checkpoints" / run.row["id"], prompt)
+            results.append(self._results, [run.row for run in new])
 
     @property
     def _results(self) -> Path:

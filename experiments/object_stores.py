@@ -4,7 +4,9 @@ There are no appends and no locks, so nothing works on them in place: a folder i
 machine and, by a job, back.
 """
 
-from collections.abc import Iterable
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -20,48 +22,49 @@ def is_url(name: str | Path) -> bool:
     return "://" in str(name)
 
 
-def fetch(url: str, folder: Path) -> None:
-    """Copies what is under a URL, which may be nothing, into a local folder.
+@contextlib.contextmanager
+def local(names: Sequence[str]) -> Iterator[list[Path]]:
+    """The folders of jobs to be read; what URLs name is there as copies for a while.
 
     Raises:
-        InputError: the store cannot be read.
+        InputError: a store cannot be read.
     """
-    system, root = _opened(url)
-    try:
-        found = {path: _under(root, path) for path in system.find(root)}
-        for path, name in found.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            system.get_file(path, str(folder / name))
-    except FileNotFoundError:
-        return
-    except Exception as error:  # each store raises its own
-        raise InputError(f"{url} cannot be read ({_reason(error)}): see that you may") from error
+    with tempfile.TemporaryDirectory() as copies:
+        folders = [
+            Path(copies, str(number)) if is_url(name) else Path(name).expanduser()
+            for number, name in enumerate(names)
+        ]
+        for name, folder in zip(names, folders, strict=True):
+            if is_url(name):
+                _fetch("runs", name, folder, without="in_flight")
+        with _named(dict(zip(map(str, folders), names, strict=True))):
+            yield folders
 
 
 class Mirror:
-    """A local folder that is kept alike on an object store."""
+    """A folder on this machine, `folder`, which is kept alike on an object store."""
 
-    def __init__(self, url: str, folder: Path) -> None:
-        """`folder` is what `fetch` has made of `url`."""
-        self._url, self._folder = url, folder
+    def __init__(self, folder: Path, url: str) -> None:
+        """`folder` is a copy of what there is under `url`."""
+        self.folder = folder
+        self._url = url
         self._sent = self._state()
 
-    def send(self, last: Iterable[str] = ()) -> None:
-        """Copies what has changed, the files called `last` at the end, and removes what is gone.
+    def send(self) -> None:
+        """Copies what has changed, rows last, and removes what is gone.
 
-        Each object is written as a whole, so a process that is ended meanwhile leaves what was
-        there before beside what is new.
+        Each object is written as a whole, so a process that is ended meanwhile leaves some that
+        are new beside some as they were before, and no row without its checkpoint.
 
         Raises:
             InputError: the store cannot be written.
         """
         state = self._state()
-        order = {name: place for place, name in enumerate(last)}
         changed = [name for name in state if self._sent.get(name) != state[name]]
         system, root = _opened(self._url)
         try:
-            for name in sorted(changed, key=lambda name: order.get(name, -1)):
-                system.put_file(str(self._folder / name), f"{root}/{name}")
+            for name in sorted(changed, key=lambda name: (name.endswith(".jsonl"), name)):
+                system.put_file(str(self.folder / name), f"{root}/{name}")
                 self._sent[name] = state[name]
             for name in self._sent.keys() - state.keys():
                 system.rm_file(f"{root}/{name}")
@@ -75,23 +78,66 @@ class Mirror:
     def _state(self) -> dict[str, tuple[int, int]]:
         """Of all files that are whole, when they were last changed and how large they are."""
         found = {}
-        for path in self._folder.rglob("*"):
-            name = path.relative_to(self._folder).as_posix()
-            if path.is_file() and TEMPORARY not in name and not name.startswith("."):
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_file() and TEMPORARY not in name and not path.name.startswith("."):
                 found[name] = path.stat().st_mtime_ns, path.stat().st_size
         return found
 
 
-def _opened(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+@contextlib.contextmanager
+def mirrored(out_dir: Path | str) -> Iterator[Mirror | None]:
+    """For a while a mirror of a job's folder, if a URL names it.
+
+    Raises:
+        InputError: the store cannot be read.
+    """
+    if not is_url(out_dir):
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as copies:
+        folder = Path(copies, "job")
+        _fetch("out_dir", str(out_dir), folder)
+        with _named({str(folder): str(out_dir)}):
+            yield Mirror(folder, str(out_dir))
+
+
+def _fetch(flag: str, url: str, folder: Path, without: str | None = None) -> None:
+    """Copies what is under a flag's URL, which may be nothing, but for folders called `without`."""
     try:
-        system, root = fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
+        system, root = _opened(url)
     except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: {error}: install .[cloud], or name a folder") from error
-    return system, root
+        raise InputError(
+            f"--{flag}={url} cannot be read ({_reason(error)}): install .[cloud], or name a folder"
+        ) from error
+    try:
+        for path in system.find(root):
+            name = PurePosixPath("/", path).relative_to(PurePosixPath("/", root))
+            if without not in name.parts:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                system.get_file(path, str(folder / name))
+    except FileNotFoundError:
+        return
+    except Exception as error:  # each store raises its own
+        raise InputError(
+            f"--{flag}={url} cannot be read ({_reason(error)}): see that you may"
+        ) from error
 
 
-def _under(root: str, path: str) -> str:
-    return PurePosixPath("/", path).relative_to(PurePosixPath("/", root)).as_posix()
+@contextlib.contextmanager
+def _named(names: dict[str, str]) -> Iterator[None]:
+    """Has errors speak of what was named, not of its copies."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt) as error:
+        said = str(error)
+        for copy, name in names.items():
+            said = said.replace(copy, name)
+        raise type(error)(said) from error
+
+
+def _opened(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    return fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
 
 
 def _reason(error: Exception) -> str:

@@ -1,12 +1,12 @@
 """Runs the experiment that flags select: `python -m experiments.run --help`."""
 
-import importlib
 import time
 from pathlib import Path
 
 from absl import flags
 
 from experiments import command_line
+from experiments import experiment as experiments
 from experiments import flags as job_flags
 
 flags.adopt_module_key_flags(job_flags)
@@ -18,24 +18,30 @@ def main() -> None:
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from rich.console import Console
 
-    from experiments import job, job_folder, processes, terminal
+    from experiments import job, job_folder, object_stores, processes, terminal
     from wayward_jax.analysis import figures
 
-    experiment = importlib.import_module(f"experiments.{settings.experiment}")
+    experiment = experiments.find(settings.experiment)
     began = time.perf_counter()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out_dir = settings.out_dir or Path("runs", f"{stamp}-{settings.experiment}")
-    with processes.joined(place, independent=settings.shard is not None):
+    with (
+        processes.joined(place, independent=settings.shard is not None),
+        processes.on_first(object_stores.mirrored(out_dir)) as mirror,
+    ):
         console = Console(quiet=not processes.is_first())
+        folder = Path(out_dir) if mirror is None else mirror.folder
         with terminal.Watch(console) as watch:
-            finished = job.carry_out(settings, experiment.runs, out_dir, watch)
-    if not processes.is_first():
-        return
-    with job_folder.writing(out_dir):
-        figures.training_curves(finished.rows).savefig(finished.folder / "training.png", dpi=160)
-    experiment.show(finished.rows, finished.tokenizer, console)
+            finished = job.carry_out(settings, experiment, folder, watch, mirror)
+        if processes.is_first():
+            with job_folder.writing(out_dir):
+                curves = figures.training_curves(finished.rows)
+                curves.savefig(finished.folder / "training.png", dpi=160)
+            if mirror is not None:
+                mirror.send()
+            terminal.show(finished.rows, finished.tokenizers, experiment.tables, console)
     took = f"{time.perf_counter() - began:.0f} s"
-    console.print(f"\n{took}. Results, checkpoints, figure: {finished.folder}")
+    console.print(f"\n{took}. Results, checkpoints, figure: {out_dir}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 """What a person sees while a job runs and when it ends."""
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from wayward_jax.analysis import tables
+from wayward_jax.analysis.selection import compare, is_aimed
 from wayward_jax.models.tokenizer import Tokenizer
+
+OF_A_RUN = ("task", "target_name", "gamma", "accuracy", "prompt_f1")
 
 SECONDS_BETWEEN_LINES = 20
 
@@ -65,7 +71,47 @@ class Watch:
             self._console.print(f"{done.completed:.0f}/{done.total:.0f} {state}")
 
 
-def token_strip(row: dict, tokenizer: Tokenizer) -> Table:
+def show(
+    rows: Sequence[dict],
+    tokenizers: Mapping[str, Tokenizer],
+    names: Sequence[str],
+    console: Console,
+) -> None:
+    """Tables of a job's results, and a target's tokens beside those that were read.
+
+    Without a p_star to compare with there are no tables, and the runs are shown as they are.
+
+    Args:
+        rows: of the results.
+        tokenizers: by model.
+        names: of the tables.
+        console: where they are shown.
+    """
+    comparisons = compare(rows)
+    made = tables.tables(rows, comparisons)
+    frames = [made[name] for name in names if name in made]
+    for frame in frames or [tables.by_run(rows)[list(OF_A_RUN)]]:
+        console.print(_table(frame))
+        console.print()
+    aimed = [row for c in comparisons for row in c.wayward] or [r for r in rows if is_aimed(r)]
+    if aimed:
+        console.print(_token_strip(aimed[0], tokenizers[aimed[0]["model"]]))
+
+
+def _table(frame: pd.DataFrame) -> Table:
+    # Intervals say as much, and a terminal is narrow.
+    frame = frame.drop(columns="within_noise", errors="ignore")
+    cells, numbers = tables.shown(frame, always=["task"])
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for name, number in zip(cells, numbers, strict=True):
+        justify = "right" if number else "left"
+        table.add_column(name, justify=justify, vertical="bottom", overflow="fold")
+    for row in cells.itertuples(index=False):
+        table.add_row(*row)
+    return table
+
+
+def _token_strip(row: dict, tokenizer: Tokenizer) -> Table:
     """A target's tokens beside those that the prompt reads as, a line each."""
     strip = Table("target", "reads as", box=None, pad_edge=False)
     for target, projected in zip(row["target_ids"], row["projected_ids"], strict=True):

@@ -21,7 +21,7 @@ def progress(step):
     def random(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    state = start(random(3, 4, 8), steps=20)
+    state = start(random(3, 4, 8), random(3), steps=20)
     adam = jax.tree.map(lambda x: x + jnp.asarray(rng.integers(9), x.dtype), state.optimizer)
     points = range(step // 10)
     return Progress(

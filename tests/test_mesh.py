@@ -103,7 +103,7 @@ def compiled(model, mesh):
             model.module,
             model.params,
             place(tiny.population(own), mesh, BY_RUN),
-            place(start(prompts, 2), mesh, STATE_SPECS),
+            place(start(prompts, jnp.zeros(len(prompts)), 2), mesh, STATE_SPECS),
             place(next(batches(train, own)), mesh, BATCH_SPECS),
             2,
             mesh,

@@ -32,7 +32,7 @@ def alone(folder):
     out_dir = folder / "alone"
     settings = mood.settings(folder, out_dir, gammas=(0.5, 0.1), steps=60)
     with Watch(Console(quiet=True)) as watch:
-        job.carry_out(settings, main.runs, out_dir, watch)
+        job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
     return out_dir
 
 

@@ -57,7 +57,7 @@ def carry_out(folder, out_dir, signal_after=None, **changed):
     """The job in this process, and what it said."""
     settings = mood.settings(folder, out_dir, **{**CHANGED, "checkpoint_every": 5, **changed})
     with Listening(signal_after) as watch:
-        job.carry_out(settings, main.runs, out_dir, watch)
+        job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
     return watch
 
 

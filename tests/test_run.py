@@ -118,7 +118,7 @@ def test_another_jobs_results_are_never_overwritten(finished, folder):
         ("gamma", "0.1,0.1"),
         ("seeds", "1.5"),
         ("data_seed", "x"),
-        ("out_dir", "gs://bucket/job"),
+        ("out_dir", "nothing://bucket/job"),
         ("experiment", "none"),
         ("data_dir", "nowhere"),
         ("batch_size", "many"),
@@ -182,12 +182,12 @@ def test_a_shard_is_one_of_so_many(given, value):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"model": "nothing"}, "--model"),
+        ({"models": ("nothing",)}, "--model"),
         ({"tasks": ("nothing",)}, "--task"),
         ({"targets": "nothing"}, "--targets"),
         ({"template": 7}, "--template"),
-        ({"init": "nothing"}, "--init"),
-        ({"prompt_length": 60}, "--prompt_length"),
+        ({"inits": ("nothing",)}, "--init"),
+        ({"prompt_lengths": (60,)}, "--prompt_length"),
         ({"k_shot": 0}, "--k_shot"),
         ({"k_shot": 1000}, "k_shot"),
         ({"mesh": {"runs": 1000}}, "--mesh.*1000 devices"),
@@ -197,7 +197,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed,
     out_dir = folder / "refused"
     given = settings(folder, out_dir, **changed)
     with pytest.raises(InputError, match=named), Watch(Console(quiet=True)) as watch:
-        job.carry_out(given, main.runs, out_dir, watch)
+        job.carry_out(given, main.EXPERIMENT, out_dir, watch)
     assert not out_dir.exists()
 
 
@@ -205,7 +205,7 @@ def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
     out_dir = folder / "refused"
     given = settings(folder, out_dir, only=("123456789abc",))
     with pytest.raises(InputError, match="--only"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(given, main.runs, out_dir, watch)
+        job.carry_out(given, main.EXPERIMENT, out_dir, watch)
     assert not out_dir.exists()
 
 
@@ -213,9 +213,11 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     out_dir, _ = finished
     row = results.read(out_dir / "results.jsonl")[-1]
     checkpoint = out_dir / "checkpoints" / row["id"]
-    given = settings(folder, folder / "continued", init=str(checkpoint), steps=1, learning_rate=0.0)
+    given = settings(
+        folder, folder / "continued", inits=(str(checkpoint),), steps=1, learning_rate=0.0
+    )
     with Watch(Console(quiet=True)) as watch:
-        rows = job.carry_out(given, main.runs, folder / "continued", watch).rows
+        rows = job.carry_out(given, main.EXPERIMENT, folder / "continued", watch).rows
     again = checkpoints.load_prompt(folder / "continued" / "checkpoints" / rows[-1]["id"])
     np.testing.assert_array_equal(again, checkpoints.load_prompt(checkpoint))
 
@@ -224,5 +226,5 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(fol
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     out_dir = folder / "refused"
     with pytest.raises(InputError, match="--batch_size=4"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(settings(folder, out_dir), main.runs, out_dir, watch)
+        job.carry_out(settings(folder, out_dir), main.EXPERIMENT, out_dir, watch)
     assert not out_dir.exists()

@@ -47,6 +47,23 @@ def test_groups_that_differ_in_two_things_are_not_compared():
     assert tables.between_groups(compare([*first, *second])).empty
 
 
+def test_constraints_are_compared_target_by_target_whatever_their_margins():
+    penalty = rows(names=["one/1", "one/2"])
+    held = {"constraint": "cell", "margin": 0.01}
+    cells = [{**row, **held, "accuracy": 0.8} for row in penalty if row["target_ids"]]
+    cells = [{**row, "id": f"cell {row['id']}"} for row in cells]
+    (line,) = tables.between_groups(compare([*penalty, *cells])).itertuples()
+    assert (line.constraint, line.paired, line.targets) == ("penalty - cell", True, "2, 2")
+
+
+def test_a_gamma_that_was_found_is_shown_and_is_none_of_those_given():
+    found = {"constraint": "dual", "gamma": 0.01, "margin": 0.01}
+    made = [best(0.8), *(wayward(0.7, run={**found, "seed": seed}) for seed in (1, 2))]
+    made = [{**row, "final_gamma": 0.1 * i} for i, row in enumerate(made)]
+    assert tables.by_target(compare(made))["gamma"].tolist() == [pytest.approx(0.15)]
+    assert tables.by_gamma(made).empty
+
+
 def test_readers_see_a_setting_only_where_it_differs():
     once = tables.by_group(compare(rows()))
     assert "steps" not in tables.shown(once)[0]

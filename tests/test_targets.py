@@ -284,3 +284,20 @@ def test_a_malformed_file_is_named_with_the_fault(name, content, said, tmp_path)
         found(str(tmp_path / name))
     assert "\n" not in str(refusal.value)
     assert name in str(refusal.value)
+
+
+def test_passages_are_long_enough_for_every_length_of_the_paper():
+    assert min(len(text.split()) for text in texts("passages").values()) >= 56
+
+
+def test_definitions_of_other_tasks_are_of_other_kinds_and_from_each_in_turn():
+    own = set(texts("definitions", task="sst2").values())
+    own |= set(texts("definitions", task="reviews").values())
+    own |= set(texts("definitions", task="sst5").values())
+    other = texts("other_definitions:4", task="reviews")
+    assert not own & set(texts("other_definitions", task="reviews").values())
+    assert len({name.partition("_")[2].partition("_")[0] for name in other}) == 4
+    assert {name.rpartition("/")[0] for name in other} == {"other_definitions"}
+    assert set(texts("definitions", task="trec").values()) <= set(
+        texts("other_definitions", task="own task").values()
+    )

@@ -78,7 +78,8 @@ def tuned(model, own, start_of=start_of):
     prompts = np.zeros((len(own.padded_runs), own.prompt_length, tiny.WIDTH), np.float32)
     for prompt, run in zip(prompts, own.padded_runs, strict=True):
         prompt[: run.prompt_length] = start_of(run)
-    state, losses = start(jnp.asarray(prompts), STEPS), []
+    gamma = jnp.asarray([run.gamma for run in own.padded_runs])
+    state, losses = start(jnp.asarray(prompts), gamma, STEPS), []
     for batch in batches(TRAIN, own):
         state, loss = tune(
             model.module,

@@ -125,6 +125,5 @@ def population(plan):
     return Population(
         targets=jnp.asarray(targets, jnp.int32),
         mask=jnp.arange(length) < jnp.asarray([[run.prompt_length] for run in runs]),
-        gamma=jnp.asarray([run.gamma for run in runs], jnp.float32),
         learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
     )

@@ -99,16 +99,21 @@ class ProgressCheckpoints:
             self._manager.delete(step)
         return None
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Returns once everything is written.
 
         Raises:
             OSError: it cannot be.
         """
         with _os_errors():
-            try:
-                self._manager.wait_until_finished()
-            finally:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and gives up; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            with _os_errors():
                 self._manager.close()
 
 
@@ -141,7 +146,7 @@ def _as_tree(progress: Progress) -> dict[str, Any]:
 
 def _from_tree(tree: dict[str, Any]) -> Progress:
     """What `_as_tree` was given."""
-    like = jax.eval_shape(lambda: start(jnp.zeros((1, 1, 1)), steps=1))
+    like = jax.eval_shape(lambda: start(jnp.zeros((1, 1, 1)), jnp.zeros(1), steps=1))
     return Progress(
         state=jax.tree.unflatten(jax.tree.structure(like), tree["state"]),
         losses=(Losses(*tree["losses"]),),

@@ -39,6 +39,7 @@ def to_row(result: Result, labels: np.ndarray) -> dict[str, Any]:
         "projected_text": reading.text,
         "projected_ids": list(reading.ids),
         "distance": result.distance,
+        "final_gamma": result.final_gamma,
         "task_loss": result.task_loss,
         "diverged_at": result.diverged_at,
         "seconds": result.seconds,

@@ -9,6 +9,14 @@ from wayward_jax.targets import Target
 
 P_STAR = "p_star"
 
+CONSTRAINTS = ("penalty", "dual", "cell")
+"""How a prompt is held to its target: by the distance term with a given gamma (the paper's way) or
+with one that is found while tuning, or by keeping its vectors in the cells of the target's tokens.
+"""
+
+# Where a gamma that is found while tuning starts.
+FIRST_GAMMA = 0.01
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -24,7 +32,9 @@ class Run:
         target_text: the text that the prompt shall read as.
         target_ids: its L tokens.
         init: a start of `initialization.STARTS`.
-        gamma: weight of the distance term.
+        constraint: one of `CONSTRAINTS`.
+        gamma: weight of the distance term; where it is found while tuning, the first one.
+        margin: of the cells, see `cells`; 0 where they do not matter.
         seed: of the start and the order of examples.
         steps: optimiser steps.
         batch_size: examples a step.
@@ -42,7 +52,9 @@ class Run:
     target_text: str = ""
     target_ids: tuple[int, ...] = ()
     init: str = "vocab"
+    constraint: str = "penalty"
     gamma: float = 0.0
+    margin: float = 0.0
     seed: int = 1
     steps: int = 2000
     batch_size: int = 8

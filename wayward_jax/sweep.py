@@ -12,6 +12,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from wayward_jax import metrics
+from wayward_jax.cells import Cells, nearest
 from wayward_jax.encoded_task import EncodedTask
 from wayward_jax.evaluation import EvaluationSet, predictions, start_scoring
 from wayward_jax.initialization import STARTS
@@ -27,9 +28,13 @@ from wayward_jax.tuning import (
     Losses,
     Population,
     TuningState,
+    held,
     start,
     tune,
 )
+
+# How far a gamma that is found while tuning can go up: its logarithm, over all steps.
+DUAL_TRAVEL = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Result:
         prompt: `[L, D]` float32.
         reading: what the prompt reads as.
         distance: mean squared distance to the target's embeddings; None without a target.
+        final_gamma: the last weight of the distance term, which may have been found on the way.
         task_loss: mean training loss over the curve's last stretch.
         predictions: `[n_eval]` labels predicted for the test examples.
         accuracy: on the test examples.
@@ -87,6 +93,7 @@ class Result:
     prompt: np.ndarray
     reading: Reading
     distance: float | None
+    final_gamma: float
     task_loss: float
     predictions: np.ndarray
     accuracy: float
@@ -179,7 +186,9 @@ def tune_population(
     of_test = start_scoring(model, state.prompts, population.mask, task.test, mesh)
     dev_accuracies, test = _accuracies(of_dev, task.dev, plan), predictions(of_test, task.test)
     far = distance(state.prompts, c_proj(table, population.targets), population.mask)
-    far, prompts, diverged_at = on_host((far, state.prompts, state.diverged_at))
+    far, prompts, diverged_at, final_gamma = on_host(
+        (far, state.prompts, state.diverged_at, state.gamma)
+    )
     # The last of these were made at the last step, so they are the results', too.
     readings = [_readings(model, ids, runs) for ids in now.nearest]
     curves = _curves(task, plan, now, readings)
@@ -190,6 +199,7 @@ def tune_population(
             prompt=prompts[r, : run.prompt_length],
             reading=readings[-1][r],
             distance=float(far[r]) if run.target_ids else None,
+            final_gamma=float(final_gamma[r]),
             task_loss=curves[r][-1].task_loss,
             predictions=test[r],
             accuracy=metrics.accuracy(test[r], task.test.labels),
@@ -215,18 +225,42 @@ def begin(
         starts[run.id] if run.id in starts else STARTS[run.init](run, table)
         for run in plan.padded_runs
     ]
-    state = start(_padded(vectors, plan).astype(jnp.float32), plan.runs[0].steps)
-    return place(_population(plan), mesh, BY_RUN), place(state, mesh, STATE_SPECS)
+    population = _population(model, plan)
+    gamma = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
+    # Hard cells hold from the start.
+    prompts, _ = held(model.table(), population, _padded(vectors, plan), gamma, left=1.0)
+    state = start(prompts, gamma, plan.runs[0].steps)
+    return place(population, mesh, BY_RUN), place(state, mesh, STATE_SPECS)
 
 
-def _population(plan: Plan) -> Population:
+def _population(model: LanguageModel, plan: Plan) -> Population:
     runs = plan.padded_runs
+    targets = _padded([np.asarray(run.target_ids, np.int32) for run in runs], plan)
     return Population(
-        targets=_padded([np.asarray(run.target_ids, np.int32) for run in runs], plan),
+        targets=targets,
         mask=_padded([np.ones(run.prompt_length, bool) for run in runs], plan),
-        gamma=jnp.asarray([run.gamma for run in runs], jnp.float32),
         learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
+        cells=_cells(model, runs, targets),
     )
+
+
+def _cells(model: LanguageModel, runs: Sequence[Run], targets: jax.Array) -> Cells | None:
+    """What holds the runs to their targets, if that takes more than a given gamma for any."""
+    if all(run.constraint == "penalty" for run in runs):
+        return None
+    vocab_size = model.tokenizer.vocab_size
+    return Cells(
+        nearest=nearest(model.table()[:vocab_size], targets),
+        share=jnp.asarray([1 - run.margin for run in runs], jnp.float32),
+        hard=jnp.asarray([run.constraint == "cell" for run in runs]),
+        dual_rate=jnp.asarray([_dual_rate(run) for run in runs], jnp.float32),
+        vocab_size=vocab_size,
+    )
+
+
+def _dual_rate(run: Run) -> float:
+    """Such that a tenth of the steps takes gamma over as many powers of ten as anyone needs."""
+    return 0.0 if run.constraint != "dual" else DUAL_TRAVEL / run.steps
 
 
 def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:

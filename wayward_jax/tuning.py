@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 
 from wayward_jax.batching import Pack
+from wayward_jax.cells import Cells, pulled_back, reach
 from wayward_jax.mesh import BY_RUN
 from wayward_jax.objective import distance, summed_losses
 from wayward_jax.projection import c_proj
@@ -28,14 +30,14 @@ class Population:
 
     targets: `[R, L]` int32 token ids, padded at the end to the longest.
     mask: `[R, L]` bool, True on a run's own prompt length.
-    gamma: `[R]` float32, weight of the distance term.
     learning_rate: `[R]` float32, at the first step; it falls linearly to 0.
+    cells: what else holds prompts to their targets; None if nothing does in any run.
     """
 
     targets: jax.Array
     mask: jax.Array
-    gamma: jax.Array
     learning_rate: jax.Array
+    cells: Cells | None = None
 
 
 @struct.dataclass
@@ -43,6 +45,7 @@ class TuningState:
     """Where a population stands.
 
     prompts: `[R, L, D]` float32.
+    gamma: `[R]` float32, weight of the distance term.
     optimizer: the optax state of every run, stacked.
     step: `[]` int32, steps taken.
     diverged_at: `[R]` int32, the step whose loss or gradient was not finite, from which on the
@@ -50,13 +53,14 @@ class TuningState:
     """
 
     prompts: jax.Array
+    gamma: jax.Array
     optimizer: optax.OptState
     step: jax.Array
     diverged_at: jax.Array
 
 
 STATE_SPECS = TuningState(
-    prompts=BY_RUN, optimizer=BY_RUN, step=PartitionSpec(), diverged_at=BY_RUN
+    prompts=BY_RUN, gamma=BY_RUN, optimizer=BY_RUN, step=PartitionSpec(), diverged_at=BY_RUN
 )
 
 
@@ -77,10 +81,11 @@ def prompt_optimizer(steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
 
 
-def start(prompts: jax.Array, steps: int) -> TuningState:
-    """The state before the first of `steps` steps, from prompts `[R, L, D]`."""
+def start(prompts: jax.Array, gamma: jax.Array, steps: int) -> TuningState:
+    """The state before the first of `steps` steps, from prompts `[R, L, D]` and gammas `[R]`."""
     return TuningState(
         prompts=prompts.astype(jnp.float32),
+        gamma=gamma.astype(jnp.float32),
         optimizer=jax.vmap(prompt_optimizer(steps).init)(prompts.astype(jnp.float32)),
         step=jnp.zeros((), jnp.int32),
         diverged_at=jnp.full(len(prompts), -1, jnp.int32),
@@ -146,14 +151,15 @@ def tune(
     def tune_shard(
         params: dict, population: Population, state: TuningState, batches: Batches
     ) -> tuple[TuningState, Losses]:
-        targets = c_proj(module.apply(params, method="table"), population.targets)
+        table = module.apply(params, method="table")
+        targets = c_proj(table, population.targets)
 
-        def pull(prompts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def pull(prompts: jax.Array, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
             far = distance(prompts, targets, population.mask)
-            return (population.gamma * far).sum(), far
+            return (gamma * far).sum(), far
 
         def step(state: TuningState, batch: Batches) -> tuple[TuningState, Losses]:
-            pulls, far = jax.grad(pull, has_aux=True)(state.prompts)
+            pulls, far = jax.grad(pull, has_aux=True)(state.prompts, state.gamma)
             summed = _summed_gradients(module, params, state.prompts, population.mask, batch)
             gradients, losses, examples = jax.lax.psum(summed, "data")
             task = losses / jnp.maximum(examples, 1)
@@ -164,6 +170,7 @@ def tune(
 
             finite = jnp.isfinite(task + far) & jnp.isfinite(moved).all(axis=(1, 2))
             going_on = finite & (state.diverged_at < 0)
+            moved, gamma = held(table, population, moved, state.gamma, 1 - state.step / steps)
 
             def keep(new: jax.Array, old: jax.Array) -> jax.Array:
                 return jnp.where(going_on.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -171,6 +178,7 @@ def tune(
             first = ~finite & (state.diverged_at < 0)
             state = TuningState(
                 prompts=keep(moved, state.prompts),
+                gamma=keep(gamma, state.gamma),
                 optimizer=jax.tree.map(keep, stepped, state.optimizer),
                 step=state.step + 1,
                 diverged_at=jnp.where(first, state.step, state.diverged_at),
@@ -180,6 +188,34 @@ def tune(
         return jax.lax.scan(step, state, batches)
 
     return tune_shard(params, population, state, batches)
+
+
+def held(
+    table: jax.Array, population: Population, prompts: jax.Array, gamma: jax.Array, left: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """What a population's cells make of a step: its prompts and gammas after it.
+
+    Hard cells pull back what has left them. Otherwise a gamma may be found on the way, by a dual
+    update: the Lagrange multiplier of the constraint that the prompt reads as its target goes up
+    while a vector is outside its cell, and down, by ever less, while all are inside.
+
+    Args:
+        table: `[V, D]`.
+        population: R runs.
+        prompts: `[R, L, D]`.
+        gamma: `[R]`.
+        left: the share of the steps that is still to come.
+    """
+    cells = population.cells
+    if cells is None:
+        return prompts, gamma
+    table = table[: cells.vocab_size]
+    within = reach(table, population.targets, cells.nearest, prompts)
+    back = pulled_back(prompts, c_proj(table, population.targets), within, cells.share)
+    hard = cells.hard[:, None] & population.mask
+    outside = (cells.share[:, None] * within < 1) & population.mask
+    change = cells.dual_rate * jnp.where(outside.any(axis=1), 1, -left)
+    return jnp.where(hard[..., None], back, prompts), gamma * jnp.exp(change)
 
 
 def _summed_gradients(

@@ -16,15 +16,24 @@ from wayward_jax.errors import InputError
 INCIDENTAL = ("seconds",)
 
 REQUIRED = {
-    *("id", "accuracy", "dev_accuracy", "correct", "n_eval", "curve", "distance", "diverged_at"),
+    *("id", "accuracy", "dev_accuracy", "correct", "curve", "distance", "diverged_at"),
+    *("n_train", "n_dev", "n_eval"),
     *("prompt_f1", "token_f1", "projected_text", "projected_ids"),
     *(field.name for field in dataclasses.fields(runs.Run)),
 }
 
 # Flags that are called otherwise where they are kept, and flags that do not decide a run.
-RENAMED = {"tasks": "task", "gammas": "gamma", "data_seeds": "data_seed"}
+RENAMED = {
+    "models": "model",
+    "tasks": "task",
+    "constraints": "constraint",
+    "gammas": "gamma",
+    "inits": "init",
+    "prompt_lengths": "prompt_length",
+    "data_seeds": "data_seed",
+}
 INDIFFERENT = (
-    *("out_dir", "cache_dir", "assets_dir"),
+    *("out_dir", "cache_dir", "assets_dir", "reuse"),
     *("population", "mesh", "only", "shard", "checkpoint_every"),
 )
 

@@ -34,6 +34,7 @@ COLUMNS = (
     "model",
     "task",
     "init",
+    "constraint",
     "gamma",
     "seed",
     "steps",
@@ -112,11 +113,12 @@ def page_data(
     runs = []
     for run in sorted(finished, key=lambda run: not is_aimed(run.row)):
         row = run.row
-        entry = {name: row[name] for name in ("id", *COLUMNS) if name in row}
+        # The margin shown is that of the reading, not of the constraint.
+        entry = {name: row[name] for name in ("id", *COLUMNS) if name in row and name != "margin"}
         entry |= {
             "set": tables.target_set(row["target_name"]),
             "target": targets.of((row["target_text"], *index(row, row["target_ids"]))),
-            "command": commands.of((run.folder, row["task"])),
+            "command": commands.of((run.folder, row["model"], row["task"])),
             "text": row["projected_text"],
             "diverged": row["diverged_at"],
             "curve": [
@@ -145,16 +147,18 @@ def page_data(
             "columns": [name for name in COLUMNS if _worth_showing(name, runs)],
             "tokens": tokens.values,
             "targets": [{"text": text, "ids": ids} for text, *ids in targets.values],
-            "commands": [command(folder, task) for folder, task in commands.values],
+            "commands": [command(*job) for job in commands.values],
             "runs": runs,
             "hero": _most_wayward(runs),
         }
     )
 
 
-def command(folder: Path, task: str) -> str:
+def command(folder: Path, model: str, task: str) -> str:
     """What repeats a run of a job and nothing else, once `--only=<its id>` stands at the end."""
-    flags = {**read_flags(folder), "task": task}
+    flags = {**read_flags(folder), "model": model, "task": task}
+    of_model = (str(gamma).rpartition(":") for gamma in flags["gamma"])
+    flags["gamma"] = [gamma for of, _, gamma in of_model if of in ("", model)]
     words = [
         f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in flags.items()

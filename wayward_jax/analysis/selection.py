@@ -30,7 +30,8 @@ SETTING = (
     "learning_rate",
     "n_eval",
 )
-AIMED_SETTING = (*SETTING, "init")
+HELD_BY = ("init", "constraint", "margin")
+AIMED_SETTING = (*SETTING, *HELD_BY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
     aimed: dict[tuple, list[Row]] = {}
     for row in rows:
         if is_aimed(row) and (key := setting(row)) in unconstrained:
-            target = row["target_name"], row["target_text"], row["init"]
+            target = row["target_name"], row["target_text"], *(row[name] for name in HELD_BY)
             aimed.setdefault((key, target), []).append(row)
     return [
         Comparison(unconstrained[key], tuple(best_gamma(group)))

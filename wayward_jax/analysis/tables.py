@@ -7,6 +7,7 @@ confidence intervals.
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,7 @@ FORMATS = {
     **dict.fromkeys(("p_star", "accuracy", "f1", "p_value", "adjusted"), "{:.3f}"),
     **dict.fromkeys(("word_f1", "token_f1", "reads_alike"), "{:.3f}"),
     **dict.fromkeys(("drop", "low", "high", "difference"), "{:+.1f}"),
-    **dict.fromkeys(("gamma", "learning_rate"), "{:g}"),
+    **dict.fromkeys(("gamma", "learning_rate"), "{:.3g}"),
 }
 
 
@@ -60,14 +61,39 @@ def short(name: str) -> str:
     return Path(name).name if name.startswith(("/", "~", ".")) else name
 
 
+def tables(
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    readings: Mapping[str, Mapping[str, Reading]] = MappingProxyType({}),
+) -> dict[str, pd.DataFrame]:
+    """By name, the tables that there are data for.
+
+    Args:
+        rows: of results.
+        comparisons: of them.
+        readings: by metric and run id.
+    """
+    gammas = by_gamma(rows)
+    lengths = by_group(comparisons, [*SETTING_NAMES, "prompt_length"])
+    made = {
+        "groups": by_group(comparisons),
+        "targets": by_target(comparisons),
+        "gammas": gammas if _several(gammas, "gamma") else pd.DataFrame(),
+        "lengths": lengths if _several(lengths, "prompt_length") else pd.DataFrame(),
+        "differences": between_groups(comparisons),
+        "metrics": by_metric(comparisons, readings),
+    }
+    return {name: frame for name, frame in made.items() if not frame.empty}
+
+
 def by_target(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """A line a comparison; intervals are over test examples."""
     return pd.DataFrame(
         {
             **_setting(c),
             "target": c.wayward[0]["target_name"],
-            "length": c.wayward[0]["prompt_length"],
-            "gamma": c.wayward[0]["gamma"],
+            "prompt_length": c.wayward[0]["prompt_length"],
+            "gamma": _gamma(c.wayward),
             "p_star": c.best_accuracy,
             "accuracy": c.accuracy,
             "drop": c.drop.value,
@@ -115,11 +141,12 @@ def by_group(
 
 
 def by_gamma(rows: Sequence[Row], names: Sequence[str] = SETTING_NAMES) -> pd.DataFrame:
-    """`by_group` at each gamma, chosen or not."""
+    """`by_group` at each gamma that was given, chosen or not."""
     p_star = [row for row in rows if not is_aimed(row)]
+    given = [row for row in rows if is_aimed(row) and row["constraint"] == "penalty"]
     frames = []
-    for gamma in sorted({row["gamma"] for row in rows if is_aimed(row)}):
-        here = [row for row in rows if is_aimed(row) and row["gamma"] == gamma]
+    for gamma in sorted({row["gamma"] for row in given}):
+        here = [row for row in given if row["gamma"] == gamma]
         frames.append(by_group(compare([*p_star, *here]), names).assign(gamma=gamma))
     return pd.concat(frames) if frames else pd.DataFrame()
 
@@ -135,6 +162,8 @@ def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         apart = [
             (name, a, b) for (name, a), (_, b) in zip(first_key, second_key, strict=True) if a != b
         ]
+        if "constraint" in (name for name, *_ in apart):  # which brings its margin with it
+            apart = [each for each in apart if each[0] != "margin"]
         if len(apart) != 1:
             continue
         (name, a, b) = apart[0]
@@ -197,17 +226,20 @@ def by_run(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
 
 
-def shown(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[bool]]:
+def shown(
+    frame: pd.DataFrame, always: Sequence[str] = ALWAYS_SHOWN
+) -> tuple[pd.DataFrame, list[bool]]:
     """A table for readers: settings only where they differ, all cells as text.
+
+    Args:
+        frame: the table.
+        always: settings that are shown in any case.
 
     Returns:
         The table, and which of its columns are numbers.
     """
-    same = [
-        name
-        for name in frame
-        if name in AIMED_SETTING and name not in ALWAYS_SHOWN and frame[name].nunique() == 1
-    ]
+    settings = {*SETTING_NAMES, "prompt_length"} - {*always}
+    same = [name for name in frame if name in settings and frame[name].nunique() == 1]
     names = [name for name in frame if name not in same]
     texts = {
         NAMES.get(name, name.replace("_", " ")): [_text(name, value) for value in frame[name]]
@@ -227,6 +259,10 @@ def write(frame: pd.DataFrame, folder: Path, name: str) -> None:
     (folder / f"{name}.tex").write_text(latex, encoding="utf-8")
 
 
+def _several(frame: pd.DataFrame, column: str) -> bool:
+    return not frame.empty and frame[column].nunique() > 1
+
+
 def _text(name: str, value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
@@ -241,6 +277,12 @@ def _setting(comparison: Comparison, names: Sequence[str] = SETTING_NAMES) -> di
     row = comparison.wayward[0]
     values = {**row, "set": target_set(row["target_name"])}
     return {name: values[name] for name in names}
+
+
+def _gamma(rows: Sequence[Row]) -> float:
+    """The one that was given or, where it was found while tuning, a mean of those."""
+    found = [row["final_gamma"] for row in rows if row["constraint"] == "dual"]
+    return float(np.mean(found)) if found else rows[0]["gamma"]
 
 
 def _groups(

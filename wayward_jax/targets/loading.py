@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from importlib import resources
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from wayward_jax.errors import InputError
 from wayward_jax.targets import files
 from wayward_jax.targets.target import Target
 
-BUILT_IN = ("instructions", "sentences", "code", "definitions", "contradictions")
+BUILT_IN = ("instructions", "sentences", "code", "passages", "definitions", "contradictions")
 
 # The paper's sets and their files; `pile_n=7` and its like are files of that name.
 PAPER_FILES = {"ni": "natural_prompts.json", "pile": "pile.json", "true": "good_prompts.json"}
@@ -23,6 +23,13 @@ TASK_ENDS = {"definitions": "/", "contradictions": "/", "true": "_"}
 
 # What the paper's files call the tasks; ours of the same kind share their definitions.
 PAPER_TASKS = {"sst2": "SST-2", "reviews": "SST-2", "sst5": "sst-5", "plots": "subj"}
+
+# Before the name of a set with texts for each task: those for tasks of other kinds.
+OTHER = "other_"
+KINDS = (
+    {"reviews", "sst2", "sst5", "SST-2", "sst-5"},
+    {"plots", "subj"},
+)
 
 LITERAL = re.compile(r"(?:^|,)\s*text=")
 COUNT = re.compile("[1-9][0-9]{0,8}")
@@ -49,9 +56,10 @@ def load(
     A set is one of `BUILT_IN`; one of the paper's, `ni`, `pile`, `true` or `pile_n=7`, whose file
     is looked for in `data_dir` and `data_dir/prompts`; or the path of a file (see `files.read`),
     where `./` tells a file from a set of that name. Of `definitions`, `contradictions` and `true`
-    the texts for `task` are taken. `SET:3` is the first three of a set (all, if it has fewer),
-    `SET/NAME` the one of that name. `text=...` is a text of its own, which takes in all that
-    follows it, commas too. A target that is asked for twice is given once.
+    the texts for `task` are taken, and with `other_` before the name those for tasks of another
+    kind: `other_definitions` says what to do in other tasks. `SET:3` is the first three of a set
+    (all, if it has fewer), `SET/NAME` the one of that name. `text=...` is a text of its own, which
+    takes in all that follows it, commas too. A target that is asked for twice is given once.
 
     A fixed `prompt_length` is one of tokens, so a text may be cut within a word: its first tokens
     are kept as they are, and their decoding becomes the target's text.
@@ -132,24 +140,41 @@ def _split(item: str) -> tuple[str, str]:
     for end in [*(match.start() for match in re.finditer("[:/]", item)), len(item)]:
         if _is_named(item[:end]) or os.path.isfile(os.path.expanduser(item[:end])):
             return item[:end], item[end:]
-    close = _closest(item, [*BUILT_IN, *PAPER_FILES])
+    close = _closest(item, [*BUILT_IN, *PAPER_FILES, *(OTHER + kind for kind in TASK_ENDS)])
     raise InputError(f"--targets={item!r}: no such set or file; {close}, or write text=...")
 
 
 def _is_named(kind: str) -> bool:
-    return kind in BUILT_IN or kind in PAPER_FILES or bool(PAPER_LENGTH.fullmatch(kind))
+    named = kind in BUILT_IN or kind in PAPER_FILES or bool(PAPER_LENGTH.fullmatch(kind))
+    return named or kind.removeprefix(OTHER) in TASK_ENDS
 
 
 def _read(kind: str, task: str, data_dir: Path | None) -> dict[str, str]:
     """The texts of a set by name; of a set with texts for each task, those of this task."""
     if not _is_named(kind):
         return files.read(Path(os.path.expanduser(kind)))
-    if kind not in BUILT_IN:
-        texts = files.read(_paper_file(kind, data_dir))
-    else:
-        with resources.as_file(resources.files(__package__) / f"{kind}.json") as path:
-            texts = files.read(path)
+    if kind.startswith(OTHER):
+        return _of_other_tasks(kind.removeprefix(OTHER), task, data_dir)
+    texts = _read_all(kind, data_dir)
     return _of_task(kind, texts, task) if kind in TASK_ENDS else texts
+
+
+def _read_all(kind: str, data_dir: Path | None) -> dict[str, str]:
+    if kind not in BUILT_IN:
+        return files.read(_paper_file(kind, data_dir))
+    with resources.as_file(resources.files(__package__) / f"{kind}.json") as path:
+        return files.read(path)
+
+
+def _of_other_tasks(kind: str, task: str, data_dir: Path | None) -> dict[str, str]:
+    """The texts of a set for tasks of other kinds by `<task>_<name>`: one a task, then the next."""
+    own = next((tasks for tasks in KINDS if task in tasks), {task})
+    of_task: dict[str, list[tuple[str, str]]] = {}
+    for name, text in _read_all(kind, data_dir).items():
+        other, _, own_name = name.rpartition(TASK_ENDS[kind])
+        if other not in own:
+            of_task.setdefault(other, []).append((f"{other}_{own_name}", text))
+    return dict(pair for pairs in zip_longest(*of_task.values()) for pair in pairs if pair)
 
 
 def _of_task(kind: str, texts: dict[str, str], task: str) -> dict[str, str]:

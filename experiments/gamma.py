@@ -1,0 +1,18 @@
+"""`gamma`: prompt F1 and accuracy drop against gamma (paper, section 4.3).
+
+Starts know nothing of the targets, so that it takes the distance term to get there. The gammas are
+the paper's and wider ones, for models whose embeddings are of another scale.
+"""
+
+from experiments import grid
+from experiments.experiment import Experiment
+
+EXPERIMENT = Experiment(
+    grid.runs,
+    tables=("gammas",),
+    defaults={
+        "targets": "instructions:3",
+        "init": "vocab",
+        "gamma": "0,1e-4,5e-4,1e-3,3e-3,5e-3,0.01,0.03,0.1,0.3,1",
+    },
+)
