@@ -36,10 +36,14 @@ from wayward_jax.sweep import Progress, Result, tune_population
 from wayward_jax.tasks import TaskData
 
 
-def prepare_device(settings: Settings) -> jnp.dtype:
-    """Turns JAX's compilation cache on, and says which dtype frozen weights shall have."""
-    jax.config.update("jax_compilation_cache_dir", str(settings.cache_dir / "compiled"))
+def keep_compiled(cache_dir: Path) -> None:
+    """Turns JAX's compilation cache on; before anything is compiled, or it stays off."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _dtype(settings: Settings) -> jnp.dtype:
+    """Of frozen weights."""
     if settings.dtype != "auto":
         return jnp.dtype(settings.dtype)
     return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
@@ -154,7 +158,7 @@ class _Loader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._dtype = prepare_device(settings)
+        self._dtype = _dtype(settings)
         self._held: LanguageModel | None = None
         self.mesh = _mesh(settings)
 

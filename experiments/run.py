@@ -25,6 +25,7 @@ def main() -> None:
     began = time.perf_counter()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out_dir = settings.out_dir or Path("runs", f"{stamp}-{settings.experiment}")
+    job.keep_compiled(settings.cache_dir)
     with (
         processes.joined(place, independent=settings.shard is not None),
         processes.on_first(object_stores.mirrored(out_dir)) as mirror,
