@@ -25,7 +25,7 @@ from wayward_jax.errors import InputError
 T = TypeVar("T")
 
 LOST = 76
-"""The exit code of a process that ends because another process of its job has died."""
+"""The exit code of a process that has lost the others of its job, as when one has died."""
 
 # Seconds in which processes must give signs of life, and in which they must all come to their end.
 HEARTBEAT = 60
@@ -120,7 +120,6 @@ def _join(place: Mapping[str, Any], independent: bool) -> None:
     on_tpu = importlib.util.find_spec("libtpu") is not None
     if not place and not on_tpu and not _in_cluster(independent):
         return
-    _end_with_the_others()
     try:
         jax.distributed.initialize(
             **place,
@@ -136,6 +135,8 @@ def _join(place: Mapping[str, Any], independent: bool) -> None:
             f"({str(error).splitlines()[0]}): start all of them, and give --coordinator, "
             "--num_processes and --process_id"
         ) from error
+    # JAX aborts a process that has lost the others, and no handler of Python's runs in abort.
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _ON_ABORT)
 
 
 def _in_cluster(independent: bool) -> bool:
@@ -155,20 +156,12 @@ def _told(value: T) -> T:
     return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
 
 
-def _end_with_the_others() -> None:
-    """JAX aborts the processes that are left when one dies; that shall look like an end.
-
-    No handler of Python's would run, since abort does not return to it.
-    """
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), _ON_ABORT)
-
-
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _ON_ABORT(_: int) -> None:
     _lost()
 
 
 def _lost() -> None:
-    message = "error: another process of this job has died: the same command goes on with it\n"
+    message = "error: the processes of this job have lost each other: start all again to go on\n"
     os.write(sys.stderr.fileno(), message.encode())
     os._exit(LOST)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import mood
 import numpy as np
@@ -109,7 +110,7 @@ def test_when_one_ends_so_do_the_others_and_the_same_command_goes_on(folder, alo
         assert codes[killed] == -signal.SIGKILL
         assert codes[1 - killed] == LOST == 76
         *_, last = said[1 - killed][1].splitlines()
-        assert last.startswith("error: another process of this job has died: the same command")
+        assert last.startswith("error: the processes of this job have lost each other: ")
 
     started = start(folder, 2, out_dir)
     wait_until_tuning(started, out_dir)
@@ -163,7 +164,7 @@ def test_only_where_there_are_several_processes_they_are_joined(monkeypatch, var
     asked = []
     monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **_: asked.append(1))
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(processes, "_end_with_the_others", lambda: None)
+    monkeypatch.setattr(processes.ctypes, "CDLL", mock.MagicMock())
     with processes.joined({}, independent=False):
         assert bool(asked) == several
 
