@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 flags.adopt_module_key_flags(command_line)
 
-_RUNS = flags.DEFINE_list("runs", [], "Folders of finished jobs (their --out_dir), to be merged.")
+_RUNS = flags.DEFINE_list(
+    "runs",
+    [],
+    "Folders of finished jobs (their --out_dir), also on object stores, to be merged; shards are "
+    "merged by themselves.",
+)
 _OUT_DIR = flags.DEFINE_string(
     "out_dir", None, "Folder for the analysis, new or empty; runs/<time>-analysis by default."
 )
@@ -77,8 +82,7 @@ NOTES = (
 def main() -> None:
     """Reads the jobs, reads their prompts anew, and writes what came of it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    folders = [command_line.path(name) for name in _RUNS.value]
-    if not folders:
+    if not _RUNS.value:
         raise InputError("--runs is empty: give folders of finished jobs, separated by commas")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out_dir = command_line.path(_OUT_DIR.value or f"runs/{stamp}-analysis")
@@ -86,6 +90,16 @@ def main() -> None:
         raise InputError(f"--out_dir={out_dir} is not empty: name a new folder")
     cache_dir, assets_dir = command_line.cache_dir(), command_line.assets_dir()
     # The libraries behind these take seconds to import, which --help should not have to wait for.
+    from experiments import object_stores
+
+    with object_stores.local(_RUNS.value) as folders:
+        analyze(folders, cache_dir, assets_dir, out_dir)
+
+
+def analyze(
+    folders: Sequence[Path], cache_dir: Path, assets_dir: Path | None, out_dir: Path
+) -> None:
+    """Analyses the jobs in folders on this machine."""
     from wayward_jax.analysis import jobs
 
     finished = jobs.read(folders)

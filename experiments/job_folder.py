@@ -38,6 +38,26 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def of_shard(out_dir: Path, shard: tuple[int, int]) -> Path:
+    """The folder of a shard `(i, n)` in the `--out_dir` that it shares with the others.
+
+    Raises:
+        InputError: that folder is of a whole job, or of another number of shards.
+    """
+    if (out_dir / "flags.json").exists():
+        raise InputError(
+            f"--out_dir={out_dir} is a job without --shard: leave out --shard to continue it, or "
+            "name a new folder"
+        )
+    number, shards = shard
+    if others := {count for _, count in jobs.shards(out_dir)} - {shards}:
+        raise InputError(
+            f"--out_dir={out_dir} has shards of {others.pop()}: give --shard={number} of as many, "
+            "or name a new folder"
+        )
+    return out_dir / f"shard-{number}-of-{shards}"
+
+
 class JobFolder:
     """What `--out_dir` names.
 
@@ -47,14 +67,18 @@ class JobFolder:
     """
 
     def __init__(self, path: Path, flags: Mapping[str, Any]) -> None:
-        """Looks, and writes nothing but the file of the lock; see `claimed`.
+        """See `look` and `claimed`."""
+        self.path = path
+        self._flags = flags
+        self._lock = FileLock(path / ".lock")
+
+    def look(self) -> None:
+        """Looks what is there, and writes nothing but the file of the lock.
 
         Raises:
             InputError: the folder is another job's, in use, or of something else.
         """
-        self.path = path
-        self._flags = flags
-        self._lock = FileLock(path / ".lock")
+        path = self.path
         with writing(path):
             if path.exists() and not path.is_dir():
                 raise InputError(f"--out_dir={path} is not a folder: name one, or a new one")

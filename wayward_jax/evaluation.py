@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from wayward_jax.batching import Pack, PackShape, Piece, first_fit, make_pack, padded, sizes, spread
-from wayward_jax.mesh import BY_RUN, place
+from wayward_jax.mesh import BY_RUN, on_host, place
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.causal_lm import Past
 from wayward_jax.objective import prediction_losses
@@ -132,7 +132,7 @@ def scores(losses: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
     """
     total = np.zeros((len(losses[0]), len(examples.labels) * examples.n_labels), np.float32)
     for part, loss in zip(examples.parts, losses, strict=True):
-        np.add.at(total, (slice(None), part.score), np.asarray(loss))
+        np.add.at(total, (slice(None), part.score), on_host(loss))
     return total.reshape(len(total), -1, examples.n_labels)
 
 

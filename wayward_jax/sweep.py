@@ -16,7 +16,7 @@ from wayward_jax.cells import Cells, nearest
 from wayward_jax.encoded_task import EncodedTask
 from wayward_jax.evaluation import EvaluationSet, predictions, start_scoring
 from wayward_jax.initialization import STARTS
-from wayward_jax.mesh import BY_RUN, place
+from wayward_jax.mesh import BY_RUN, on_host, place
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.populations import Plan, batches
@@ -187,9 +187,10 @@ def tune_population(
     of_dev = _start_scoring_samples(model, state.prompts, population.mask, task.dev, plan, mesh)
     of_test = start_scoring(model, state.prompts, population.mask, task.test, mesh)
     dev_accuracies, test = _accuracies(of_dev, task.dev, plan), predictions(of_test, task.test)
-    far = np.asarray(distance(state.prompts, c_proj(table, population.targets), population.mask))
-    prompts, diverged_at = np.asarray(state.prompts), np.asarray(state.diverged_at)
-    final_gamma = np.asarray(state.gamma)
+    far = distance(state.prompts, c_proj(table, population.targets), population.mask)
+    far, prompts, diverged_at, final_gamma = on_host(
+        (far, state.prompts, state.diverged_at, state.gamma)
+    )
     # The last of these were made at the last step, so they are the results', too.
     readings = [_readings(model, ids, runs) for ids in now.nearest]
     curves = _curves(task, plan, now, readings)
@@ -221,7 +222,7 @@ def begin(
     model: LanguageModel, plan: Plan, mesh: Mesh, starts: Mapping[str, np.ndarray]
 ) -> tuple[Population, TuningState]:
     """A population before its first step, on the mesh; `starts` as for `tune_population`."""
-    table = np.asarray(model.table(), np.float32)
+    table = on_host(model.table()).astype(np.float32)
     vectors = [
         starts[run.id] if run.id in starts else STARTS[run.init](run, table)
         for run in plan.padded_runs
@@ -271,7 +272,7 @@ def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
 
 
 def _steps(losses: Losses, runs: Sequence[Run], work: Work) -> Steps:
-    task, far = (np.asarray(x)[:, : len(runs)] for x in (losses.task, losses.distance))
+    task, far = (x[:, : len(runs)] for x in on_host((losses.task, losses.distance)))
     aimed = [bool(run.target_ids) for run in runs]
     return Steps(task, np.where(aimed, far, np.float32(np.nan)), work)
 
@@ -306,8 +307,9 @@ def _curves(
     task: EncodedTask, plan: Plan, now: Progress, readings: Sequence[list[Reading]]
 ) -> list[tuple[Point, ...]]:
     """Each run's curve, from what was set going at the plan's stops."""
-    task_loss = np.concatenate([np.asarray(chunk.task) for chunk in now.losses])
-    far = np.concatenate([np.asarray(chunk.distance) for chunk in now.losses])
+    losses = on_host(now.losses)
+    task_loss = np.concatenate([chunk.task for chunk in losses])
+    far = np.concatenate([chunk.distance for chunk in losses])
     accuracies = [_accuracies(scored, task.curve, plan) for scored in now.scored]
     stretches = list(zip([0, *plan.stops[:-1]], plan.stops, strict=True))
     return [
@@ -328,5 +330,5 @@ def _curves(
 def _readings(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[Reading]:
     return [
         read_tokens(model.tokenizer, ids[: run.prompt_length], run.target_text, run.target_ids)
-        for run, ids in zip(runs, np.asarray(nearest).tolist(), strict=False)
+        for run, ids in zip(runs, on_host(nearest).tolist(), strict=False)
     ]
