@@ -32,7 +32,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.populations import plan
 from wayward_jax.runs import Run
-from wayward_jax.sweep import Progress, Result, tune_population
+from wayward_jax.sweep import Progress, tune_population
 from wayward_jax.tasks import TaskData
 
 
@@ -107,10 +107,6 @@ def carry_out(
                 kept.wait()
         send()
 
-    def finish(found: Sequence[Result], task: EncodedTask) -> None:
-        folder.add(found, task.test.labels)
-        send()
-
     def keep(kept: ProgressCheckpoints | None, progress: Progress) -> None:
         before = progress.step - len(progress.losses[-1].task)
         every = settings.checkpoint_every
@@ -143,7 +139,8 @@ def carry_out(
                     on_steps=watch.stepped,
                     on_progress=functools.partial(keep, kept),
                 )
-                first(lambda: finish(found, task))  # noqa: B023
+                first(lambda: folder.add(found, task.test.labels))  # noqa: B023
+            first(send)
         rows = first(folder.rows)
     asked_for = {run.id for each in inputs.values() for run in each.all_runs}
     return Finished(
