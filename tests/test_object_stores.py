@@ -70,10 +70,11 @@ def test_whenever_it_is_cut_off_from_the_store_the_job_goes_on_there(
     folder, url, undisturbed, monkeypatch
 ):
     """After so many objects were written; each attempt begins on a machine with nothing."""
+    whole = type(STORE).put_file
     for limit in (3, 17, 40):
         written = 0
 
-        def put_file(store, source, target, limit=limit, whole=type(STORE).put_file):
+        def put_file(store, source, target, limit=limit):
             nonlocal written
             if written == limit:
                 raise ConnectionError("the store is gone")
