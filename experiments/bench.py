@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from wayward_jax.analysis.selection import Comparison, Row, compare
 from wayward_jax.encoded_task import EncodedTask
 from wayward_jax.evaluation import EvaluationSet, score_prompts
+from wayward_jax.mesh import on_host
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
 
@@ -46,7 +47,7 @@ class Bench:
 
     def embeddings(self, ids: Sequence[int]) -> np.ndarray:
         """`c_proj` of L tokens: `[L, D]`."""
-        return np.asarray(c_proj(self.model.table(), np.asarray(ids, np.int32)))
+        return on_host(c_proj(self.model.table(), np.asarray(ids, np.int32)))
 
     def score(self, prompts: Sequence[np.ndarray], examples: EvaluationSet) -> np.ndarray:
         """`evaluation.score_prompts`, padded so that few lengths are compiled: `[N, E, C]`."""

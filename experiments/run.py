@@ -31,12 +31,13 @@ def main() -> None:
         processes.joined(place, independent=settings.shard is not None),
         processes.on_first(object_stores.mirrored(out_dir)) as mirror,
     ):
-        console = Console(quiet=not processes.is_first())
+        first = processes.is_first()
+        console = Console(quiet=not first)
         folder = Path(out_dir) if mirror is None else mirror.folder
-        board = Board(folder) if settings.tensorboard and processes.is_first() else None
-        with terminal.Watch(console, board) as watch:
+        board = Board(folder) if settings.tensorboard else None
+        with terminal.Watch(console, board if first else None) as watch:
             finished = job.carry_out(settings, experiment, folder, watch, mirror)
-        if processes.is_first():
+        if first:
             with job_folder.writing(out_dir):
                 curves = figures.training_curves(finished.rows)
                 curves.savefig(finished.folder / "training.png", dpi=160)

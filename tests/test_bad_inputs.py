@@ -180,7 +180,7 @@ FLAGS = {
     "start": ({"init": "nothing"}, "--init=nothing", "choose from target, vocab, random"),
     "no job to reuse": ({"reuse": "nowhere"}, "--reuse=nowhere", "give one that exists"),
     "profile of -1 steps": ({"profile": -1}, "--profile=-1", "non-negative"),
-    "bucket": ({"out_dir": "gs://bucket/job"}, "--out_dir=gs://bucket/job", "give a folder"),
+    "bucket": ({"out_dir": "x://bucket/job"}, "--out_dir=x://bucket/job", "name a folder"),
     "folder of a long name": ({"out_dir": "x" * 5000}, "--out_dir=xxx", "name another"),
     "folder that cannot be": ({"out_dir": "/proc/job"}, "--out_dir=/proc/job", "name another"),
     "folder of nobody": ({"cache_dir": "/dev/null/~x"}, "/dev/null/~x", "--cache_dir"),

@@ -62,7 +62,7 @@ def assert_same(url, undisturbed):
             assert (prompt == other).all()
         names = {path.name for path in undisturbed.iterdir()} - {".lock"}
         assert {path.name for path in found.iterdir()} == names
-    assert not STORE.exists("/bucket/job/in_flight")
+    assert not STORE.find("/bucket/job/in_flight")
     assert STORE.cat("/bucket/job2/results.jsonl") == b"another's"
 
 
