@@ -119,7 +119,7 @@ FLAGS = {
     "gamma nan": ({"gamma": "nan"}, "--gamma=nan", "finite"),
     "gamma beyond float32": ({"gamma": "1e39"}, "--gamma=1e39", "finite"),
     "gamma of another model": ({"gamma": "gpt2:0.1"}, "--gamma has one for gpt2", "--model"),
-    "no gamma": ({"gamma": ""}, "--gamma is empty", "give"),
+    "no gamma": ({"gamma": ""}, "--gamma has none", "give one"),
     "constraint": ({"constraint": "none"}, "--constraint=none", "give penalty, cell"),
     "margin 0": ({"margin": 0}, "--margin=0", "between 0 and 1"),
     "margin nan": ({"margin": "nan"}, "--margin=nan", "between 0 and 1"),
