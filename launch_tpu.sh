@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
   cat <<'END'
-Runs experiments.run on every host of a Cloud TPU slice:
+Runs one job of experiments.run on all hosts of a Cloud TPU slice together:
 
   ./launch_tpu.sh --name=SLICE --zone=ZONE --type=TYPE [flags] -- --out_dir=gs://BUCKET/JOB [job's flags]
 
@@ -27,9 +27,8 @@ the job goes on, and the same command shows it again.
   --delete           delete the slice once the job has succeeded and its results are here
   --dry_run          show each command and run none
 
---out_dir may be a relative path where the slice has one host (up to -8) and is not --spot; it is then
-on the slice's own disk and goes with it. As yet experiments.run itself writes to folders alone and
-does not share a job between hosts, so this is the way to use it. For several hosts, first ssh-add ~/.ssh/google_compute_engine.
+--out_dir may be a relative path where the slice is not --spot; it is then on the disk of the slice's
+first host and goes with it. For several hosts, first ssh-add ~/.ssh/google_compute_engine.
 
 Exit code: the job's (2 is bad input, which is never tried again), or that of the gcloud that failed.
 END
@@ -99,7 +98,7 @@ on_host() {
       tar -xzf ../project.tar.gz &&
         PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv &&
         python3 -m uv venv --quiet --allow-existing --python '>=3.11' &&
-        python3 -m uv pip install --quiet --editable '.[tpu]' &&
+        python3 -m uv pip install --quiet --editable '.[tpu,cloud]' &&
         .venv/bin/python -m experiments.run "$@"
       echo $? > job.exit
     ) < /dev/null >> job.log 2>&1 &
@@ -180,8 +179,6 @@ case $out_dir in
   *)
     [[ -z $spot ]] ||
       refuse "--out_dir=$out_dir is lost with a slice that is --spot: give --out_dir=gs://BUCKET/JOB"
-    ((10#${type##*-} <= 8)) ||
-      refuse "--out_dir=$out_dir is not one folder for all hosts of --type=$type: give --out_dir=gs://BUCKET/JOB"
     ;;
 esac
 [[ $dry_run ]] || command -v gcloud > /dev/null || refuse "gcloud is not on the PATH: install the Google Cloud CLI"

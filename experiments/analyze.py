@@ -15,20 +15,25 @@ from experiments import command_line
 from wayward_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from wayward_jax.analysis.jobs import FinishedRun
+    from wayward_jax.analysis.jobs import FinishedRun, Measured
     from wayward_jax.analysis.readings import Reading
     from wayward_jax.models import LanguageModel
 
 flags.adopt_module_key_flags(command_line)
 
-_RUNS = flags.DEFINE_list("runs", [], "Folders of finished jobs (their --out_dir), to be merged.")
+_RUNS = flags.DEFINE_list(
+    "runs",
+    [],
+    "Folders of finished jobs (their --out_dir), also on object stores, to be merged; shards are "
+    "merged by themselves.",
+)
 _OUT_DIR = flags.DEFINE_string(
     "out_dir", None, "Folder for the analysis, new or empty; runs/<time>-analysis by default."
 )
 
 PROMPTS_AT_ONCE = 256
 
-CAPTIONS = {
+FIGURE_CAPTIONS = {
     "main": "Accuracy, its drop and prompt F1. Small dots are targets, large ones their means; "
     "bars are 95 % intervals over targets and seeds.",
     "gamma": "Prompt F1 and accuracy drop against gamma, the weight of the distance term. Means, "
@@ -36,12 +41,26 @@ CAPTIONS = {
     "length": "Prompt F1 and accuracy drop against the length of the prompt, at the best gamma.",
     "model_size": "Prompt F1 and accuracy drop against the model's parameters, at the best gamma.",
     "training": "Along training: means, and the band that holds 80 % of the runs.",
+    "path": "Along the straight lines from p_star to the wayward prompt and on to its target's "
+    "embeddings: means, and the band that holds 80 % of the prompts.",
+    "discrete": "Accuracy of the prompts as they were tuned, of what they read as put back as "
+    "tokens, and of the target's text. Small dots are prompts, large ones their means; lines are "
+    "the model without a prompt (zero-shot) and with demonstrations (few-shot).",
+    "transfer": "Accuracy of prompts on the tasks, and as text with the models, that they were not "
+    "tuned for. Means over prompts.",
+}
+TABLE_CAPTIONS = {
     "groups": "Groups of targets, with intervals over targets and seeds",
     "targets": "Targets, with intervals over test examples",
     "gammas": "Groups of targets at each gamma, chosen or not",
     "lengths": "Groups of targets by the length of their prompts",
     "differences": "Differences between groups in accuracy drop",
-    "metrics": "Prompt F1 under other metrics of projection",
+    "path": "Along the straight lines from p_star (0) to the wayward prompt (1) and its target (2)",
+    "discrete": "Prompts as tuned, and texts as prompts",
+    "gaps": "How much better prompts are than texts as prompts, in points of accuracy",
+    "transfer": "Prompts on other tasks, and their readings with other models",
+    "projection": "What the prompts, and p_star, have in common with the targets by each metric: "
+    "F1, and the share of target tokens among the nearest 1, 5 and 10",
 }
 NOTES = (
     "A prompt reads as the tokens whose embeddings are nearest to its vectors (squared Euclidean "
@@ -50,7 +69,7 @@ NOTES = (
     "Prompt F1 compares the words of what is read with those of the target. The accuracy drop is "
     "(accuracy of p_star - accuracy) / accuracy of p_star, where p_star is the best prompt of the "
     "same length, task and settings without a target. Of several gammas the one with the highest "
-    "accuracy on dev counts, among those that read as the target.",
+    "accuracy on {select} counts, among those that read as the target.",
     "Intervals are 95 % percentile bootstraps. For a target, test examples are drawn, the same for "
     "p_star and for its prompts: this is how sure the drop of these very prompts is. For a group, "
     "targets and seeds are drawn: this is how far other targets and seeds might lead, though two "
@@ -63,8 +82,7 @@ NOTES = (
 def main() -> None:
     """Reads the jobs, reads their prompts anew, and writes what came of it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    folders = [command_line.path(name) for name in _RUNS.value]
-    if not folders:
+    if not _RUNS.value:
         raise InputError("--runs is empty: give folders of finished jobs, separated by commas")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out_dir = command_line.path(_OUT_DIR.value or f"runs/{stamp}-analysis")
@@ -72,6 +90,16 @@ def main() -> None:
         raise InputError(f"--out_dir={out_dir} is not empty: name a new folder")
     cache_dir, assets_dir = command_line.cache_dir(), command_line.assets_dir()
     # The libraries behind these take seconds to import, which --help should not have to wait for.
+    from experiments import object_stores
+
+    with object_stores.local(_RUNS.value) as folders:
+        analyze(folders, cache_dir, assets_dir, out_dir)
+
+
+def analyze(
+    folders: Sequence[Path], cache_dir: Path, assets_dir: Path | None, out_dir: Path
+) -> None:
+    """Analyses the jobs in folders on this machine."""
     from wayward_jax.analysis import jobs
 
     finished = jobs.read(folders)
@@ -80,7 +108,8 @@ def main() -> None:
             raise InputError(f"{run.checkpoint} is not there: bring the job's checkpoints, too")
     models, missing = load_models({run.row["model"] for run in finished}, cache_dir, assets_dir)
     readings = read_anew(finished, models)
-    write(finished, models, readings, missing, out_dir)
+    measured = jobs.read_measurements(folders)
+    write(finished, models, readings, measured, missing, out_dir)
     print(f"{len(finished)} runs. Open {out_dir / 'report.html'}")
 
 
@@ -142,6 +171,7 @@ def write(
     finished: Sequence["FinishedRun"],
     models: Mapping[str, "LanguageModel"],
     readings: Mapping[str, Mapping[str, "Reading"]],
+    measured: "Measured",
     missing: Sequence[str],
     out_dir: Path,
 ) -> None:
@@ -149,16 +179,22 @@ def write(
     import jax
 
     from wayward_jax.analysis import figures, report, summary, tables
+    from wayward_jax.analysis.readings import agreements
     from wayward_jax.analysis.selection import compare
 
     rows = [run.row for run in finished]
-    comparisons = compare(rows)
-    frames = tables.tables(rows, comparisons, readings)
+    comparisons = compare(rows, command_line.select())
+    anew = {c.wayward[0]["id"]: agreements(c, readings) for c in comparisons}
+    projection = measured.get("projection", {}) | {
+        key: found for key, found in anew.items() if found
+    }
+    measured = {**measured, "projection": projection}
+    frames = tables.tables(rows, comparisons, measured)
     parameters = {
         name: sum(leaf.size for leaf in jax.tree.leaves(model.params))
         for name, model in models.items()
     }
-    made = figures.figures(rows, parameters)
+    made = figures.figures(rows, comparisons, parameters, measured)
     without_sets = [name for name in tables.SETTING_NAMES if name != "set"]
     said = summary.summary(rows, comparisons, tables.by_group(comparisons, without_sets))
     page = report.render(
@@ -167,10 +203,10 @@ def write(
         notes=[
             *missing,
             *summary.reservations(rows, readings["euclidean"]),
-            *NOTES,
+            *(note.format(select=command_line.select()) for note in NOTES),
         ],
-        made={CAPTIONS[name]: figure for name, figure in made.items()},
-        frames={CAPTIONS[name]: frame for name, frame in frames.items()},
+        made={FIGURE_CAPTIONS[name]: figure for name, figure in made.items()},
+        frames={TABLE_CAPTIONS[name]: frame for name, frame in frames.items()},
         data=report.page_data(finished, readings, token_texts(finished, models, readings)),
     )
     try:

@@ -1,4 +1,4 @@
-"""What the programs here have in common: two flags, and how they end early."""
+"""What the programs here have in common: three flags, and how they end early."""
 
 import os
 import signal
@@ -31,6 +31,14 @@ _ASSETS_DIR = flags.DEFINE_string(
     "without network.",
 )
 
+_SELECT = flags.DEFINE_enum(
+    "select",
+    "dev",
+    ["dev", "test"],
+    "The split on which a target's best gamma is chosen. test, which is also reported, is how the "
+    "paper chooses.",
+)
+
 
 def path(value: str) -> Path:
     """The path that a flag says, with `~` for the user's folder."""
@@ -45,6 +53,11 @@ def cache_dir() -> Path:
 def assets_dir() -> Path | None:
     """What `--assets_dir` says."""
     return folder("assets_dir", _ASSETS_DIR.value)
+
+
+def select() -> str:
+    """What `--select` says."""
+    return _SELECT.value
 
 
 def folder(flag: str, value: str | None) -> Path | None:

@@ -12,7 +12,10 @@ from wayward_jax.errors import InputError
 
 flags.adopt_module_key_flags(command_line)
 
-EXPERIMENTS = ("main", "gamma", "length", "model_size", "true_definitions", "init", "certified")
+EXPERIMENTS = (
+    *("main", "gamma", "length", "model_size", "true_definitions", "init", "certified"),
+    *("path", "discrete", "transfer", "projection"),
+)
 """Each is a module beside this one with an `EXPERIMENT`; see `experiment.Experiment`."""
 
 AUTO = "auto"
@@ -61,7 +64,7 @@ _TARGETS = flags.DEFINE_string(
 _GAMMA = flags.DEFINE_list(
     "gamma",
     ["0.1"],
-    "Weights of the distance term; with several, a target's best one is chosen on dev. auto is "
+    "Weights of the distance term; with several, a target's best one is chosen (--select). auto is "
     "the smallest one that has the prompt read as its target, found while tuning; MODEL:0.01 is "
     "one for that model alone.",
 )
@@ -134,8 +137,8 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
 _OUT_DIR = flags.DEFINE_string(
     "out_dir",
     None,
-    "Folder for the results; runs/<time>-<experiment> by default. That of an earlier job with the "
-    "same flags continues it.",
+    "Folder for the results, also on an object store, such as gs://BUCKET/JOB; by default "
+    "runs/<time>-<experiment>. That of an earlier job with the same flags continues it.",
 )
 _TENSORBOARD = flags.DEFINE_bool(
     "tensorboard", False, "Write losses, accuracies, speed and memory to --out_dir for TensorBoard."
@@ -145,6 +148,25 @@ _PROFILE = flags.DEFINE_integer(
 )
 _ONLY = flags.DEFINE_list(
     "only", [], "Ids of runs: of all that the other flags ask for, only these are carried out."
+)
+_SHARD = flags.DEFINE_string(
+    "shard",
+    None,
+    "i/n, with i from 0 to n-1: of n equal parts of the list of runs, only this one is carried "
+    "out, in a folder of its own in --out_dir. The other flags are the same for all n.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of the first of several processes that do one job together, each started with these "
+    "three flags and otherwise the same. On Cloud TPU, Slurm, Open MPI and Kubernetes they find "
+    "each other without.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes do the job together.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0.", lower_bound=0
 )
 _REUSE = flags.DEFINE_list(
     "reuse",
@@ -182,14 +204,16 @@ class Settings:
     n_eval: int
     population: int | None
     mesh: dict[str, int] | None
-    out_dir: Path | None
+    out_dir: Path | str | None
     cache_dir: Path
     assets_dir: Path | None
     only: tuple[str, ...] = ()
     checkpoint_every: int = 100
     tensorboard: bool = False
     profile: int = 0
+    shard: tuple[int, int] | None = None
     reuse: tuple[Path, ...] = ()
+    select: str = "dev"
 
     def gammas_of(self, model: str) -> list[float | str]:
         """Those for all models, and those for this one alone."""
@@ -241,8 +265,33 @@ def settings() -> Settings:
         checkpoint_every=_CHECKPOINT_EVERY.value,
         tensorboard=_TENSORBOARD.value,
         profile=_PROFILE.value,
+        shard=_shard(_SHARD.value),
         reuse=tuple(command_line.folder("reuse", name) for name in _REUSE.value),
+        select=command_line.select(),
     )
+
+
+def place() -> dict[str, str | int]:
+    """This process's place among those of its job, as `jax.distributed` has it; empty if not given.
+
+    Raises:
+        InputError: the flags do not fit together.
+    """
+    coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    given = [each is not None for each in (coordinator, count, number)]
+    if not any(given):
+        return {}
+    if not all(given):
+        raise InputError("--coordinator, --num_processes and --process_id: give all three or none")
+    if not re.fullmatch(r".+:[0-9]{1,5}", coordinator):
+        raise InputError(f"--coordinator={coordinator}: give HOST:PORT")
+    if number >= count:
+        raise InputError(
+            f"--process_id={number}: give a number below --num_processes={count}, from 0 on"
+        )
+    if _OUT_DIR.value is None:
+        raise InputError("--out_dir is missing: several processes do one job in one folder")
+    return {"coordinator_address": coordinator, "num_processes": count, "process_id": number}
 
 
 def as_flags(settings: Settings) -> dict[str, object]:
@@ -316,10 +365,10 @@ def _prompt_lengths(texts: Sequence[str]) -> tuple[int, ...]:
     return tuple(_distinct("prompt_length", [int(text) for text in texts])) if texts else ()
 
 
-def _out_dir(text: str | None) -> Path | None:
-    if text and "://" in text:
-        raise InputError(f"--out_dir={text}: give a folder; object stores cannot be written to yet")
-    return command_line.path(text) if text else None
+def _out_dir(text: str | None) -> Path | str | None:
+    if not text or "://" in text:
+        return text or None
+    return Path(text).expanduser()
 
 
 def _population(text: str) -> int | None:
@@ -328,6 +377,19 @@ def _population(text: str) -> int | None:
     if not COUNT.fullmatch(text):
         raise InputError(f"--population={text}: give a number from 1 on, or auto")
     return int(text)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
+        raise InputError(f"--shard={text}: give i/n, such as 0/8 for the first of eight parts")
+    number, shards = map(int, text.split("/"))
+    if number >= shards:
+        raise InputError(f"--shard={text}: give a number from 0 to {shards - 1}, or more shards")
+    if _OUT_DIR.value is None:
+        raise InputError(f"--shard={text}: give --out_dir, too, the same for all shards")
+    return number, shards
 
 
 def _mesh(text: str) -> dict[str, int] | None:

@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -12,34 +13,43 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import command_line
-from experiments.experiment import Experiment
+from experiments.bench import Bench
+from experiments.experiment import Experiment, Measure
 from experiments.flags import Settings, as_flags
 from experiments.interruption import Interruption
-from experiments.job_folder import JobFolder, Plans, writing
+from experiments.job_folder import JobFolder, Plans, of_shard, writing
 from experiments.meter import Meter, curve, outcome
+from experiments.object_stores import Mirror
+from experiments.part import part
+from experiments.processes import agreed, first, on_first
 from experiments.terminal import Watch
 from experiments.trace import Trace
 from wayward_jax import assets, checkpoints, models, targets, tasks
 from wayward_jax.analysis import jobs
-from wayward_jax.analysis.jobs import FinishedRun
+from wayward_jax.analysis.jobs import FinishedRun, Measured
+from wayward_jax.cells import without_cell
 from wayward_jax.checkpoints import ProgressCheckpoints
 from wayward_jax.encoded_task import EncodedTask, encode_task
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.memory import busy_tokens, pack_tokens
-from wayward_jax.mesh import make_mesh
+from wayward_jax.mesh import make_mesh, on_host
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.populations import plan
 from wayward_jax.runs import Run
-from wayward_jax.sweep import Progress, Steps, tune_population
+from wayward_jax.sweep import Progress, Result, Steps, tune_population
 from wayward_jax.tasks import TaskData
 
 
-def prepare_device(settings: Settings) -> jnp.dtype:
-    """Turns JAX's compilation cache on, and says which dtype frozen weights shall have."""
-    jax.config.update("jax_compilation_cache_dir", str(settings.cache_dir / "compiled"))
+def keep_compiled(cache_dir: Path) -> None:
+    """Turns JAX's compilation cache on; before anything is compiled, or it stays off."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _dtype(settings: Settings) -> jnp.dtype:
+    """Of frozen weights."""
     if settings.dtype != "auto":
         return jnp.dtype(settings.dtype)
     return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
@@ -47,14 +57,29 @@ def prepare_device(settings: Settings) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finished:
-    """The rows of `results.jsonl` that were asked for, and what reads their ids, by model."""
+    """What came of a job.
+
+    Attributes:
+        rows: of `results.jsonl`, those that were asked for.
+        measured: of their prompts.
+        tokenizers: by model.
+        folder: where it all is.
+    """
 
     rows: list[dict]
+    measured: Measured
     tokenizers: dict[str, Tokenizer]
+    folder: Path
 
 
-def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: Watch) -> Finished:
-    """Tunes and evaluates every run of an experiment.
+def carry_out(
+    settings: Settings,
+    experiment: Experiment,
+    out_dir: Path,
+    watch: Watch,
+    mirror: Mirror | None = None,
+) -> Finished:
+    """Tunes and evaluates every run of an experiment, and measures what it measures of them.
 
     Writes into `out_dir`, see `JobFolder`, once all input has been found good. What an earlier
     process with the same flags finished there is not done again, and what it had begun goes on from
@@ -63,33 +88,79 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
 
     Args:
         settings: of the job.
-        experiment: lists the runs.
-        out_dir: new or empty, or of an earlier job with the same flags.
+        experiment: lists the runs and measurements.
+        out_dir: new or empty, or of an earlier job with the same flags; of shards, the folder that
+            their own are in.
         watch: is told how far the job has come.
+        mirror: of `out_dir`, if it is a copy.
 
     Raises:
         InputError: something given cannot be used, and nothing is written then; or `out_dir` can no
             longer be written, and what was written stays.
         KeyboardInterrupt: it was asked to stop, and has kept how far it had come.
     """
-    folder = JobFolder(out_dir, as_flags(settings))
-    starts = _read_starts(settings)
-    finished = jobs.read(settings.reuse)
     loader = _Loader(settings)
-    inputs = _read(settings, experiment, loader, starts, watch)
-    reused = _reused(finished, inputs)
+    own = out_dir if settings.shard is None else first(lambda: of_shard(out_dir, settings.shard))
+    folder = JobFolder(own, as_flags(settings))
+    first(folder.look)
+    starts = first(lambda: _read_starts(settings))
+    finished = first(lambda: jobs.read(settings.reuse))
+    with agreed():
+        inputs = _read(settings, experiment, loader, starts, watch)
+    reused = first(lambda: _reused(finished, inputs))
     interruption = Interruption()
 
-    def keep(kept: ProgressCheckpoints, progress: Progress) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt(f": the same command with --out_dir={out_dir} goes on")
+
+    def send() -> None:
+        if mirror is not None:
+            mirror.send()
+
+    def save(kept: ProgressCheckpoints, progress: Progress) -> None:
+        with writing(out_dir):
+            kept.save(progress)
+            if mirror is not None:
+                kept.wait()
+        send()
+
+    def finish(found: Sequence[Result], task: EncodedTask) -> None:
+        folder.add(found, task.test.labels)
+        send()
+
+    def add(key: str, found: list[dict]) -> None:
+        folder.add_measurement(settings.experiment, key, found)
+        send()
+
+    def keep(kept: ProgressCheckpoints | None, progress: Progress) -> None:
         before = progress.step - len(progress.losses[-1].task)
         every = settings.checkpoint_every
         asked = interruption.asked()
         if asked or progress.step // every > before // every:
-            with writing(out_dir):
-                kept.save(progress)
+            progress = on_host(progress)
+            first(lambda: save(kept, progress))
         trace.see(progress)
         if asked:
-            raise KeyboardInterrupt(f": the same command with --out_dir={out_dir} goes on")
+            stop()
+
+    def measure(measure_of: Measure, model: str, rows: list[dict]) -> None:
+        """Takes what measurements with a model were not taken before."""
+        done = first(folder.measured).get(settings.experiment, {})
+        bench = Bench(
+            loader.model(model),
+            loader.mesh,
+            inputs[model].tasks,
+            rows,
+            settings.select,
+            lambda row: first(lambda: checkpoints.load_prompt(folder.checkpoint(row["id"]))),
+        )
+        left = [(key, take) for key, take in measure_of(bench) if key not in done]
+        for number, (key, take) in enumerate(left, start=1):
+            watch.doing(f"{model}, measuring, {number} of {len(left)}")
+            rows_of = take()
+            first(lambda: add(key, rows_of))  # noqa: B023
+            if interruption.asked():
+                stop()
 
     def on_steps(steps: Steps) -> None:
         watch.stepped(len(steps.task_loss), meter.steps(steps))
@@ -97,41 +168,38 @@ def carry_out(settings: Settings, experiment: Experiment, out_dir: Path, watch: 
     def on_broken(step: int) -> None:
         watch.note(f"the checkpoint of step {step} is broken: going on from the one before it")
 
-    with folder.claimed(watch.note), interruption.heed():
-        folder.take_over(reused)
-        done = folder.rows().keys()
-        plans = [
-            (name, each)
-            for name, each in _plans(settings, folder, inputs, loader.mesh)
-            if not {run.id for run in each.runs} <= done
-        ]
+    with on_first(folder.claimed(watch.note)), interruption.heed():
+        first(lambda: folder.take_over(reused))
+        plans = first(lambda: _plans(settings, folder, inputs, loader.mesh))
         watch.planned(sum(each.runs[0].steps for _, each in plans))
-        meter, trace = Meter(loader.dtype, loader.mesh), Trace(out_dir, settings.profile)
+        meter, trace = Meter(loader.dtype, loader.mesh), Trace(own, settings.profile)
         for name, each in plans:
             model = each.runs[0].model
             watch.doing(f"{model}, {name}, {len(each.runs)} prompts")
             watch.begun(f"{Path(name).name}-{each.runs[0].id}")
             task = inputs[model].tasks[name]
             meter.begin(loader.model(model))
-            with folder.in_flight(name, each) as kept, trace.of(each):
+            with on_first(folder.in_flight(name, each)) as kept, trace.of(each):
                 found = tune_population(
                     loader.model(model),
                     task,
                     each,
                     loader.mesh,
                     starts=_starts(starts, each.runs),
-                    since=kept.restore(on_broken),
+                    since=first(lambda: kept.restore(on_broken)),
                     on_steps=on_steps,
                     on_progress=functools.partial(keep, kept),
                 )
-                folder.add(found, task.test.labels)
+                first(lambda: finish(found, task))  # noqa: B023
             watch.tuned(curve(found), outcome(found))
-        rows = folder.rows()
-    asked_for = {run.id for each in inputs.values() for run in each.all_runs}
-    return Finished(
-        [row for id, row in rows.items() if id in asked_for],
-        {name: each.tokenizer for name, each in inputs.items()},
-    )
+        asked_for = {run.id for each in inputs.values() for run in each.all_runs}
+        rows = [row for id, row in first(folder.rows).items() if id in asked_for]
+        if experiment.measure is not None:
+            for model in inputs:
+                measure(experiment.measure, model, rows)
+        measured = first(folder.measured)
+    tokenizers = {name: each.tokenizer for name, each in inputs.items()}
+    return Finished(rows, measured, tokenizers, own)
 
 
 class _Loader:
@@ -139,7 +207,7 @@ class _Loader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.dtype = prepare_device(settings)
+        self.dtype = _dtype(settings)
         self._held: LanguageModel | None = None
         self.mesh = _mesh(settings)
 
@@ -159,7 +227,10 @@ class _Loader:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Inputs:
-    """What a job reads for one model before it starts: examples, runs and tokens a pack by task."""
+    """What a job reads for one model before it starts: examples, runs and tokens a pack by task.
+
+    Examples are those of the whole job, whatever part of its runs is carried out.
+    """
 
     tokenizer: Tokenizer
     tasks: dict[str, EncodedTask]
@@ -170,6 +241,11 @@ class _Inputs:
     def all_runs(self) -> list[Run]:
         """Those of all tasks."""
         return [run for runs in self.runs.values() for run in runs]
+
+    def narrowed(self, ids: set[str]) -> Self:
+        """With the runs of these ids alone."""
+        runs = {task: [run for run in own if run.id in ids] for task, own in self.runs.items()}
+        return dataclasses.replace(self, runs=runs)
 
 
 def _read(
@@ -195,10 +271,12 @@ def _read(
         }
         for name in settings.tasks
     }
-    return {
+    inputs = {
         name: _read_for(loader.model(name), settings, experiment, datasets, starts, loader.mesh)
         for name in settings.models
     }
+    own = part(settings, [run for each in inputs.values() for run in each.all_runs])
+    return {name: each.narrowed({run.id for run in own}) for name, each in inputs.items()}
 
 
 def _read_for(
@@ -224,6 +302,7 @@ def _read_for(
         ]
         planned[name] = experiment.runs(settings, model.name, name, found)
         _check_starts(starts, planned[name], model.table().shape[1])
+        _check_cells(model, planned[name])
     # Prompts are put before the examples of other tasks, too.
     longest = max(run.prompt_length for runs in planned.values() for run in runs)
     encoded, fitting = {}, {}
@@ -268,7 +347,7 @@ def _reused(finished: Sequence[FinishedRun], inputs: Mapping[str, _Inputs]) -> l
 def _plans(
     settings: Settings, folder: JobFolder, inputs: Mapping[str, _Inputs], mesh: Mesh
 ) -> Plans:
-    """The plans of an earlier process or, if they do not suit any more, new ones for what is left.
+    """What is left of an earlier process's plans or, if those do not suit any more, new ones.
 
     Plans depend on the memory that is free and on what else is planned. Only with the same ones do
     populations go on from their checkpoints, and come to the very same numbers.
@@ -276,8 +355,8 @@ def _plans(
     made_for = {"population": settings.population, "mesh": dict(mesh.shape)}
     runs = {run.id: run for each in inputs.values() for run in each.all_runs}
     plans = folder.read_plans(made_for, runs)
+    done = folder.rows().keys()
     if plans is None:
-        done = folder.rows().keys()
         plans = [
             (name, each)
             for of_model in inputs.values()
@@ -291,15 +370,21 @@ def _plans(
             )
         ]
         folder.write_plans(made_for, plans)
-    return plans
+    return [(name, each) for name, each in plans if not {run.id for run in each.runs} <= done]
 
 
 def _mesh(settings: Settings) -> Mesh:
     sizes = settings.mesh or {"runs": jax.device_count()}
     try:
-        return make_mesh(**sizes)
+        mesh = make_mesh(**sizes)
     except ValueError as error:
         raise InputError(f"--mesh: {error}") from error
+    if jax.process_count() > 1 and mesh.size < jax.device_count():
+        raise InputError(
+            f"--mesh: uses {mesh.size} of the {jax.device_count()} devices that the processes of "
+            "this job have: use all"
+        )
+    return mesh
 
 
 def _fetcher(settings: Settings) -> Callable[[str], Path]:
@@ -327,6 +412,21 @@ def _read_starts(settings: Settings) -> dict[str, np.ndarray]:
 def _starts(starts: Mapping[str, np.ndarray], runs: Sequence[Run]) -> dict[str, np.ndarray]:
     """By run id, the prompts of `_read_starts` for the runs that start there."""
     return {run.id: starts[run.init] for run in runs if run.init in starts}
+
+
+def _check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
+    """That something reads as each token that a prompt shall be kept to."""
+    readable = model.table()[: model.tokenizer.vocab_size]
+    targets = {run.target_name: run.target_ids for run in runs if run.constraint != "penalty"}
+    for name, ids in targets.items():
+        lacking = without_cell(readable, np.asarray(ids))
+        if lacking.any():
+            token = ids[int(lacking.argmax())]
+            raise InputError(
+                f"--targets: nothing reads as {model.tokenizer.decode([token])!r} (token {token}) "
+                f"of {name}, since another token of {model.name} has the same embedding: leave "
+                "this target out, or use --constraint=penalty and a number for --gamma"
+            )
 
 
 def _check_starts(starts: Mapping[str, np.ndarray], runs: Sequence[Run], width: int) -> None:

@@ -38,23 +38,47 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def of_shard(out_dir: Path, shard: tuple[int, int]) -> Path:
+    """The folder of a shard `(i, n)` in the `--out_dir` that it shares with the others.
+
+    Raises:
+        InputError: that folder is of a whole job, or of another number of shards.
+    """
+    if (out_dir / "flags.json").exists():
+        raise InputError(
+            f"--out_dir={out_dir} is a job without --shard: leave out --shard to continue it, or "
+            "name a new folder"
+        )
+    number, shards = shard
+    if others := {count for _, count in jobs.shards(out_dir)} - {shards}:
+        raise InputError(
+            f"--out_dir={out_dir} has shards of {others.pop()}: give --shard={number} of as many, "
+            "or name a new folder"
+        )
+    return out_dir / f"shard-{number}-of-{shards}"
+
+
 class JobFolder:
     """What `--out_dir` names.
 
     It holds `flags.json` of the first start, `plan.json` (which runs are tuned together),
-    `results.jsonl`, `checkpoints/<run id>`, and in `in_flight` a folder of checkpoints for the
-    population being tuned.
+    `results.jsonl`, `checkpoints/<run id>`, in `in_flight` a folder of checkpoints for the
+    population being tuned, and `measurements.jsonl` if an experiment measures prompts.
     """
 
     def __init__(self, path: Path, flags: Mapping[str, Any]) -> None:
-        """Looks, and writes nothing but the file of the lock; see `claimed`.
+        """See `look` and `claimed`."""
+        self.path = path
+        self._flags = flags
+        self._lock = FileLock(path / ".lock")
+
+    def look(self) -> None:
+        """Looks what is there, and writes nothing but the file of the lock.
 
         Raises:
             InputError: the folder is another job's, in use, or of something else.
         """
-        self.path = path
-        self._flags = flags
-        self._lock = FileLock(path / ".lock")
+        path = self.path
         with writing(path):
             if path.exists() and not path.is_dir():
                 raise InputError(f"--out_dir={path} is not a folder: name one, or a new one")
@@ -80,14 +104,19 @@ class JobFolder:
                     self._check_flags()
                 else:
                     self._write("flags.json", dict(self._flags))
-                if self._results.exists() and results.repair(self._results):
-                    note(f"dropped half a row at the end of {self._results}")
+                for path in (self._results, self._measurements):
+                    if path.exists() and results.repair(path):
+                        note(f"dropped half a row at the end of {path}")
             yield
 
     def rows(self) -> dict[str, dict]:
         """The rows of all finished runs by run id, in the order they came."""
         rows = results.read(self._results) if self._results.exists() else []
         return {row["id"]: row for row in rows}
+
+    def checkpoint(self, run: str) -> Path:
+        """Where the prompt of a finished run is, by its id."""
+        return self.path / "checkpoints" / run
 
     def read_plans(self, made_for: Mapping[str, Any], runs: Mapping[str, Run]) -> Plans | None:
         """The plans that were kept, unless they were made for something else or lack a run."""
@@ -129,7 +158,7 @@ class JobFolder:
             done = self.rows()
             new = [result for result in found if result.run.id not in done]
             for result in new:
-                checkpoints.save_prompt(self.path / "checkpoints" / result.run.id, result.prompt)
+                checkpoints.save_prompt(self.checkpoint(result.run.id), result.prompt)
             results.append(self._results, [results.to_row(result, labels) for result in new])
 
     def take_over(self, finished: Sequence[FinishedRun]) -> None:
@@ -138,9 +167,24 @@ class JobFolder:
             done = self.rows()
             new = [run for run in finished if run.row["id"] not in done]
             for run in new:
-                prompt = checkpoints.load_prompt(run.checkpoint)
-                checkpoints.save_prompt(self.path / "checkpoints" / run.row["id"], prompt)
+                checkpoints.save_prompt(
+                    self.checkpoint(run.row["id"]), checkpoints.load_prompt(run.checkpoint)
+                )
             results.append(self._results, [run.row for run in new])
+
+    def measured(self) -> jobs.Measured:
+        """What was measured of the runs, in this process or before."""
+        return jobs.read_measurements([self.path])
+
+    def add_measurement(self, measurement: str, key: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Writes the rows of one measurement, all in a line."""
+        with writing(self.path):
+            line = {"measurement": measurement, "key": key, "rows": rows}
+            results.append(self._measurements, [line])
+
+    @property
+    def _measurements(self) -> Path:
+        return self.path / jobs.MEASUREMENTS
 
     @property
     def _results(self) -> Path:

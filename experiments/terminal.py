@@ -13,6 +13,7 @@ from rich.text import Text
 from experiments.board import Board
 from experiments.meter import Figures
 from wayward_jax.analysis import tables
+from wayward_jax.analysis.jobs import Measured
 from wayward_jax.analysis.selection import compare, is_aimed
 from wayward_jax.models.tokenizer import Tokenizer
 
@@ -115,9 +116,11 @@ def _line(figures: Figures) -> str:
 
 def show(
     rows: Sequence[dict],
+    measured: Measured,
     tokenizers: Mapping[str, Tokenizer],
     names: Sequence[str],
     console: Console,
+    select: str = "dev",
 ) -> None:
     """Tables of a job's results, and a target's tokens beside those that were read.
 
@@ -125,12 +128,14 @@ def show(
 
     Args:
         rows: of the results.
+        measured: of their prompts.
         tokenizers: by model.
         names: of the tables.
         console: where they are shown.
+        select: the split that gammas are chosen on.
     """
-    comparisons = compare(rows)
-    made = tables.tables(rows, comparisons)
+    comparisons = compare(rows, select)
+    made = tables.tables(rows, comparisons, measured)
     frames = [made[name] for name in names if name in made]
     for frame in frames or [tables.by_run(rows)[list(OF_A_RUN)]]:
         console.print(_table(frame))

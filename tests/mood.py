@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tiny import pair
 
 from experiments.flags import Settings
@@ -94,6 +95,16 @@ def run(*args: str) -> subprocess.CompletedProcess:
 def analyze(*args: str) -> subprocess.CompletedProcess:
     """`python -m experiments.analyze`."""
     return _program("experiments.analyze", *args)
+
+
+def assert_same_outcome(row: dict, expected: dict) -> None:
+    """A run's rows of two jobs agree, but for rounding: it was computed beside other runs."""
+    assert row.keys() == expected.keys()
+    for name in ("id", "correct", "dev_accuracy", "projected_ids", "n_train", "n_eval"):
+        assert row[name] == expected[name]
+    assert row["task_loss"] == pytest.approx(expected["task_loss"], rel=1e-3)
+    if row["target_ids"]:
+        assert row["distance"] == pytest.approx(expected["distance"], rel=1e-3, abs=1e-6)
 
 
 def _program(module: str, *args: str) -> subprocess.CompletedProcess:

@@ -38,7 +38,7 @@ def table(job, tmp_path_factory):
 
 
 def test_tables_and_figures_are_written_in_every_format(analysis):
-    for name in ("groups", "targets", "metrics"):
+    for name in ("groups", "targets", "projection"):
         assert len(pd.read_csv(analysis / "tables" / f"{name}.csv"))
         assert (analysis / "tables" / f"{name}.md").read_text().startswith("| model")
         assert r"\begin{tabular}" in (analysis / "tables" / f"{name}.tex").read_text()

@@ -1,6 +1,7 @@
 """Experiments as jobs: lists of models, starts and lengths, and runs taken over from other jobs."""
 
 import importlib
+import shutil
 
 import mood
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 from rich.console import Console
-from tiny import pair
+from safetensors.numpy import load_file, save_file
+from tiny import WORDS, pair
 
 from experiments import experiment, flags, grid, job, length, main
 from experiments.terminal import Watch
@@ -208,6 +210,26 @@ def test_a_start_of_another_width_is_refused(folder, tmp_path):
     checkpoints.save_prompt(tmp_path / "start", np.zeros((3, 5), np.float32))
     with pytest.raises(InputError, match=r"--init=.* has 3 tokens of width 5"):
         carry_out(folder, tmp_path / "refused", inits=("target", str(tmp_path / "start")))
+
+
+@pytest.mark.parametrize(
+    "held", [{"constraints": ("cell",)}, {"gammas": ("auto",)}], ids=["cell", "auto"]
+)
+def test_targets_that_nothing_can_read_as_are_refused(folder, tmp_path, held):
+    """The embedding of w9 is made that of w8: the first of the two is what is read."""
+    twins = shutil.copytree(folder / "gpt2", tmp_path / "twins")
+    weights = load_file(twins / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("wte.weight"))
+    w8, w9 = WORDS.index("w8"), WORDS.index("w9")
+    weights[name][w9] = weights[name][w8]
+    save_file(weights, twins / "model.safetensors", {"format": "pt"})
+    changed = {"models": (str(twins),), "targets": "text=w7 w8 w9", **held}
+    with pytest.raises(InputError, match=rf"^--targets: nothing reads as 'w9' \(token {w9}\)"):
+        carry_out(folder, tmp_path / "out", **changed)
+    assert not (tmp_path / "out").exists()
+    changed["targets"] = "text=w7 w8"
+    rows, _ = carry_out(folder, tmp_path / "out", **changed)
+    assert rows[1]["prompt_f1"] == 1
 
 
 def test_modules_of_experiments_say_what_they_show():

@@ -4,6 +4,7 @@ import pytest
 from test_selection import best, wayward
 
 from wayward_jax.analysis.figures import figures
+from wayward_jax.analysis.selection import compare
 
 
 def with_curve(row):
@@ -12,7 +13,8 @@ def with_curve(row):
 
 
 def names(rows, parameters=()):
-    return list(figures([with_curve(row) for row in rows], dict(parameters)))
+    rows = [with_curve(row) for row in rows]
+    return list(figures(rows, compare(rows), dict(parameters)))
 
 
 def test_one_target_at_one_gamma_has_the_main_figure_and_the_curves():

@@ -142,6 +142,48 @@ def test_a_mesh_names_each_axis_once_with_a_size_or_is_auto(given, value):
         given(mesh=value)
 
 
+@pytest.mark.parametrize(
+    "value", ["", "1", "1/", "/2", "2/2", "-1/2", "0/0", "1.0/2", "a/b", "1/2/3"]
+)
+def test_a_shard_is_one_of_so_many(given, value):
+    assert given(shard=None).shard is None
+    assert given(shard="1/2", out_dir="job").shard == (1, 2)
+    with pytest.raises(InputError, match=r"^--shard="):
+        given(shard=value, out_dir="job")
+    with pytest.raises(InputError, match=r"^--shard=.*--out_dir"):
+        given(shard="1/2")
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"models": ("nothing",)}, "--model"),
+        ({"tasks": ("nothing",)}, "--task"),
+        ({"targets": "nothing"}, "--targets"),
+        ({"template": 7}, "--template"),
+        ({"inits": ("nothing",)}, "--init"),
+        ({"prompt_lengths": (60,)}, "--prompt_length"),
+        ({"k_shot": 0}, "--k_shot"),
+        ({"k_shot": 1000}, "k_shot"),
+        ({"mesh": {"runs": 1000}}, "--mesh.*1000 devices"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed, named):
+    out_dir = folder / "refused"
+    given = settings(folder, out_dir, **changed)
+    with pytest.raises(InputError, match=named), Watch(Console(quiet=True)) as watch:
+        job.carry_out(given, main.EXPERIMENT, out_dir, watch)
+    assert not out_dir.exists()
+
+
+def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
+    out_dir = folder / "refused"
+    given = settings(folder, out_dir, only=("123456789abc",))
+    with pytest.raises(InputError, match="--only"), Watch(Console(quiet=True)) as watch:
+        job.carry_out(given, main.EXPERIMENT, out_dir, watch)
+    assert not out_dir.exists()
+
+
 def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     out_dir, _ = finished
     row = results.read(out_dir / "results.jsonl")[-1]

@@ -83,3 +83,25 @@ def test_what_is_unknown_is_left_blank():
     frame = tables.by_group(compare([best(0.8), wayward(0.7, name="one/1")]))
     assert np.isnan(frame["low"][0])
     assert tables.shown(frame)[0]["from"].tolist() == [""]
+
+
+def test_gaps_are_between_a_prompt_and_its_own_texts():
+    """By hand: five prompts, 20 points better than what they read as, once 40."""
+    made = [best(0.8), *(wayward(0.7, run={"seed": seed}) for seed in range(5))]
+    lines = {
+        row["id"]: [
+            {"id": row["id"], "prompt": prompt, "calibrated": False, "accuracy": accuracy}
+            for prompt, accuracy in (
+                ("continuous", 0.8),
+                ("projected", 0.4 if row["seed"] == 0 else 0.6),
+                ("target", 0.8),
+            )
+        ]
+        for row in made[1:]
+    }
+    lines["zero-shot"] = [{"prompt": "zero-shot", "calibrated": False, "accuracy": 0.1}]
+    projected, target = tables.gaps(made, {"discrete": lines}).itertuples()
+    assert (projected.gap, projected.pairs) == (pytest.approx(24), 5)
+    assert projected.p_value == pytest.approx(2 / 2**5)  # of all signs of five differences
+    assert (target.gap, target.p_value) == (pytest.approx(0), 1)
+    assert target.within_noise

@@ -9,12 +9,14 @@ import pytest
 import tiny
 import torch
 
+from wayward_jax import sweep
 from wayward_jax.batching import example_order, gold_pieces
+from wayward_jax.cells import Cells
 from wayward_jax.mesh import make_mesh
 from wayward_jax.populations import batches, plan
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
-from wayward_jax.tuning import start, tune
+from wayward_jax.tuning import Population, held, start, tune
 
 EXAMPLES = tiny.examples(10, n_labels=2, seed=0)
 TRAIN = {100: gold_pieces(EXAMPLES, [1] * len(EXAMPLES))}
@@ -167,6 +169,70 @@ def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(pair, together):
     others = np.array([2, 3, 4])
     np.testing.assert_array_equal(state.prompts[others], healthy.prompts[others])
     np.testing.assert_array_equal(losses.task[:, others], healthy_losses.task[:, others])
+
+
+def test_hard_cells_hold_at_every_step_and_leave_other_runs_alone(pair, together):
+    """Also those of a prompt that would move far away."""
+    model = pair[0]
+    confined = [
+        dataclasses.replace(RUNS[0], constraint="cell", gamma=0.0, margin=0.05),
+        dataclasses.replace(RUNS[3], constraint="cell", margin=0.3, learning_rate=0.3),
+    ]
+    own = in_one_shape(planned([*confined, *RUNS[1:3]]))
+    table = np.float64(model.table()[: model.tokenizer.vocab_size])
+    starts = {run.id: start_of(run) for run in own.runs}
+    population, state = sweep.begin(model, own, make_mesh(), starts)
+    steps = 0
+    for batch in batches(TRAIN, dataclasses.replace(own, chunk=1)):
+        for r, run in enumerate(own.runs):
+            if run.constraint == "cell":
+                prompt = np.float64(state.prompts[r, : run.prompt_length])
+                far = np.square(prompt[:, None] - table).sum(axis=2)
+                assert far.argmin(axis=1).tolist() == list(run.target_ids)
+        state, _ = tune(model.module, model.params, population, state, batch, STEPS, make_mesh())
+        steps += 1
+    assert steps == STEPS
+    r = own.runs.index(confined[1])
+    assert np.abs(state.prompts[r] - table[list(confined[1].target_ids)]).max() > 0.1
+    for run in RUNS[1:3]:
+        alike = state.prompts[own.runs.index(run), :3], together[0].prompts[RUNS.index(run), :3]
+        np.testing.assert_allclose(*alike, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_gamma_that_is_found_has_the_prompt_read_as_its_target(pair, seed):
+    """From wherever it starts; other gammas stay as they are given."""
+    model = pair[0]
+    held = {"constraint": "dual", "gamma": 1.0, "margin": 0.01, "learning_rate": 0.1}
+    run = dataclasses.replace(random_run(4, seed=seed, **held), steps=60)
+    fixed = dataclasses.replace(run, constraint="penalty", gamma=20.0, margin=0.0)
+    runs = [run, dataclasses.replace(run, init="target"), fixed]
+    own = in_one_shape(planned(runs))
+    population, state = sweep.begin(model, own, make_mesh(), {})
+    for batch in batches(TRAIN, own):
+        state, _ = tune(model.module, model.params, population, state, batch, 60, make_mesh())
+    nearest = np.asarray(d_proj(model.table(), state.prompts, model.readable()))
+    np.testing.assert_array_equal(nearest[:2], np.tile(run.target_ids, (2, 1)))
+    assert (np.asarray(state.gamma) <= [10, 10, 20]).all()
+    assert state.gamma[2] == 20
+
+
+def test_a_gamma_goes_up_outside_and_down_inside_worked_by_hand():
+    """Four runs of one vector; the cell of the token at 0 ends at 2, and at 1 by its margin."""
+    table = jnp.asarray([[0.0], [4.0]])
+    cells = Cells(
+        nearest=jnp.asarray([[[0, 1]]] * 4),
+        share=jnp.full(4, 0.5),
+        hard=jnp.zeros(4, bool),
+        dual_rate=jnp.asarray([0.1, 0.1, 0.1, 0.0]),
+        vocab_size=2,
+    )
+    ids, mask = jnp.zeros((4, 1), jnp.int32), jnp.ones((4, 1), bool)
+    population = Population(ids, mask, jnp.ones(4), cells)
+    prompts = jnp.asarray([0.9, 1.1, 1.1, 1.1])[:, None, None]
+    same, gamma = held(table, population, prompts, jnp.asarray([1.0, 1, 9, 1]), left=0.65)
+    np.testing.assert_array_equal(same, prompts)
+    np.testing.assert_allclose(gamma, [np.exp(-0.04), np.exp(0.3), 10, 1], rtol=1e-6)
 
 
 def test_the_distance_term_pulls_the_prompt_to_its_target(pair):

@@ -32,8 +32,8 @@ class Cells:
     nearest: `[R, L, K]` int32, `neighbours` of the targets' embeddings, themselves included.
     share: `[R]` float32, `1 - margin`.
     hard: `[R]` bool, whether vectors outside are pulled back.
-    dual_rate: `[R]` float32, by how much the logarithm of gamma goes up at a step that leaves a
-        vector outside, see `tuning`; 0 for a gamma that stays.
+    dual_rate: `[R]` float32, how fast the logarithm of gamma goes up and down while it is being
+        found, see `tuning.held`; 0 for a gamma that stays.
     vocab_size: rows of the embedding table that can be read; others have no cell.
     """
 

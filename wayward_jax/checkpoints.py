@@ -27,7 +27,7 @@ def save_prompt(path: Path, prompt: np.ndarray) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with _os_errors(), ocp.StandardCheckpointer() as checkpointer:
+    with _os_errors(), _checkpointer() as checkpointer:
         checkpointer.save(path.absolute(), {"prompt": prompt}, force=True)
 
 
@@ -40,7 +40,7 @@ def load_prompt(path: Path) -> np.ndarray:
     if not path.is_dir():
         raise InputError(f"{path} is not a checkpoint: give the path of a run's checkpoint folder")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             prompt = np.asarray(checkpointer.restore(path.absolute())["prompt"], np.float32)
     except Exception as error:  # Orbax raises all kinds of exceptions on what is broken
         said = (str(error).splitlines() or [type(error).__name__])[0]
@@ -64,12 +64,20 @@ class ProgressCheckpoints:
         Raises:
             OSError: it cannot be written.
         """
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT,
+            cleanup_tmp_directories=True,
+            create=False,
+            multiprocessing_options=_alone(),
+        )
+        folder.mkdir(parents=True, exist_ok=True)
         with _os_errors():
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, progress: Progress) -> None:
         """Copies the progress, which may change then, and sets about writing it.
+
+        Of several processes one does so, with what `mesh.on_host` made of the progress.
 
         Raises:
             OSError: this one, or the one before, cannot be written.
@@ -96,17 +104,34 @@ class ProgressCheckpoints:
             self._manager.delete(step)
         return None
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Returns once everything is written.
 
         Raises:
             OSError: it cannot be.
         """
         with _os_errors():
-            try:
-                self._manager.wait_until_finished()
-            finally:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and gives up; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            with _os_errors():
                 self._manager.close()
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer(multiprocessing_options=_alone())
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """For a process that reads and writes without waiting for others of its job."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
 
 
 def _as_tree(progress: Progress) -> dict[str, Any]:

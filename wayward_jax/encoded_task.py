@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from wayward_jax.batching import Piece, example_order, gold_pieces, label_pieces
+from wayward_jax.discrete import CONTENT_FREE
 from wayward_jax.errors import InputError
 from wayward_jax.evaluation import EvaluationSet, evaluation_sets
 from wayward_jax.models import LanguageModel
@@ -23,12 +24,15 @@ class EncodedTask:
         curve: by data seed, a few dev examples, for the points of a training curve.
         dev: by data seed, what choices between runs go by.
         test: what is reported.
+        prior: a single example whose text has no content, see `discrete.calibrated`; its label
+            means nothing.
     """
 
     train: dict[int, list[Piece]]
     curve: dict[int, EvaluationSet]
     dev: dict[int, EvaluationSet]
     test: EvaluationSet
+    prior: EvaluationSet
 
 
 def encode_task(
@@ -79,8 +83,9 @@ def encode_task(
         *((data, some(data.dev, min(n_curve, n_eval or n_curve))) for data in samples.values()),
         *((data, some(data.dev, n_eval)) for data in samples.values()),
         (last, some(last.test, n_eval)),
+        (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32))),
     ]
-    *of_samples, test = evaluation_sets(
+    *of_samples, test, prior = evaluation_sets(
         [label_pieces(encoded(data, examples)) for data, examples in evaluated],
         [examples.labels for _, examples in evaluated],
         len(last.task.labels),
@@ -95,4 +100,5 @@ def encode_task(
         curve=dict(zip(samples, of_samples[: len(samples)], strict=True)),
         dev=dict(zip(samples, of_samples[len(samples) :], strict=True)),
         test=test,
+        prior=prior,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from wayward_jax.batching import Pack, PackShape, Piece, first_fit, make_pack, padded, sizes, spread
-from wayward_jax.mesh import BY_RUN, place
+from wayward_jax.mesh import BY_RUN, on_host, place
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.causal_lm import Past
 from wayward_jax.objective import prediction_losses
@@ -132,13 +132,40 @@ def scores(losses: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
     """
     total = np.zeros((len(losses[0]), len(examples.labels) * examples.n_labels), np.float32)
     for part, loss in zip(examples.parts, losses, strict=True):
-        np.add.at(total, (slice(None), part.score), np.asarray(loss))
+        np.add.at(total, (slice(None), part.score), on_host(loss))
     return total.reshape(len(total), -1, examples.n_labels)
 
 
 def predictions(losses: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
     """The label of lowest score, the first of equals: `[R, E]` int. Arguments as for `scores`."""
     return scores(losses, examples).argmin(axis=-1)
+
+
+def score_prompts(
+    model: LanguageModel,
+    prompts: Sequence[np.ndarray],
+    examples: EvaluationSet,
+    mesh: Mesh,
+    *,
+    length: int,
+) -> np.ndarray:
+    """`scores` under N prompts of any lengths: `[N, E, C]`.
+
+    Args:
+        model: the frozen model.
+        prompts: `[<= length, D]` each; one without vectors is no prompt at all.
+        examples: to score.
+        mesh: see `start_scoring`.
+        length: to which all are padded. Each other one is compiled anew.
+    """
+    places = -(-len(prompts) // mesh.shape["runs"]) * mesh.shape["runs"]
+    vectors = np.zeros((places, length, model.table().shape[1]), np.float32)
+    mask = np.zeros((places, length), bool)
+    for i, prompt in enumerate(prompts):
+        vectors[i, : len(prompt)] = prompt
+        mask[i, : len(prompt)] = True
+    losses = start_scoring(model, *place((vectors, mask), mesh, BY_RUN), examples, mesh)
+    return scores(losses, examples)[: len(prompts)]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "mesh"))

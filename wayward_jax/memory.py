@@ -77,7 +77,7 @@ def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: M
     longest = max(runs, key=lambda run: run.prompt_length)
     (alone,) = plan(train, [longest], population=1, pack_tokens=1, mesh=mesh)
     needed = activation_bytes(model, 1, alone.prompt_length, alone.shapes[-1])
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     free = SHARE * free_bytes(device) * mesh.shape["model"]
     if needed > free:
         raise InputError(

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import traverse_util
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("runs", "data", "model")
@@ -38,12 +40,34 @@ def make_mesh(runs: int = 1, data: int = 1, model: int = 1) -> Mesh:
 
 
 def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
-    """Puts a pytree onto the mesh; `specs` is one for all, or a pytree prefix of them."""
+    """Puts a pytree onto the mesh; `specs` is one for all, or a pytree prefix of them.
 
-    def sharding(spec: PartitionSpec) -> NamedSharding:
-        return NamedSharding(mesh, spec)
+    Where several processes share the mesh, each has the whole tree and puts its devices' part.
+    """
 
-    return jax.device_put(tree, jax.tree.map(sharding, specs))
+    def put(spec: PartitionSpec, part: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        if not mesh.is_multi_process:
+            return jax.device_put(part, sharding)
+        # device_put would have the processes compare the whole tree first.
+        arrays = jax.tree.map(np.asarray, part)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
+            arrays,
+        )
+
+    return jax.tree.map(put, specs, tree)
+
+
+def on_host(tree: Any) -> Any:
+    """A pytree as NumPy arrays, whole on every process that shares the mesh; all ask together."""
+
+    def whole(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    return jax.tree.map(whole, tree)
 
 
 def place_params(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:

@@ -15,7 +15,7 @@ with one that is found while tuning, or by keeping its vectors in the cells of t
 """
 
 # Where a gamma that is found while tuning starts.
-FIRST_GAMMA = 0.01
+FIRST_GAMMA = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,12 @@ from wayward_jax.cells import Cells, nearest
 from wayward_jax.encoded_task import EncodedTask
 from wayward_jax.evaluation import EvaluationSet, predictions, start_scoring
 from wayward_jax.initialization import STARTS
-from wayward_jax.mesh import BY_RUN, place
+from wayward_jax.mesh import BY_RUN, on_host, place
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.populations import Plan, batches
 from wayward_jax.projection import c_proj, d_proj
+from wayward_jax.reading import Reading, read_tokens
 from wayward_jax.runs import Run
 from wayward_jax.tuning import (
     BATCH_SPECS,
@@ -34,7 +35,7 @@ from wayward_jax.tuning import (
 )
 from wayward_jax.work import Work, work_of
 
-# How far a gamma that is found while tuning can go up: its logarithm, over all steps.
+# How fast gammas are found: a rate of one step, times the number of steps.
 DUAL_TRAVEL = 30.0
 
 
@@ -47,23 +48,6 @@ class Point:
     distance: float | None
     dev_accuracy: float
     prompt_f1: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """A prompt as its nearest tokens, compared with the run's target (None without one).
-
-    Attributes:
-        ids: `d_proj` of the prompt, L tokens.
-        text: their text.
-        prompt_f1: F1 of the text's words (the paper's).
-        token_f1: F1 of the tokens.
-    """
-
-    ids: tuple[int, ...]
-    text: str
-    prompt_f1: float | None
-    token_f1: float | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,9 +187,10 @@ def tune_population(
     of_dev = _start_scoring_samples(model, state.prompts, population.mask, task.dev, plan, mesh)
     of_test = start_scoring(model, state.prompts, population.mask, task.test, mesh)
     dev_accuracies, test = _accuracies(of_dev, task.dev, plan), predictions(of_test, task.test)
-    far = np.asarray(distance(state.prompts, c_proj(table, population.targets), population.mask))
-    prompts, diverged_at = np.asarray(state.prompts), np.asarray(state.diverged_at)
-    final_gamma = np.asarray(state.gamma)
+    far = distance(state.prompts, c_proj(table, population.targets), population.mask)
+    far, prompts, diverged_at, final_gamma = on_host(
+        (far, state.prompts, state.diverged_at, state.gamma)
+    )
     # The last of these were made at the last step, so they are the results', too.
     readings = [_readings(model, ids, runs) for ids in now.nearest]
     curves = _curves(task, plan, now, readings)
@@ -237,7 +222,7 @@ def begin(
     model: LanguageModel, plan: Plan, mesh: Mesh, starts: Mapping[str, np.ndarray]
 ) -> tuple[Population, TuningState]:
     """A population before its first step, on the mesh; `starts` as for `tune_population`."""
-    table = np.asarray(model.table(), np.float32)
+    table = on_host(model.table()).astype(np.float32)
     vectors = [
         starts[run.id] if run.id in starts else STARTS[run.init](run, table)
         for run in plan.padded_runs
@@ -270,14 +255,12 @@ def _cells(model: LanguageModel, runs: Sequence[Run], targets: jax.Array) -> Cel
         nearest=nearest(model.table()[:vocab_size], targets),
         share=jnp.asarray([1 - run.margin for run in runs], jnp.float32),
         hard=jnp.asarray([run.constraint == "cell" for run in runs]),
-        dual_rate=jnp.asarray([_dual_rate(run) for run in runs], jnp.float32),
+        dual_rate=jnp.asarray(
+            [DUAL_TRAVEL / run.steps if run.constraint == "dual" else 0 for run in runs],
+            jnp.float32,
+        ),
         vocab_size=vocab_size,
     )
-
-
-def _dual_rate(run: Run) -> float:
-    """Such that a tenth of the steps takes gamma over as many powers of ten as anyone needs."""
-    return 0.0 if run.constraint != "dual" else DUAL_TRAVEL / run.steps
 
 
 def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
@@ -289,7 +272,7 @@ def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
 
 
 def _steps(losses: Losses, runs: Sequence[Run], work: Work) -> Steps:
-    task, far = (np.asarray(x)[:, : len(runs)] for x in (losses.task, losses.distance))
+    task, far = (x[:, : len(runs)] for x in on_host((losses.task, losses.distance)))
     aimed = [bool(run.target_ids) for run in runs]
     return Steps(task, np.where(aimed, far, np.float32(np.nan)), work)
 
@@ -324,8 +307,9 @@ def _curves(
     task: EncodedTask, plan: Plan, now: Progress, readings: Sequence[list[Reading]]
 ) -> list[tuple[Point, ...]]:
     """Each run's curve, from what was set going at the plan's stops."""
-    task_loss = np.concatenate([np.asarray(chunk.task) for chunk in now.losses])
-    far = np.concatenate([np.asarray(chunk.distance) for chunk in now.losses])
+    losses = on_host(now.losses)
+    task_loss = np.concatenate([chunk.task for chunk in losses])
+    far = np.concatenate([chunk.distance for chunk in losses])
     accuracies = [_accuracies(scored, task.curve, plan) for scored in now.scored]
     stretches = list(zip([0, *plan.stops[:-1]], plan.stops, strict=True))
     return [
@@ -344,17 +328,7 @@ def _curves(
 
 
 def _readings(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[Reading]:
-    readings = []
-    for run, ids in zip(runs, np.asarray(nearest).tolist(), strict=False):
-        ids = tuple(ids[: run.prompt_length])
-        text = model.tokenizer.decode(ids)
-        aimed = bool(run.target_ids)
-        readings.append(
-            Reading(
-                ids=ids,
-                text=text,
-                prompt_f1=metrics.prompt_f1(text, run.target_text) if aimed else None,
-                token_f1=metrics.token_f1(ids, run.target_ids) if aimed else None,
-            )
-        )
-    return readings
+    return [
+        read_tokens(model.tokenizer, ids[: run.prompt_length], run.target_text, run.target_ids)
+        for run, ids in zip(runs, on_host(nearest).tolist(), strict=False)
+    ]

@@ -23,6 +23,15 @@ from wayward_jax.mesh import BY_RUN
 from wayward_jax.objective import distance, summed_losses
 from wayward_jax.projection import c_proj
 
+# The most that a gamma goes up to which is found on the way: more makes no difference, since
+# gradients are clipped, and takes long to come down from.
+MOST_GAMMA = 10.0
+
+# It goes up so much faster than down, and not down any more when this share of the steps is left:
+# a vector that leaves its cell late has little time to come back.
+UP = 3.0
+STAYING = 0.25
+
 
 @struct.dataclass
 class Population:
@@ -197,7 +206,8 @@ def held(
 
     Hard cells pull back what has left them. Otherwise a gamma may be found on the way, by a dual
     update: the Lagrange multiplier of the constraint that the prompt reads as its target goes up
-    while a vector is outside its cell, and down, by ever less, while all are inside.
+    while a vector is outside its cell and down, by ever less, while all are inside. It comes from
+    above, since a gamma that is too small for long leaves too few steps to get to the target.
 
     Args:
         table: `[V, D]`.
@@ -214,8 +224,10 @@ def held(
     back = pulled_back(prompts, c_proj(table, population.targets), within, cells.share)
     hard = cells.hard[:, None] & population.mask
     outside = (cells.share[:, None] * within < 1) & population.mask
-    change = cells.dual_rate * jnp.where(outside.any(axis=1), 1, -left)
-    return jnp.where(hard[..., None], back, prompts), gamma * jnp.exp(change)
+    change = cells.dual_rate * jnp.where(outside.any(axis=1), UP, -jnp.maximum(left - STAYING, 0))
+    found = jnp.minimum(gamma * jnp.exp(change), MOST_GAMMA)
+    gamma = jnp.where(cells.dual_rate > 0, found, gamma)
+    return jnp.where(hard[..., None], back, prompts), gamma
 
 
 def _summed_gradients(

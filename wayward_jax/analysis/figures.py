@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -11,31 +12,34 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from wayward_jax.analysis import tables
-from wayward_jax.analysis.selection import Comparison, Row, compare, is_aimed
-
-INK, GRID, P_STAR_COLOR, WAYWARD_COLOR = "#24292f", "#d8dbe0", "#808791", "#cf4453"
-SERIES_COLORS = (WAYWARD_COLOR, "#3b76b5", "#bd7f1c", "#3f8f6b", "#8a63b8", "#8d6e63")
-
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-    "grid.color": GRID,
-}
+from wayward_jax.analysis.jobs import Measured
+from wayward_jax.analysis.measured_figures import measured_figures
+from wayward_jax.analysis.selection import Comparison, Row, is_aimed
+from wayward_jax.analysis.style import (
+    P_STAR_COLOR,
+    SERIES_COLORS,
+    STYLE,
+    WAYWARD_COLOR,
+    labels,
+    legend,
+    spread,
+)
 
 
-def figures(rows: Sequence[Row], parameters: Mapping[str, int]) -> dict[str, Figure]:
-    """By name, the figures that the rows have data for.
+def figures(
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    parameters: Mapping[str, int] = MappingProxyType({}),
+    measured: Measured = MappingProxyType({}),
+) -> dict[str, Figure]:
+    """By name, the figures that there are data for.
 
     Args:
         rows: of results.
+        comparisons: of them.
         parameters: how many each model has, as far as is known.
+        measured: of the runs' prompts.
     """
-    comparisons = compare(rows)
     made = {"training": training_curves(rows)}
     if not comparisons:
         return made
@@ -53,7 +57,7 @@ def figures(rows: Sequence[Row], parameters: Mapping[str, int]) -> dict[str, Fig
     ):
         if axis in frame and frame[axis].nunique() > 1:
             made[name] = against(frame, axis)
-    return made
+    return made | measured_figures(rows, measured)
 
 
 def save(made: Mapping[str, Figure], folder: Path) -> None:
@@ -79,13 +83,13 @@ def to_svg(name: str, figure: Figure, *, transparent: bool = False) -> str:
 def main_comparison(comparisons: Sequence[Comparison]) -> Figure:
     """Accuracy, drop and F1 of every group: a dot a target, a bar for the interval of the mean."""
     frame, each = tables.by_group(comparisons), tables.by_target(comparisons)
-    labels = _labels(frame)
+    names = labels(frame)
     figure = Figure(figsize=(9, 1.5 + 0.55 * len(frame)), layout="constrained")
     accuracy, drop, f1 = figure.subplots(1, 3, sharey=True, width_ratios=(3, 3, 2))
     setting = list(tables.SETTING_NAMES)
     for y, (_, group) in enumerate(frame.iterrows()):
         own = each[(each[setting] == group[setting]).all(axis=1)]
-        at = y + 0.22 * _spread(len(own))
+        at = y + 0.22 * spread(len(own))
         dots = {"s": 14, "alpha": 0.5, "linewidths": 0}
         accuracy.scatter(own["accuracy"], at, color=WAYWARD_COLOR, **dots)
         accuracy.scatter(own["p_star"], at, color=P_STAR_COLOR, **dots)
@@ -98,9 +102,9 @@ def main_comparison(comparisons: Sequence[Comparison]) -> Figure:
         drop.plot(group["drop"], y, "o", color=WAYWARD_COLOR, **wide)
         f1.plot(group["f1"], y, "o", color=WAYWARD_COLOR, **wide)
     drop.axvline(0, color=P_STAR_COLOR, linewidth=1)
-    accuracy.set(xlabel="accuracy", title="◆ p_star   ● wayward", yticks=range(len(labels)))
-    accuracy.set_yticklabels(labels)
-    accuracy.set_ylim(len(labels) - 0.5, -0.5)
+    accuracy.set(xlabel="accuracy", title="◆ p_star   ● wayward", yticks=range(len(names)))
+    accuracy.set_yticklabels(names)
+    accuracy.set_ylim(len(names) - 0.5, -0.5)
     drop.set(xlabel="accuracy drop, %", title="95 % interval of the mean")
     f1.set(xlabel="prompt F1", title="reads as the target", xlim=(-0.04, 1.04))
     for axes in (accuracy, drop, f1):
@@ -131,7 +135,7 @@ def against(frame: pd.DataFrame, axis: str) -> Figure:
         axes.grid(axis="y")
         if axis != "prompt_length":
             _logarithmic(axes, sorted(set(frame[axis])))
-    _legend(figure, f1)
+    legend(figure, f1)
     return figure
 
 
@@ -157,7 +161,7 @@ def training_curves(rows: Sequence[Row]) -> Figure:
     for axes in (accuracy, f1):
         axes.set_xlabel("step")
         axes.grid(axis="y")
-    _legend(figure, accuracy)
+    legend(figure, accuracy)
     return figure
 
 
@@ -184,29 +188,6 @@ def _band(
         label = None
 
 
-def _legend(figure: Figure, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
-
-
-def _labels(frame: pd.DataFrame, *but: str) -> list[str]:
-    """What tells the lines of a group table apart, a text each; tasks are always named."""
-    names = [
-        name
-        for name in tables.SETTING_NAMES
-        if name in frame and name not in but and (name == "task" or frame[name].nunique() > 1)
-    ]
-    return [
-        "   ".join(tables.short(str(line[name])) for name in names) for _, line in frame.iterrows()
-    ]
-
-
 def _series(frame: pd.DataFrame, axis: str) -> Any:
     but = ("model",) if axis == "parameters" else ()
-    return frame.assign(label=_labels(frame, axis, *but)).groupby("label", sort=False)
-
-
-def _spread(n: int) -> np.ndarray:
-    """n places between -1 and 1."""
-    return np.linspace(-1, 1, n) if n > 1 else np.zeros(1)
+    return frame.assign(label=labels(frame, axis, *but)).groupby("label", sort=False)

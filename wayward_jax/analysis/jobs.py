@@ -1,7 +1,9 @@
 """Finished jobs, read from their folders and merged."""
 
 import dataclasses
+import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,25 @@ RENAMED = {
 }
 INDIFFERENT = (
     *("out_dir", "cache_dir", "assets_dir", "reuse"),
-    *("population", "mesh", "only", "checkpoint_every", "tensorboard", "profile"),
+    *(
+        "population",
+        "mesh",
+        "only",
+        "shard",
+        "checkpoint_every",
+        "select",
+        "tensorboard",
+        "profile",
+    ),
 )
+
+SHARD = re.compile(r"shard-(\d+)-of-(\d+)")
+
+
+MEASUREMENTS = "measurements.jsonl"
+
+Measured = dict[str, dict[str, list[dict[str, Any]]]]
+"""Rows by what was measured (the name of an experiment) and each measurement's own name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +76,15 @@ class FinishedRun:
 def read(folders: Sequence[Path]) -> list[FinishedRun]:
     """The runs of all jobs in order; one that several have is given once.
 
+    Args:
+        folders: of jobs, or of the shards of one.
+
     Raises:
-        InputError: a folder holds no results, a row lacks something, or two folders disagree on
-            what became of a run.
+        InputError: a folder holds no results or not all shards, a row lacks something, or two
+            folders disagree on what became of a run.
     """
     found: dict[str, FinishedRun] = {}
-    for folder in folders:
+    for folder in itertools.chain.from_iterable(map(_of_job, folders)):
         path = folder / "results.jsonl"
         rows = results.read(path)
         if not rows:
@@ -76,6 +98,32 @@ def read(folders: Sequence[Path]) -> list[FinishedRun]:
                     f"{', '.join(names)}: leave out one of the two folders"
                 )
     return list(found.values())
+
+
+def read_measurements(folders: Sequence[Path]) -> Measured:
+    """What all jobs have measured of their runs; what several have is given once.
+
+    Raises:
+        InputError: a line is no measurement.
+    """
+    found: Measured = {}
+    for folder in folders:
+        path = folder / MEASUREMENTS
+        for number, line in enumerate(results.read(path) if path.exists() else [], start=1):
+            try:
+                found.setdefault(line["measurement"], {}).setdefault(line["key"], line["rows"])
+            except (TypeError, KeyError) as error:
+                raise InputError(f"{path}:{number}: not a measurement: remove the line") from error
+    return found
+
+
+def shards(folder: Path) -> dict[tuple[int, int], Path]:
+    """The folders of shards i of n in a folder, by `(i, n)` and in this order."""
+    found = {}
+    for path in folder.glob("shard-*"):
+        if named := SHARD.fullmatch(path.name):
+            found[int(named[1]), int(named[2])] = path
+    return dict(sorted(found.items()))
 
 
 def read_flags(folder: Path) -> dict[str, Any]:
@@ -97,6 +145,18 @@ def deciding(kept: Mapping[str, Any]) -> dict[str, Any]:
     """Of flags as they are kept, those that decide a job's runs, by their names."""
     flags = {RENAMED.get(name, name): value for name, value in kept.items()}
     return {name: value for name, value in flags.items() if name not in INDIFFERENT}
+
+
+def _of_job(folder: Path) -> list[Path]:
+    """The folders that hold the results of a job: of its shards or, without any, its own."""
+    found = shards(folder)
+    for _, count in found:
+        if missing := [str(number) for number in range(count) if (number, count) not in found]:
+            raise InputError(
+                f"{folder} lacks shard {', '.join(missing)} of {count}: run it, or give the "
+                "folders of the others one by one"
+            )
+    return list(found.values()) or [folder]
 
 
 def _check(row: Any, where: str) -> None:

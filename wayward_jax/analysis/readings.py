@@ -1,19 +1,24 @@
 """Prompts read anew from their checkpoints: the nearest tokens of every vector under any metric."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from wayward_jax import metrics
-from wayward_jax.analysis.selection import Row
+from wayward_jax.analysis.selection import Comparison, Row
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import margins, neighbours
+from wayward_jax.reading import read_tokens
 
 # Vectors looked up at a time, whatever the length of the prompts that they belong to.
 VECTORS_AT_ONCE = 256
+
+# Whether a target's token is among so many nearest.
+TOP = (1, 5, 10)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,12 +77,41 @@ def read_prompts(
 
 def _reading(model: LanguageModel, row: Row, ids: np.ndarray, distances: np.ndarray) -> Reading:
     nearest = ids[:, 0].tolist()
-    text = model.tokenizer.decode(nearest)
-    aimed = bool(row["target_ids"])
-    return Reading(
-        ids=ids,
-        distances=distances,
-        text=text,
-        prompt_f1=metrics.prompt_f1(text, row["target_text"]) if aimed else None,
-        token_f1=metrics.token_f1(nearest, row["target_ids"]) if aimed else None,
-    )
+    read = read_tokens(model.tokenizer, nearest, row["target_text"], row["target_ids"])
+    return Reading(ids, distances, read.text, read.prompt_f1, read.token_f1)
+
+
+def agreements(
+    comparison: Comparison, readings: Mapping[str, Mapping[str, Reading]]
+) -> list[dict[str, Any]]:
+    """How much a target's prompts, and p_star, have in common with it under every metric.
+
+    Args:
+        comparison: of the target.
+        readings: by metric and run id; what is not there is left out.
+
+    Returns:
+        A row for each metric and run: F1, and the shares of the target's tokens that are the
+        nearest of their vectors, or among the nearest (`top_5`).
+    """
+    target = comparison.wayward[0]
+    ids = np.array(target["target_ids"])[:, None]
+    rows = []
+    for metric, by_id in readings.items():
+        for prompt, own in (("wayward", comparison.wayward), ("p_star", comparison.p_star)):
+            for found in (by_id[row["id"]] for row in own if row["id"] in by_id):
+                nearest = found.ids[:, 0].tolist()
+                rows.append(
+                    {
+                        "id": target["id"],
+                        "metric": metric,
+                        "prompt": prompt,
+                        "prompt_f1": metrics.prompt_f1(found.text, target["target_text"]),
+                        "token_f1": metrics.token_f1(nearest, target["target_ids"]),
+                        **{
+                            f"top_{k}": float((found.ids[:, :k] == ids).any(axis=1).mean())
+                            for k in TOP
+                        },
+                    }
+                )
+    return rows

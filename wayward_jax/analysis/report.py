@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from wayward_jax.analysis import figures, tables
+from wayward_jax.analysis import figures, style, tables
 from wayward_jax.analysis.jobs import FinishedRun, read_flags
 from wayward_jax.analysis.readings import Reading
 from wayward_jax.analysis.selection import F1_THRESHOLD, Row, is_aimed, p_stars, setting
@@ -20,10 +20,10 @@ from wayward_jax.metrics import accuracy_drop
 
 # Colours of figures to the page's, which differ in the dark.
 PAGE_COLORS = {
-    figures.INK: "var(--ink)",
-    figures.GRID: "var(--rule)",
-    figures.P_STAR_COLOR: "var(--p-star)",
-    figures.WAYWARD_COLOR: "var(--wayward)",
+    style.INK: "var(--ink)",
+    style.GRID: "var(--rule)",
+    style.P_STAR_COLOR: "var(--p-star)",
+    style.WAYWARD_COLOR: "var(--wayward)",
 }
 SVG_FONT = re.compile(r"font: [^;\"]*?([0-9.]+px)[^;\"]*")
 SVG_NUMBERED_ID = re.compile(r' id="[^"]*_\d+"')

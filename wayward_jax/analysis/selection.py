@@ -30,6 +30,9 @@ SETTING = (
     "learning_rate",
     "n_eval",
 )
+# Accuracies by the split that they are of.
+ACCURACY = {"dev": "dev_accuracy", "test": "accuracy"}
+
 HELD_BY = ("init", "constraint", "margin")
 AIMED_SETTING = (*SETTING, *HELD_BY)
 
@@ -89,23 +92,29 @@ def p_stars(rows: Sequence[Row]) -> dict[tuple, tuple[Row, ...]]:
     return found
 
 
-def best_gamma(rows: Sequence[Row]) -> list[Row]:
-    """Of one target's rows, those of the gamma with the highest dev accuracy.
+def best_gamma(rows: Sequence[Row], select: str = "dev") -> list[Row]:
+    """Of one target's rows, those of the gamma with the highest accuracy.
 
     Only gammas whose mean prompt F1 reaches `F1_THRESHOLD` are looked at; if there are none, all
-    are. (The paper's code chooses on the split that it reports.)
+    are.
+
+    Args:
+        rows: of any gammas and seeds.
+        select: the split of the accuracy: `dev`, or `test`, which is reported (as the paper's code
+            does it).
     """
     by_gamma: dict[float, list[Row]] = {}
     for row in rows:
         by_gamma.setdefault(row["gamma"], []).append(row)
     faithful = [g for g in by_gamma.values() if _mean(g, "prompt_f1") >= F1_THRESHOLD]
-    return max(faithful or by_gamma.values(), key=lambda group: _mean(group, "dev_accuracy"))
+    return max(faithful or by_gamma.values(), key=lambda group: _mean(group, ACCURACY[select]))
 
 
-def compare(rows: Sequence[Row]) -> list[Comparison]:
+def compare(rows: Sequence[Row], select: str = "dev") -> list[Comparison]:
     """A comparison for each task, target and setting, in the order in which targets appear.
 
-    Targets without a p_star of their setting and length are left out.
+    Targets without a p_star of their setting and length are left out. `select` is as for
+    `best_gamma`.
     """
     unconstrained = p_stars(rows)
     aimed: dict[tuple, list[Row]] = {}
@@ -114,7 +123,7 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
             target = row["target_name"], row["target_text"], *(row[name] for name in HELD_BY)
             aimed.setdefault((key, target), []).append(row)
     return [
-        Comparison(unconstrained[key], tuple(best_gamma(group)))
+        Comparison(unconstrained[key], tuple(best_gamma(group, select)))
         for (key, _), group in aimed.items()
     ]
 

@@ -4,7 +4,7 @@ Accuracies and F1 are shares, drops and their differences are in percent. `low` 
 confidence intervals.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from wayward_jax.analysis import statistics
-from wayward_jax.analysis.readings import Reading
+from wayward_jax.analysis.jobs import Measured
 from wayward_jax.analysis.selection import (
     AIMED_SETTING,
     F1_THRESHOLD,
@@ -23,21 +23,35 @@ from wayward_jax.analysis.selection import (
     compare,
     is_aimed,
 )
+from wayward_jax.runs import P_STAR
 
 ALWAYS_SHOWN = ("model", "task", "set")
 
 # What tells groups of targets apart.
 SETTING_NAMES = (*ALWAYS_SHOWN, *(n for n in AIMED_SETTING if n not in ALWAYS_SHOWN))
 
+# What was measured by the name of the experiment, and what tells its lines apart.
+MEASURED_BY = {
+    "path": ("position",),
+    "discrete": ("prompt", "calibrated"),
+    "transfer": ("kind", "as_text", "to_model", "to_task"),
+    "projection": ("metric", "prompt"),
+}
+MEASURES = (
+    *("accuracy", "task_loss", "prompt_f1", "token_f1", "distance"),
+    *("top_1", "top_5", "top_10"),
+)
+
 # Column names that readers see, where they are not the columns' own.
 NAMES = {
     "p_star": "p_star",
     "drop": "drop, %",
     "difference": "difference, %",
+    "gap": "gap, points",
     "low": "from",
     "high": "to",
     "f1": "prompt F1",
-    "word_f1": "prompt F1",
+    "prompt_f1": "prompt F1",
     "token_f1": "token F1",
     "reads_alike": "read as target",
     "p_value": "p",
@@ -45,8 +59,9 @@ NAMES = {
 }
 FORMATS = {
     **dict.fromkeys(("p_star", "accuracy", "f1", "p_value", "adjusted"), "{:.3f}"),
-    **dict.fromkeys(("word_f1", "token_f1", "reads_alike"), "{:.3f}"),
-    **dict.fromkeys(("drop", "low", "high", "difference"), "{:+.1f}"),
+    **dict.fromkeys(("prompt_f1", "token_f1", "reads_alike"), "{:.3f}"),
+    **dict.fromkeys(("task_loss", "distance", "top_1", "top_5", "top_10"), "{:.3f}"),
+    **dict.fromkeys(("drop", "low", "high", "difference", "gap"), "{:+.1f}"),
     **dict.fromkeys(("gamma", "learning_rate"), "{:.3g}"),
 }
 
@@ -64,14 +79,14 @@ def short(name: str) -> str:
 def tables(
     rows: Sequence[Row],
     comparisons: Sequence[Comparison],
-    readings: Mapping[str, Mapping[str, Reading]] = MappingProxyType({}),
+    measured: Measured = MappingProxyType({}),
 ) -> dict[str, pd.DataFrame]:
     """By name, the tables that there are data for.
 
     Args:
         rows: of results.
         comparisons: of them.
-        readings: by metric and run id.
+        measured: of their prompts.
     """
     gammas = by_gamma(rows)
     lengths = by_group(comparisons, [*SETTING_NAMES, "prompt_length"])
@@ -81,7 +96,8 @@ def tables(
         "gammas": gammas if _several(gammas, "gamma") else pd.DataFrame(),
         "lengths": lengths if _several(lengths, "prompt_length") else pd.DataFrame(),
         "differences": between_groups(comparisons),
-        "metrics": by_metric(comparisons, readings),
+        **{name: by_measurement(rows, measured, name) for name in MEASURED_BY},
+        "gaps": gaps(rows, measured),
     }
     return {name: frame for name, frame in made.items() if not frame.empty}
 
@@ -90,7 +106,7 @@ def by_target(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """A line a comparison; intervals are over test examples."""
     return pd.DataFrame(
         {
-            **_setting(c),
+            **_setting(c.wayward[0]),
             "target": c.wayward[0]["target_name"],
             "prompt_length": c.wayward[0]["prompt_length"],
             "gamma": _gamma(c.wayward),
@@ -185,39 +201,63 @@ def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         )
     if not lines:
         return pd.DataFrame()
-    frame = pd.DataFrame(lines)
-    frame["adjusted"] = statistics.adjusted(frame["p_value"])
-    frame["within_noise"] = ~(frame["adjusted"] < 1 - statistics.LEVEL)
-    return frame
+    return _tested(pd.DataFrame(lines))
 
 
-def by_metric(
-    comparisons: Sequence[Comparison], readings: Mapping[str, Mapping[str, Reading]]
-) -> pd.DataFrame:
-    """F1 of the compared targets' prompts under every metric of projection.
+def by_measurement(rows: Sequence[Row], measured: Measured, name: str) -> pd.DataFrame:
+    """Means of all that was measured, of the prompts of a group together.
 
     Args:
-        comparisons: to summarise.
-        readings: by metric and run id.
+        rows: of the runs.
+        measured: of their prompts.
+        name: of `MEASURED_BY`.
     """
+    frame = measurements(rows, measured, name)
+    if frame.empty:
+        return frame
+    by = [*SETTING_NAMES, *MEASURED_BY[name]]
+    numbers = [column for column in MEASURES if column in frame]
+    groups = frame.groupby([column for column in by if column in frame], sort=False, dropna=False)
+    return groups[numbers].mean().assign(prompts=groups.size()).reset_index()
+
+
+def gaps(rows: Sequence[Row], measured: Measured) -> pd.DataFrame:
+    """How much better prompts are than their readings, and than the targets' texts, in points.
+
+    Each prompt is compared with its own texts. `adjusted` is as for `between_groups`.
+    """
+    frame = measurements(rows, measured, "discrete")
+    if frame.empty or "id" not in frame:
+        return pd.DataFrame()
+    names = [name for name in (*SETTING_NAMES, "calibrated") if name in frame]
     lines = []
-    for key, group in _groups(comparisons).items():
-        ids = [row["id"] for c in group for row in c.wayward]
-        for metric, by_id in readings.items():
-            found = [by_id[id_] for id_ in ids if id_ in by_id]
-            if found:
-                f1 = [reading.prompt_f1 for reading in found]
-                lines.append(
-                    {
-                        **dict(key),
-                        "metric": metric,
-                        "word_f1": np.mean(f1),
-                        "token_f1": np.mean([reading.token_f1 for reading in found]),
-                        "reads_alike": np.mean(np.array(f1) >= F1_THRESHOLD),
-                        "runs": len(found),
-                    }
-                )
-    return pd.DataFrame(lines)
+    for key, group in frame.dropna(subset="id").groupby(names, sort=False):
+        accuracy = 100 * group.pivot(index="id", columns="prompt", values="accuracy")
+        for text in ("projected", "target"):
+            found = statistics.difference(
+                accuracy["continuous"].to_numpy(), accuracy[text].to_numpy(), paired=True
+            )
+            lines.append(
+                {
+                    **dict(zip(names, key, strict=True)),
+                    "prompts": f"continuous - {text}",
+                    "gap": found.value,
+                    "p_value": found.p_value,
+                    "pairs": len(accuracy),
+                }
+            )
+    return _tested(pd.DataFrame(lines))
+
+
+def measurements(rows: Sequence[Row], measured: Measured, name: str) -> pd.DataFrame:
+    """A line for each row of what was measured, with the settings of the run that it is about."""
+    settings = {row["id"]: {"kind": _kind(row), **_setting(row)} for row in rows}
+    return pd.DataFrame(
+        {**settings.get(line.get("id"), {}), **line}
+        for lines in measured.get(name, {}).values()
+        for line in lines
+        if line.get("id") is None or line["id"] in settings
+    )
 
 
 def by_run(rows: Sequence[Row]) -> pd.DataFrame:
@@ -259,6 +299,13 @@ def write(frame: pd.DataFrame, folder: Path, name: str) -> None:
     (folder / f"{name}.tex").write_text(latex, encoding="utf-8")
 
 
+def _tested(frame: pd.DataFrame) -> pd.DataFrame:
+    """With `p_value`s adjusted, and what they say."""
+    frame["adjusted"] = statistics.adjusted(frame["p_value"])
+    frame["within_noise"] = ~(frame["adjusted"] < 1 - statistics.LEVEL)
+    return frame
+
+
 def _several(frame: pd.DataFrame, column: str) -> bool:
     return not frame.empty and frame[column].nunique() > 1
 
@@ -273,8 +320,11 @@ def _text(name: str, value: object) -> str:
     return FORMATS.get(name, "{}").format(value)
 
 
-def _setting(comparison: Comparison, names: Sequence[str] = SETTING_NAMES) -> dict[str, object]:
-    row = comparison.wayward[0]
+def _kind(row: Row) -> str:
+    return "wayward" if is_aimed(row) else P_STAR
+
+
+def _setting(row: Row, names: Sequence[str] = SETTING_NAMES) -> dict[str, object]:
     values = {**row, "set": target_set(row["target_name"])}
     return {name: values[name] for name in names}
 
@@ -290,7 +340,7 @@ def _groups(
 ) -> dict[tuple, list[Comparison]]:
     groups: dict[tuple, list[Comparison]] = {}
     for c in comparisons:
-        groups.setdefault(tuple(_setting(c, names).items()), []).append(c)
+        groups.setdefault(tuple(_setting(c.wayward[0], names).items()), []).append(c)
     return groups
 
 

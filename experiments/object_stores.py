@@ -1,0 +1,144 @@
+"""Folders of jobs on object stores: `gs://`, `s3://` and whatever else fsspec knows.
+
+There are no appends and no locks, so nothing works on them in place: a folder is copied to this
+machine and, by a job, back.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import fsspec
+
+from wayward_jax.errors import InputError
+
+# What Orbax calls checkpoints that are not whole yet.
+TEMPORARY = ".orbax-checkpoint-tmp"
+
+
+def is_url(name: str | Path) -> bool:
+    """Whether it names a folder on an object store."""
+    return "://" in str(name)
+
+
+@contextlib.contextmanager
+def local(names: Sequence[str]) -> Iterator[list[Path]]:
+    """The folders of jobs to be read; what URLs name is there as copies for a while.
+
+    Raises:
+        InputError: a store cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as copies:
+        folders = [
+            Path(copies, str(number)) if is_url(name) else Path(name).expanduser()
+            for number, name in enumerate(names)
+        ]
+        for name, folder in zip(names, folders, strict=True):
+            if is_url(name):
+                _fetch("runs", name, folder, without="in_flight")
+        with _named(dict(zip(map(str, folders), names, strict=True))):
+            yield folders
+
+
+class Mirror:
+    """A folder on this machine, `folder`, which is kept alike on an object store."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        """`folder` is a copy of what there is under `url`."""
+        self.folder = folder
+        self._url = url
+        self._sent = self._state()
+
+    def send(self) -> None:
+        """Copies what has changed, rows last, and removes what is gone.
+
+        Each object is written as a whole, so a process that is ended meanwhile leaves some that
+        are new beside some as they were before, and no row without its checkpoint.
+
+        Raises:
+            InputError: the store cannot be written.
+        """
+        state = self._state()
+        changed = [name for name in state if self._sent.get(name) != state[name]]
+        system, root = _opened(self._url)
+        try:
+            for name in sorted(changed, key=lambda name: (name.endswith(".jsonl"), name)):
+                system.put_file(str(self.folder / name), f"{root}/{name}")
+                self._sent[name] = state[name]
+            for name in self._sent.keys() - state.keys():
+                system.rm_file(f"{root}/{name}")
+                del self._sent[name]
+        except Exception as error:  # each store raises its own
+            raise InputError(
+                f"--out_dir={self._url} cannot be written ({_reason(error)}): see that you may, or "
+                "name another folder; what is finished stays, and the same command continues it"
+            ) from error
+
+    def _state(self) -> dict[str, tuple[int, int]]:
+        """Of all files that are whole, when they were last changed and how large they are."""
+        found = {}
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_file() and TEMPORARY not in name and not path.name.startswith("."):
+                found[name] = path.stat().st_mtime_ns, path.stat().st_size
+        return found
+
+
+@contextlib.contextmanager
+def mirrored(out_dir: Path | str) -> Iterator[Mirror | None]:
+    """For a while a mirror of a job's folder, if a URL names it.
+
+    Raises:
+        InputError: the store cannot be read.
+    """
+    if not is_url(out_dir):
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as copies:
+        folder = Path(copies, "job")
+        _fetch("out_dir", str(out_dir), folder)
+        with _named({str(folder): str(out_dir)}):
+            yield Mirror(folder, str(out_dir))
+
+
+def _fetch(flag: str, url: str, folder: Path, without: str | None = None) -> None:
+    """Copies what is under a flag's URL, which may be nothing, but for folders called `without`."""
+    try:
+        system, root = _opened(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"--{flag}={url} cannot be read ({_reason(error)}): install .[cloud], or name a folder"
+        ) from error
+    try:
+        for path in system.find(root):
+            name = PurePosixPath("/", path).relative_to(PurePosixPath("/", root))
+            if without not in name.parts:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                system.get_file(path, str(folder / name))
+    except FileNotFoundError:
+        return
+    except Exception as error:  # each store raises its own
+        raise InputError(
+            f"--{flag}={url} cannot be read ({_reason(error)}): see that you may"
+        ) from error
+
+
+@contextlib.contextmanager
+def _named(names: dict[str, str]) -> Iterator[None]:
+    """Has errors speak of what was named, not of its copies."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt) as error:
+        said = str(error)
+        for copy, name in names.items():
+            said = said.replace(copy, name)
+        raise type(error)(said) from error
+
+
+def _opened(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    return fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
