@@ -38,7 +38,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.populations import plan
 from wayward_jax.runs import Run
-from wayward_jax.sweep import Progress, Result, Steps, tune_population
+from wayward_jax.sweep import Progress, Steps, tune_population
 from wayward_jax.tasks import TaskData
 
 
@@ -124,10 +124,6 @@ def carry_out(
                 kept.wait()
         send()
 
-    def finish(found: Sequence[Result], task: EncodedTask) -> None:
-        folder.add(found, task.test.labels)
-        send()
-
     def add(key: str, found: list[dict]) -> None:
         folder.add_measurement(settings.experiment, key, found)
         send()
@@ -190,7 +186,8 @@ def carry_out(
                     on_steps=on_steps,
                     on_progress=functools.partial(keep, kept),
                 )
-                first(lambda: finish(found, task))  # noqa: B023
+                first(lambda: folder.add(found, task.test.labels))  # noqa: B023
+            first(send)
             watch.tuned(curve(found), outcome(found))
         asked_for = {run.id for each in inputs.values() for run in each.all_runs}
         rows = [row for id, row in first(folder.rows).items() if id in asked_for]

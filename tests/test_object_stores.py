@@ -70,18 +70,19 @@ def test_whenever_it_is_cut_off_from_the_store_the_job_goes_on_there(
     folder, url, undisturbed, monkeypatch
 ):
     """After so many objects were written; each attempt begins on a machine with nothing."""
+    whole = type(STORE).put_file
     for limit in (3, 17, 40):
         written = 0
 
-        def put_file(source, target, limit=limit, whole=STORE.put_file):
+        def put_file(store, source, target, limit=limit):
             nonlocal written
             if written == limit:
                 raise ConnectionError("the store is gone")
             written += 1
-            whole(source, target)
+            whole(store, source, target)
 
         with monkeypatch.context() as patched:
-            patched.setattr(STORE, "put_file", put_file)
+            patched.setattr(type(STORE), "put_file", put_file)
             with pytest.raises(InputError, match=rf"^--out_dir={url} cannot be written"):
                 carry_out_at(url, folder)
     carry_out_at(url, folder)

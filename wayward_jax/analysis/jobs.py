@@ -107,7 +107,7 @@ def read_measurements(folders: Sequence[Path]) -> Measured:
         InputError: a line is no measurement.
     """
     found: Measured = {}
-    for folder in folders:
+    for folder in itertools.chain.from_iterable(map(_of_job, folders)):
         path = folder / MEASUREMENTS
         for number, line in enumerate(results.read(path) if path.exists() else [], start=1):
             try:
