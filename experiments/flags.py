@@ -368,7 +368,7 @@ def _prompt_lengths(texts: Sequence[str]) -> tuple[int, ...]:
 def _out_dir(text: str | None) -> Path | str | None:
     if not text or "://" in text:
         return text or None
-    return Path(text).expanduser()
+    return command_line.path(text)
 
 
 def _population(text: str) -> int | None:

@@ -21,7 +21,7 @@ from experiments.job_folder import JobFolder, Plans, of_shard, writing
 from experiments.meter import Meter, curve, outcome
 from experiments.object_stores import Mirror
 from experiments.part import part
-from experiments.processes import agreed, first, on_first
+from experiments.processes import agreed, first, is_first, on_first
 from experiments.terminal import Watch
 from experiments.trace import Trace
 from wayward_jax import assets, checkpoints, models, targets, tasks
@@ -168,7 +168,7 @@ def carry_out(
         first(lambda: folder.take_over(reused))
         plans = first(lambda: _plans(settings, folder, inputs, loader.mesh))
         watch.planned(sum(each.runs[0].steps for _, each in plans))
-        meter, trace = Meter(loader.dtype, loader.mesh), Trace(own, settings.profile)
+        meter, trace = Meter(loader.dtype, loader.mesh), Trace(own, settings.profile * is_first())
         for name, each in plans:
             model = each.runs[0].model
             watch.doing(f"{model}, {name}, {len(each.runs)} prompts")

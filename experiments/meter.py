@@ -24,7 +24,7 @@ class Meter:
         """Measures for a moment how fast the devices multiply matrices of the weights' dtype."""
         size = 1024 if jax.default_backend() == "cpu" else 8192
         self._peak = matrix_peak(dtype, size) * mesh.size
-        self._device = mesh.devices.flat[0]
+        self._device = jax.local_devices()[0]
 
     def begin(self, model: LanguageModel) -> None:
         """Says that another population begins, and of which model."""

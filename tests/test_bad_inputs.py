@@ -180,7 +180,22 @@ FLAGS = {
     "start": ({"init": "nothing"}, "--init=nothing", "choose from target, vocab, random"),
     "no job to reuse": ({"reuse": "nowhere"}, "--reuse=nowhere", "give one that exists"),
     "profile of -1 steps": ({"profile": -1}, "--profile=-1", "non-negative"),
-    "bucket": ({"out_dir": "gs://bucket/job"}, "--out_dir=gs://bucket/job", "give a folder"),
+    "model of nobody": ({"model": "~no_such_user/m"}, "--model=~no_such_user/m", "give smollm2"),
+    "shard of no form": ({"shard": "1"}, "--shard=1", "give i/n"),
+    "shard beyond the last": ({"shard": "3/3"}, "--shard=3/3", "from 0 to 2"),
+    "half a place": ({"process_id": 1}, "--process_id", "give all three or none"),
+    "place beyond the last": (
+        {"coordinator": "localhost:1", "num_processes": 2, "process_id": 2},
+        *("--process_id=2", "below --num_processes=2"),
+    ),
+    "coordinator": (
+        {"coordinator": "localhost", "num_processes": 2, "process_id": 0},
+        *("--coordinator=localhost", "give HOST:PORT"),
+    ),
+    "store of no kind": (
+        {"out_dir": "nosuch://bucket/job"},
+        *("--out_dir=nosuch://", "name a folder"),
+    ),
     "folder of a long name": ({"out_dir": "x" * 5000}, "--out_dir=xxx", "name another"),
     "folder that cannot be": ({"out_dir": "/proc/job"}, "--out_dir=/proc/job", "name another"),
     "folder of nobody": ({"cache_dir": "/dev/null/~x"}, "/dev/null/~x", "--cache_dir"),
