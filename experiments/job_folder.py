@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from experiments.object_stores import Mirror
 from wayward_jax import checkpoints, results
 from wayward_jax.analysis import jobs
 from wayward_jax.analysis.jobs import FinishedRun
@@ -20,7 +21,7 @@ from wayward_jax.batching import PackShape
 from wayward_jax.errors import InputError
 from wayward_jax.populations import Plan
 from wayward_jax.runs import Run
-from wayward_jax.sweep import Result
+from wayward_jax.sweep import Progress, Result
 
 Plans = list[tuple[str, Plan]]
 """Populations with the names of their tasks."""
@@ -66,10 +67,10 @@ class JobFolder:
     population being tuned, and `measurements.jsonl` if an experiment measures prompts.
     """
 
-    def __init__(self, path: Path, flags: Mapping[str, Any]) -> None:
-        """See `look` and `claimed`."""
+    def __init__(self, path: Path, flags: Mapping[str, Any], mirror: Mirror | None = None) -> None:
+        """See `look` and `claimed`; a mirror is told of what is written."""
         self.path = path
-        self._flags = flags
+        self._flags, self._mirror = flags, mirror
         self._lock = FileLock(path / ".lock")
 
     def look(self) -> None:
@@ -151,6 +152,15 @@ class JobFolder:
             with writing(self.path):
                 kept.close()
         shutil.rmtree(folder)
+        self._send()
+
+    def keep(self, kept: checkpoints.ProgressCheckpoints, progress: Progress) -> None:
+        """Writes how far a population has come, in the background unless there is a mirror."""
+        with writing(self.path):
+            kept.save(progress)
+            if self._mirror is not None:
+                kept.wait()
+        self._send()
 
     def add(self, found: Sequence[Result], labels: np.ndarray) -> None:
         """Writes the prompts and then the rows of a finished population, but none twice."""
@@ -181,6 +191,11 @@ class JobFolder:
         with writing(self.path):
             line = {"measurement": measurement, "key": key, "rows": rows}
             results.append(self._measurements, [line])
+        self._send()
+
+    def _send(self) -> None:
+        if self._mirror is not None:
+            self._mirror.send()
 
     @property
     def _measurements(self) -> Path:

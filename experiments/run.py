@@ -18,7 +18,7 @@ def main() -> None:
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from rich.console import Console
 
-    from experiments import job, job_folder, object_stores, processes, terminal
+    from experiments import inputs, job, job_folder, object_stores, processes, terminal
     from experiments.board import Board
     from wayward_jax.analysis import figures
 
@@ -26,7 +26,7 @@ def main() -> None:
     began = time.perf_counter()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out_dir = settings.out_dir or Path("runs", f"{stamp}-{settings.experiment}")
-    job.keep_compiled(settings.cache_dir)
+    inputs.keep_compiled(settings.cache_dir)
     with (
         processes.joined(place, independent=settings.shard is not None),
         processes.on_first(object_stores.mirrored(out_dir)) as mirror,
