@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,7 +121,7 @@ def read_measurements(folders: Sequence[Path]) -> Measured:
 def shards(folder: Path) -> dict[tuple[int, int], Path]:
     """The folders of shards i of n in a folder, by `(i, n)` and in this order."""
     found = {}
-    for path in folder.glob("shard-*"):
+    for path in folder.glob("shard-*") if os.path.isdir(folder) else ():
         if named := SHARD.fullmatch(path.name):
             found[int(named[1]), int(named[2])] = path
     return dict(sorted(found.items()))
