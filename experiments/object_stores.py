@@ -5,6 +5,7 @@ machine and, by a job, back.
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -32,7 +33,7 @@ def local(names: Sequence[str]) -> Iterator[list[Path]]:
     """
     with tempfile.TemporaryDirectory() as copies:
         folders = [
-            Path(copies, str(number)) if is_url(name) else Path(name).expanduser()
+            Path(copies, str(number)) if is_url(name) else Path(os.path.expanduser(name))
             for number, name in enumerate(names)
         ]
         for name, folder in zip(names, folders, strict=True):

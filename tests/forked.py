@@ -16,6 +16,7 @@ from typing import NamedTuple
 IMPORTED = (
     *("wayward_jax.analysis.report", "wayward_jax.analysis.summary", "wayward_jax.analysis.tables"),
     *("experiments.interruption", "experiments.job_folder", "experiments.terminal"),
+    *("experiments.processes", "experiments.object_stores", "wayward_jax.checkpoints"),
     *("wayward_jax.memory", "wayward_jax.models", "wayward_jax.tasks"),
     "transformers.models.auto.tokenization_auto",
 )
