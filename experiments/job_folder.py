@@ -45,13 +45,15 @@ def of_shard(out_dir: Path, shard: tuple[int, int]) -> Path:
     Raises:
         InputError: that folder is of a whole job, or of another number of shards.
     """
-    if (out_dir / "flags.json").exists():
-        raise InputError(
-            f"--out_dir={out_dir} is a job without --shard: leave out --shard to continue it, or "
-            "name a new folder"
-        )
     number, shards = shard
-    if others := {count for _, count in jobs.shards(out_dir)} - {shards}:
+    with writing(out_dir):
+        if (out_dir / "flags.json").exists():
+            raise InputError(
+                f"--out_dir={out_dir} is a job without --shard: leave out --shard to continue it, "
+                "or name a new folder"
+            )
+        others = {count for _, count in jobs.shards(out_dir)} - {shards}
+    if others:
         raise InputError(
             f"--out_dir={out_dir} has shards of {others.pop()}: give --shard={number} of as many, "
             "or name a new folder"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from wayward_jax.errors import InputError
 
@@ -138,7 +139,10 @@ def _named(names: dict[str, str]) -> Iterator[None]:
 
 
 def _opened(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    return fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
+    system, root = fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
+    if isinstance(system, LocalFileSystem):
+        raise ValueError("it is not on an object store")
+    return system, root
 
 
 def _reason(error: Exception) -> str:

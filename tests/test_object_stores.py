@@ -119,7 +119,7 @@ def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
     assert undisturbed.exists()
 
 
-@pytest.mark.parametrize("name", ["memory://bucket/absent", "nothing://bucket/job"])
+@pytest.mark.parametrize("name", ["memory://bucket/absent", "nothing://bucket/job", "x://job"])
 def test_what_cannot_be_read_is_named_in_one_line(name):
     with pytest.raises(InputError) as error, local([name]) as folders:
         jobs.read(folders)
