@@ -115,7 +115,7 @@ def test_interrupted_download_leaves_nothing(pip, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.copyfileobj", interrupt)
+        patch.setattr("zipfile.ZipExtFile.read", interrupt)
         with pytest.raises(KeyboardInterrupt):
             assets.fetch("thing", cache_dir=tmp_path / "cache")
     assert {file.name for file in (tmp_path / "cache" / "assets").iterdir()} == {".file.bin.lock"}

@@ -30,14 +30,14 @@ def kept(table, ids, prompts, share):
 def crowds(draw):
     """A table, tokens of it and vectors near and far, some rows of the table close together."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    size, dim = draw(st.integers(2, 200)), draw(st.integers(1, 12))
+    size, dim = draw(st.sampled_from([2, 40, 200])), draw(st.sampled_from([1, 3, 12]))
     table = rng.normal(size=(size, dim)) * draw(st.sampled_from([0.01, 1, 30]))
     twins = rng.integers(0, size, size // 4)
     table[twins] = table[rng.integers(0, size, len(twins))]
-    table[twins] += rng.normal(size=(len(twins), dim)) * draw(st.sampled_from([1e-3, 0.1]))
+    table[twins] += rng.normal(size=(len(twins), dim)) * draw(st.sampled_from([1e-5, 1e-3, 0.1]))
     ids = rng.integers(0, size, 5)
     away = rng.normal(size=(5, dim)) * np.abs(table).mean()
-    prompts = table[ids] + away * draw(st.sampled_from([0.01, 1, 10]))
+    prompts = table[ids] + away * draw(st.sampled_from([0.01, 1, 100]))
     return jnp.float32(table), jnp.int32(ids), jnp.float32(prompts)
 
 
@@ -74,9 +74,9 @@ def test_walls_worked_by_hand():
     """Tokens at 0, 4 and -2 on a line, and one at height 2: walls are halfway to each."""
     table = jnp.asarray([[0.0, 0], [4, 0], [-2, 0], [0, 2]])
     prompts = jnp.asarray([[1.0, 0], [8, 0], [-1, 0], [0, -5], [1, 1], [0, 0]])
-    np.testing.assert_allclose(
-        found_reach(table, jnp.zeros(6, jnp.int32), prompts), [2, 0.25, 1, np.inf, 1, np.inf]
-    )
+    found = found_reach(table, jnp.zeros(6, jnp.int32), prompts)
+    np.testing.assert_allclose(found[[0, 1, 2, 4]], [2, 0.25, 1, 1], rtol=1e-4)
+    assert (found[[3, 5]] > 100).all()  # on rays that do not end, as far as float32 goes
 
 
 def test_the_share_of_a_cell_ends_before_its_wall():

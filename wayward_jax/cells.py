@@ -16,13 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wayward_jax.projection import BLOCK, c_proj, d_proj, neighbours
+from wayward_jax.projection import BLOCK, TINY, c_proj, d_proj, neighbours
 
 # So many of a token's neighbours are told from it without cancellation; others are far enough.
 NEAREST = 32
 
-# The square of how far off the last of the nearest may be said to be by a matrix product.
-ROUNDING = 1e-3
+# By what share the last of the nearest may be said to be too far off by a matrix product.
+IMPRECISION = 1e-3
+
+# By what share distances to points that are nearly the same may be wrong: they are differences of
+# sums of D squares.
+ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)
 
 
 @struct.dataclass
@@ -68,7 +72,8 @@ def reach(table: jax.Array, ids: jax.Array, nearest: jax.Array, prompts: jax.Arr
     """How far the cells go: the largest s for which `e + s (p - e)` still reads as the token of e.
 
     The wall to a token of embedding v is where both are equally far: `s = |v - e|^2 / 2 u.(v - e)`
-    on the ray `u = p - e`. A prompt is in its cells where s is 1 or more.
+    on the ray `u = p - e`. A prompt is in its cells where s is 1 or more. Where it takes more than
+    float32 to tell which of two tokens is nearer, the wall is taken to be as near as it might be.
 
     Args:
         table: `[V, D]`, of the tokens that can be read.
@@ -77,7 +82,7 @@ def reach(table: jax.Array, ids: jax.Array, nearest: jax.Array, prompts: jax.Arr
         prompts: `[R, L, D]`.
 
     Returns:
-        `[R, L]` float32, inf on a ray that does not end.
+        `[R, L]` float32.
     """
     return jax.vmap(functools.partial(_reach, table))(ids, nearest, prompts)
 
@@ -102,22 +107,44 @@ def _reach(table: jax.Array, ids: jax.Array, nearest: jax.Array, prompt: jax.Arr
     own = c_proj(table, ids)
     ray = prompt - own
     gaps = c_proj(table, nearest) - own[:, None]  # [L, K, D]
+    lengths = [jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (own, ray)]
     apart = jnp.square(gaps).sum(axis=-1)
-    least = _walls(apart, (ray[:, None] * gaps).sum(axis=-1))
+    # Equal embeddings are never told apart, and share a cell.
+    others = jnp.where(apart > 0, apart, jnp.inf)
+    least = _walls(others, (ray[:, None] * gaps).sum(axis=-1), *lengths)
 
-    beyond = (1 - ROUNDING) * apart.max(axis=1, keepdims=True)
+    beyond = (1 - IMPRECISION) * apart.max(axis=1, keepdims=True)
     precise = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     for start in range(0, len(table), BLOCK):
         rows = table[start : start + BLOCK].astype(jnp.float32)
         ahead = precise(ray, rows.T) - (ray * own).sum(axis=-1, keepdims=True)
         apart = jnp.square(rows).sum(axis=1) - 2 * precise(own, rows.T)
         apart += jnp.square(own).sum(axis=-1, keepdims=True)
-        others = _walls(jnp.where(apart < beyond, jnp.inf, apart), ahead)
-        least = jnp.minimum(least, others)
+        others = jnp.where(apart < beyond, jnp.inf, apart)
+        least = jnp.minimum(least, _walls(others, ahead, *lengths))
     return least
 
 
-def _walls(apart: jax.Array, ahead: jax.Array) -> jax.Array:
-    """The nearest wall: `[L, n]` squared distances of others and `u.(v - e)` -> `[L]`."""
-    walls = jnp.where(ahead > 0, apart / jnp.where(ahead > 0, 2 * ahead, 1), jnp.inf)
-    return walls.min(axis=1)
+def _walls(apart: jax.Array, ahead: jax.Array, own: jax.Array, ray: jax.Array) -> jax.Array:
+    """The nearest wall of each vector: `[L]`.
+
+    At s another embedding is farther by `apart - 2 s ahead`, in squares, and float32 tells so as
+    long as that is more than the rounding of what is compared, `ROUNDING (s^2 ray^2 + own
+    sqrt(apart))`. So s is the root of a quadratic equation.
+
+    Args:
+        apart: `[L, n]`, squared distances of other embeddings from the vectors' tokens'; inf for
+            those that do not count.
+        ahead: `[L, n]`, `u.(v - e)`.
+        own: `[L, 1]`, the length of e.
+        ray: `[L, 1]`, the length of u.
+    """
+    counts = jnp.isfinite(apart)
+    apart = jnp.where(counts, apart, 1)
+    certain = jnp.maximum(apart - ROUNDING * own * jnp.sqrt(jnp.maximum(apart, 0)), 0)
+    growth = ROUNDING * jnp.square(ray)
+    root = jnp.sqrt(jnp.square(ahead) + growth * certain)
+    # The same root in two forms, of which one cancels where the other does not.
+    behind = jnp.where(growth > TINY, (root - ahead) / jnp.maximum(growth, TINY), jnp.inf)
+    wall = jnp.where(ahead > 0, certain / jnp.maximum(ahead + root, TINY), behind)
+    return jnp.where(counts, jnp.where(certain > 0, wall, 0), jnp.inf).min(axis=1)
