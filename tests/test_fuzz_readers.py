@@ -280,6 +280,7 @@ NAMES = sorted(
 )
 
 
+@example(metadata=SENTENCEPIECE, without=set(), others={"tokenizer.ggml.token_type": ""})
 @given(
     metadata=st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]),
     without=st.sets(st.sampled_from(NAMES), max_size=2),
