@@ -142,6 +142,7 @@ SPECS = st.lists(
 ).map("".join)
 
 
+@example(spec="~\0", length=None)
 @given(spec=SPECS, length=st.none() | st.integers(-1, 50))
 def test_the_language_of_targets(spec, length):
     options = {"task": "reviews", "prompt_length": length}

@@ -107,6 +107,8 @@ def _cut(targets: list[Target], length: int, tokenizer: Tokenizer) -> list[Targe
 
 def _texts(spec: str, task: str, data_dir: Path | None) -> dict[str, str]:
     """All texts that a list of sets asks for, by `SET/NAME`, or `text`."""
+    if "\0" in spec:
+        raise InputError("--targets holds a null character: leave it out")
     sets, *literal = LITERAL.split(spec, maxsplit=1)
     texts: dict[str, str] = {}
     for item in sets.split(",") if sets or not literal else []:
