@@ -107,8 +107,6 @@ def _cut(targets: list[Target], length: int, tokenizer: Tokenizer) -> list[Targe
 
 def _texts(spec: str, task: str, data_dir: Path | None) -> dict[str, str]:
     """All texts that a list of sets asks for, by `SET/NAME`, or `text`."""
-    if "\0" in spec:
-        raise InputError("--targets holds a null character: leave it out")
     sets, *literal = LITERAL.split(spec, maxsplit=1)
     texts: dict[str, str] = {}
     for item in sets.split(",") if sets or not literal else []:
@@ -139,6 +137,8 @@ def _select(item: str, task: str, data_dir: Path | None) -> dict[str, str]:
 
 def _split(item: str) -> tuple[str, str]:
     """The set and its selector, which begins with `:` or `/` or is empty."""
+    if "\0" in item:
+        raise InputError(f"--targets={item!r} holds a null character: leave it out")
     for end in [*(match.start() for match in re.finditer("[:/]", item)), len(item)]:
         if _is_named(item[:end]) or os.path.isfile(os.path.expanduser(item[:end])):
             return item[:end], item[end:]
