@@ -142,6 +142,7 @@ SPECS = st.lists(
 ).map("".join)
 
 
+@example(spec="~\0", length=None)
 @given(spec=SPECS, length=st.none() | st.integers(-1, 50))
 def test_the_language_of_targets(spec, length):
     options = {"task": "reviews", "prompt_length": length}
@@ -280,6 +281,7 @@ NAMES = sorted(
 )
 
 
+@example(metadata=SENTENCEPIECE, without=set(), others={"tokenizer.ggml.token_type": ""})
 @given(
     metadata=st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]),
     without=st.sets(st.sampled_from(NAMES), max_size=2),

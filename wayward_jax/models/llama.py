@@ -69,6 +69,8 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
         frequencies = keep * frequencies + (1 - keep) * frequencies / scaling.factor
     else:
         raise ValueError(f"rope scaling {scaling.rope_type!r} is not one of linear, llama3")
+    if not np.isfinite(frequencies).all():
+        raise ValueError(f"{scaling} gives frequencies that are not finite")
     return frequencies.astype(np.float32)
 
 

@@ -137,6 +137,8 @@ def _select(item: str, task: str, data_dir: Path | None) -> dict[str, str]:
 
 def _split(item: str) -> tuple[str, str]:
     """The set and its selector, which begins with `:` or `/` or is empty."""
+    if "\0" in item:
+        raise InputError(f"--targets={item!r} holds a null character: leave it out")
     for end in [*(match.start() for match in re.finditer("[:/]", item)), len(item)]:
         if _is_named(item[:end]) or os.path.isfile(os.path.expanduser(item[:end])):
             return item[:end], item[end:]
