@@ -1,4 +1,4 @@
-"""What several tests need: the built-in assets, and small models made and saved by transformers."""
+"""What several tests need: assets, settings, and small models made and saved by transformers."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,10 @@ import jax
 import mood
 import numpy as np
 import pytest
+from absl import flags as absl_flags
+from absl.testing import flagsaver
 
+from experiments import flags
 from experiments.command_line import default_cache_dir
 from wayward_jax import assets
 
@@ -120,3 +123,16 @@ def assert_same_logits(ours, theirs, length=24):
     np.testing.assert_allclose(
         text_logits(ours.params), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
     )
+
+
+@pytest.fixture
+def given():
+    """Gives the settings of some flags, all others as they are by default."""
+    if not absl_flags.FLAGS.is_parsed():
+        absl_flags.FLAGS(["run"])
+
+    def settings(**values):
+        with flagsaver.flagsaver(**values):
+            return flags.settings()
+
+    return settings

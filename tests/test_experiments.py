@@ -7,7 +7,6 @@ import mood
 import numpy as np
 import pytest
 from absl import flags as absl_flags
-from absl.testing import flagsaver
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from tiny import WORDS, pair
@@ -44,19 +43,6 @@ def carry_out(folder, out_dir, chosen=main.EXPERIMENT, **changed):
     with Counting() as watch:
         finished = job.carry_out(settings, chosen, out_dir, watch)
         return finished.rows, watch.steps
-
-
-@pytest.fixture
-def given():
-    """Gives the settings of some flags, all others as they are by default."""
-    if not absl_flags.FLAGS.is_parsed():
-        absl_flags.FLAGS(["run"])
-
-    def settings(**values):
-        with flagsaver.flagsaver(**values):
-            return flags.settings()
-
-    return settings
 
 
 @pytest.mark.parametrize("name", flags.EXPERIMENTS)

@@ -5,13 +5,11 @@ import json
 import mood
 import numpy as np
 import pytest
-from absl import flags as absl_flags
-from absl.testing import flagsaver
 from mood import arguments, run, settings
 from rich.console import Console
 from tiny import pair
 
-from experiments import flags, job, main
+from experiments import job, main
 from experiments.terminal import Watch
 from wayward_jax import checkpoints, memory, results
 from wayward_jax.errors import InputError
@@ -107,19 +105,6 @@ def test_another_jobs_results_are_never_overwritten(finished, folder):
     assert process.returncode == 2
     assert process.stderr.startswith("error: --out_dir=")
     assert {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == before
-
-
-@pytest.fixture
-def given():
-    """Gives the settings of some flags, all others as they are by default."""
-    if not absl_flags.FLAGS.is_parsed():
-        absl_flags.FLAGS(["run"])
-
-    def settings(**values):
-        with flagsaver.flagsaver(**values):
-            return flags.settings()
-
-    return settings
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "", "all"])
