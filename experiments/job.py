@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from experiments.object_stores import Mirror
 from experiments.processes import agreed, first, is_first, on_first
 from experiments.terminal import Watch
 from experiments.trace import Trace
-from wayward_jax import checkpoints
+from wayward_jax import checkpoints, results
 from wayward_jax.analysis import jobs
-from wayward_jax.analysis.jobs import Measured
+from wayward_jax.analysis.jobs import FinishedRun, Measured
 from wayward_jax.checkpoints import ProgressCheckpoints
 from wayward_jax.mesh import on_host
 from wayward_jax.models.tokenizer import Tokenizer
@@ -84,7 +84,7 @@ def carry_out(
     taken = first(lambda: reused(finished, inputs))
     work = _Work(settings, out_dir, loader, inputs, starts, folder, watch, Interruption())
     with on_first(folder.claimed(watch.note)), work.interruption.heed():
-        first(lambda: folder.take_over(taken))
+        first(lambda: _take_over(folder, taken))
         plans = first(lambda: _plans(settings, folder, inputs, loader.mesh))
         work.tune(plans)
         asked_for = {run.id for each in inputs.values() for run in each.all_runs}
@@ -112,6 +112,8 @@ class _Work:
 
     def tune(self, plans: Plans) -> None:
         """Tunes populations, and writes what came of each."""
+        if not plans:
+            return
         self.watch.planned(sum(each.runs[0].steps for _, each in plans))
         meter = Meter(self.loader.dtype, self.loader.mesh)
         trace = Trace(self.folder.path, self.settings.profile if is_first() else 0)
@@ -143,7 +145,9 @@ class _Work:
                 on_steps=on_steps,
                 on_progress=functools.partial(on_progress, kept),
             )
-            first(lambda: self.folder.add(found, task.test.labels))
+            rows = [results.to_row(result, task.test.labels) for result in found]
+            prompts = {result.run.id: result.prompt for result in found}
+            first(lambda: self.folder.add(rows, prompts.__getitem__))
         self.watch.tuned(curve(found), outcome(found))
 
     def _keep(self, kept: ProgressCheckpoints | None, progress: Progress) -> None:
@@ -181,6 +185,13 @@ class _Work:
 
     def _stop(self) -> None:
         raise KeyboardInterrupt(f": the same command with --out_dir={self.out_dir} goes on")
+
+
+def _take_over(folder: JobFolder, finished: Sequence[FinishedRun]) -> None:
+    """Copies runs that other jobs have finished."""
+    paths = {run.row["id"]: run.checkpoint for run in finished}
+    rows = [run.row for run in finished]
+    folder.add(rows, lambda run: checkpoints.load_prompt(paths[run]))
 
 
 def _plans(

@@ -16,12 +16,11 @@ from filelock import FileLock, Timeout
 from experiments.object_stores import Mirror
 from wayward_jax import checkpoints, results
 from wayward_jax.analysis import jobs
-from wayward_jax.analysis.jobs import FinishedRun
 from wayward_jax.batching import PackShape
 from wayward_jax.errors import InputError
 from wayward_jax.populations import Plan
 from wayward_jax.runs import Run
-from wayward_jax.sweep import Progress, Result
+from wayward_jax.sweep import Progress
 
 Plans = list[tuple[str, Plan]]
 """Populations with the names of their tasks."""
@@ -164,25 +163,14 @@ class JobFolder:
                 kept.wait()
         self._send()
 
-    def add(self, found: Sequence[Result], labels: np.ndarray) -> None:
-        """Writes the prompts and then the rows of a finished population, but none twice."""
+    def add(self, rows: Sequence[dict], load_prompt: Callable[[str], np.ndarray]) -> None:
+        """Writes prompts, which are given by run id, and then rows of finished runs; none twice."""
         with writing(self.path):
             done = self.rows()
-            new = [result for result in found if result.run.id not in done]
-            for result in new:
-                checkpoints.save_prompt(self.checkpoint(result.run.id), result.prompt)
-            results.append(self._results, [results.to_row(result, labels) for result in new])
-
-    def take_over(self, finished: Sequence[FinishedRun]) -> None:
-        """Copies prompts and rows of runs that other jobs have finished, but none twice."""
-        with writing(self.path):
-            done = self.rows()
-            new = [run for run in finished if run.row["id"] not in done]
-            for run in new:
-                checkpoints.save_prompt(
-                    self.checkpoint(run.row["id"]), checkpoints.load_prompt(run.checkpoint)
-                )
-            results.append(self._results, [run.row for run in new])
+            new = [row for row in rows if row["id"] not in done]
+            for row in new:
+                checkpoints.save_prompt(self.checkpoint(row["id"]), load_prompt(row["id"]))
+            results.append(self._results, new)
 
     def measured(self) -> jobs.Measured:
         """What was measured of the runs, in this process or before."""
