@@ -35,9 +35,9 @@ PROMPTS_AT_ONCE = 256
 
 FIGURE_CAPTIONS = {
     "main": "Accuracy, its drop and prompt F1. Small dots are targets, large ones their means; "
-    "bars are 95 % intervals over targets and seeds.",
+    "bars are 95 % intervals over targets, seeds and test examples.",
     "gamma": "Prompt F1 and accuracy drop against gamma, the weight of the distance term. Means, "
-    "and 95 % intervals over targets and seeds.",
+    "and 95 % intervals over targets, seeds and test examples.",
     "length": "Prompt F1 and accuracy drop against the length of the prompt, at the best gamma.",
     "model_size": "Prompt F1 and accuracy drop against the model's parameters, at the best gamma.",
     "training": "Along training: means, and the band that holds 80 % of the runs.",
@@ -50,7 +50,7 @@ FIGURE_CAPTIONS = {
     "tuned for. Means over prompts.",
 }
 TABLE_CAPTIONS = {
-    "groups": "Groups of targets, with intervals over targets and seeds",
+    "groups": "Groups of targets, with intervals over targets, seeds and test examples",
     "targets": "Targets, with intervals over test examples",
     "gammas": "Groups of targets at each gamma, chosen or not",
     "lengths": "Groups of targets by the length of their prompts",
@@ -72,8 +72,9 @@ NOTES = (
     "accuracy on {select} counts, among those that read as the target.",
     "Intervals are 95 % percentile bootstraps. For a target, test examples are drawn, the same for "
     "p_star and for its prompts: this is how sure the drop of these very prompts is. For a group, "
-    "targets and seeds are drawn: this is how far other targets and seeds might lead, though two "
-    "or three seeds know too little of other seeds, and their intervals are somewhat too narrow. "
+    "targets, seeds and test examples are drawn, each independently of the others: this is how far "
+    "others might lead, though two or three seeds know too little of other seeds, and their "
+    "intervals are somewhat too narrow. "
     "Differences between groups are tested by permutation, adjusted for the number of tests. What "
     "may be 0 on these terms is called within noise.",
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wayward_jax.analysis.selection import accuracies, compare
+from wayward_jax.analysis.selection import compare, correctness
 from wayward_jax.runs import Run
 from wayward_jax.targets import Target
 
@@ -69,17 +69,19 @@ def test_targets_are_told_apart_by_text_and_start():
     assert [c.accuracy for c in compare(rows)] == pytest.approx([0.7, 0.6, 0.5])
 
 
-def test_accuracies_are_of_the_seeds_that_all_have():
+def test_what_is_right_is_of_the_seeds_that_all_have():
     rows = [best(0.8, seed=1), best(0.6, seed=2), best(0.9, seed=3)]
     rows += [wayward(0.7, run={"seed": 1}), wayward(0.5, run={"seed": 2})]
     rows += [wayward(0.4, text="other words", run={"seed": seed}) for seed in (1, 2, 3)]
-    p_star, accuracy = accuracies(compare(rows))
-    np.testing.assert_allclose(p_star, [[0.8, 0.6], [0.8, 0.6]])
-    np.testing.assert_allclose(accuracy, [[0.7, 0.5], [0.4, 0.4]])
+    p_star, right = correctness(compare(rows))
+    assert right.shape == (2, 2, 10)
+    np.testing.assert_allclose(p_star.mean(axis=-1), [[0.8, 0.6], [0.8, 0.6]])
+    np.testing.assert_allclose(right.mean(axis=-1), [[0.7, 0.5], [0.4, 0.4]])
+    assert p_star[0, 1].tolist() == [1.0] * 6 + [0.0] * 4
 
 
-def test_without_a_common_seed_accuracies_are_means():
+def test_without_a_common_seed_it_is_a_mean():
     rows = [best(0.8, seed=1), wayward(0.7, run={"seed": 2}), wayward(0.5, run={"seed": 3})]
-    p_star, accuracy = accuracies(compare(rows))
-    np.testing.assert_allclose(p_star, [[0.8]])
-    np.testing.assert_allclose(accuracy, [[0.6]])
+    p_star, right = correctness(compare(rows))
+    np.testing.assert_allclose(p_star.mean(axis=-1), [[0.8]])
+    assert right[0, 0].tolist() == [1.0] * 5 + [0.5] * 2 + [0.0] * 3

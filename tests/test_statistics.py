@@ -9,8 +9,9 @@ from wayward_jax.analysis.statistics import (
     Interval,
     adjusted,
     difference,
+    drop_over_all,
     drop_over_examples,
-    drop_over_targets_and_seeds,
+    mean_over_prompts,
 )
 
 
@@ -66,36 +67,55 @@ def test_95_percent_of_intervals_over_examples_hold_the_true_drop():
     assert 0.90 <= held / trials <= 0.985  # two standard errors of a share of 200 are 0.03
 
 
-def test_most_intervals_over_targets_and_seeds_hold_the_true_drop():
+def test_intervals_over_all_hold_the_true_drop_and_are_hardly_wider_than_need_be():
+    """Right is what is above 0: easy examples, good prompts, and chance. The truth is no drop."""
     rng = np.random.default_rng(0)
-    truth, trials, held = 5.0, 200, 0
-    for _ in range(trials):
-        of_targets, of_seeds = rng.normal(0, 2, (12, 1)), rng.normal(0, 1, (1, 6))
-        drops = truth + of_targets + of_seeds + rng.normal(0, 1, (12, 6))
-        drop = drop_over_targets_and_seeds(np.ones((12, 6)), 1 - drops / 100)
-        held += drop.low <= truth <= drop.high
-    assert 0.88 <= held / trials <= 0.995
+    drops = []
+    for _ in range(100):
+        examples, seeds = rng.normal(1.5, 1.5, 200), rng.normal(0, 0.1, (3, 1))
+        p_star = examples + seeds + rng.normal(0, 0.2, (3, 1)) + rng.normal(0, 1, (3, 200))
+        targets = rng.normal(0, 0.1, (8, 1, 1)) + rng.normal(0, 0.2, (8, 3, 1))
+        wayward = examples + seeds + targets + rng.normal(0, 1, (8, 3, 200))
+        drops.append(drop_over_all(np.tile(p_star > 0, (8, 1, 1)), wayward > 0))
+    assert np.mean([drop.low <= 0 <= drop.high for drop in drops]) >= 0.88
+    widths = [drop.high - drop.low for drop in drops]
+    assert np.mean(widths) < 1.5 * 2 * 1.96 * np.std([drop.value for drop in drops])
+
+
+def only_accuracies(values):
+    """Of a single example, which is right so often."""
+    return np.asarray(values)[..., None]
 
 
 def test_seeds_that_go_all_one_way_widen_the_interval():
     best, wayward = np.ones((20, 2)), np.tile([0.9, 1.0], (20, 1))
-    drop = drop_over_targets_and_seeds(best, wayward)
+    drop = drop_over_all(only_accuracies(best), only_accuracies(wayward))
     assert drop.value == pytest.approx(5)
     assert (drop.low, drop.high) == (pytest.approx(0), pytest.approx(10))
 
 
-def test_with_one_seed_targets_alone_are_drawn():
+def test_with_one_seed_targets_are_drawn():
     drops = np.array([[0.0], [4.0]])
-    drop = drop_over_targets_and_seeds(np.ones((2, 1)), 1 - drops / 100)
+    drop = drop_over_all(only_accuracies(np.ones((2, 1))), only_accuracies(1 - drops / 100))
     assert drop.value == pytest.approx(2)
-    assert (drop.low, drop.high) == (pytest.approx(0), pytest.approx(4))
+    assert (drop.low, drop.high) == (pytest.approx(0, abs=1e-5), pytest.approx(4))
 
 
-def test_one_run_has_a_drop_but_no_interval():
-    drop = drop_over_targets_and_seeds(np.array([[0.8]]), np.array([[0.6]]))
-    assert drop.value == pytest.approx(25)
-    assert np.isnan([drop.low, drop.high]).all()
-    assert drop.within_noise
+def test_with_one_target_and_seed_the_interval_is_that_over_examples():
+    rng = np.random.default_rng(0)
+    best, wayward = rng.random((2, 400)) < [[0.8], [0.7]]
+    drop, other = (
+        drop_over_all(best[None, None], wayward[None, None]),
+        drop_over_examples(best[None], wayward[None]),
+    )
+    assert drop.value == pytest.approx(other.value)
+    assert (drop.low, drop.high) == pytest.approx((other.low, other.high), abs=1)
+
+
+def test_no_drop_is_had_of_the_same_predictions_however_drawn():
+    same = np.tile(np.random.default_rng(0).random((2, 50)) < 0.8, (3, 1, 1))
+    drop = drop_over_all(same, same)
+    assert (drop.value, drop.low, drop.high) == (0, 0, 0)
 
 
 def test_a_p_star_that_is_never_right_has_no_drop():
@@ -148,3 +168,17 @@ def test_p_values_are_adjusted_as_benjamini_and_hochberg_have_it():
     # Sorted p times m / rank, never less than a later one: 0.01*3/1, 0.02*3/2, 0.5*3/3.
     found = adjusted([0.5, np.nan, 0.01, 0.02])
     np.testing.assert_allclose(found, [0.5, np.nan, 0.03, 0.03])
+
+
+def test_the_interval_over_prompts_is_that_of_all_resamples():
+    values = np.array([0.1, 0.5, 0.6, 0.9, 0.2])
+    low, high = np.quantile(
+        values[np.array(list(product(range(5), repeat=5)))].mean(1), [0.025, 0.975]
+    )
+    found = mean_over_prompts(values)
+    assert found.value == pytest.approx(0.46)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
+
+
+def test_one_prompt_has_no_interval():
+    assert np.isnan(mean_over_prompts(np.array([0.5])).low)

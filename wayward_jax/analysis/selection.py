@@ -128,27 +128,32 @@ def compare(rows: Sequence[Row], select: str = "dev") -> list[Comparison]:
     ]
 
 
-def accuracies(comparisons: Sequence[Comparison]) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracies of p_star and of the targets' runs by target and seed: `[T, S]` each.
+def correctness(comparisons: Sequence[Comparison]) -> tuple[np.ndarray, np.ndarray]:
+    """What p_star and the targets' runs predict right, by target, seed and example: `[T, S, E]`.
 
-    S counts the seeds that all have. If they share none, S is 1 and the values are means.
+    S counts the seeds that all have; several runs of one are averaged. If they share none, S is 1
+    and the values are means over all.
     """
     by_seed = [tuple(map(_by_seed, (c.p_star, c.wayward))) for c in comparisons]
-    seeds = sorted(set.intersection(*(set(found) for pair in by_seed for found in pair)))
-    if not seeds:
-        best = [[c.best_accuracy] for c in comparisons]
-        return np.array(best), np.array([[c.accuracy] for c in comparisons])
-    best, accuracy = (
-        np.array([[pair[i][seed] for seed in seeds] for pair in by_seed]) for i in (0, 1)
+    shared = sorted(set.intersection(*(set(found) for pair in by_seed for found in pair)))
+    best, wayward = (
+        np.array(
+            [
+                [pair[i][seed] for seed in shared] or [np.mean([*pair[i].values()], axis=0)]
+                for pair in by_seed
+            ]
+        )
+        for i in (0, 1)
     )
-    return best, accuracy
+    return best, wayward
 
 
-def _by_seed(rows: Sequence[Row]) -> dict[int, float]:
-    return {
-        seed: _mean([row for row in rows if row["seed"] == seed], "accuracy")
-        for seed in {row["seed"] for row in rows}
-    }
+def _by_seed(rows: Sequence[Row]) -> dict[int, np.ndarray]:
+    """How often the runs of each seed predict each example right: `[E]` float32."""
+    correct: dict[int, list[np.ndarray]] = {}
+    for row in rows:
+        correct.setdefault(row["seed"], []).append(results.correct(row))
+    return {seed: np.mean(each, axis=0, dtype=np.float32) for seed, each in correct.items()}
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

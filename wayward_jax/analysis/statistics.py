@@ -60,26 +60,38 @@ def drop_over_examples(p_star: np.ndarray, wayward: np.ndarray) -> Interval:
     return _bootstrap((p_star.mean(axis=0), wayward.mean(axis=0)), _relative_drop, paired=True)
 
 
-def drop_over_targets_and_seeds(p_star: np.ndarray, wayward: np.ndarray) -> Interval:
-    """The mean accuracy drop of T targets, in percent, had there been other targets and seeds.
+def drop_over_all(p_star: np.ndarray, wayward: np.ndarray) -> Interval:
+    """The mean accuracy drop of T targets, in percent, had all been drawn anew.
 
-    Seeds and targets are crossed, and all targets of a seed share their p_star. So whole targets
-    and whole seeds are drawn, each independently of the other (Owen, 2007, "The pigeonhole
-    bootstrap"). With one seed (or one target) only the other is drawn. Few of either give too
-    narrow an interval: it knows no more of their spread than they show.
+    Targets, seeds and test examples are crossed, all targets of a seed share their p_star, and all
+    prompts the examples. So whole targets, seeds and examples are drawn, each independently of the
+    others (Owen, 2007, "The pigeonhole bootstrap"). Of what there is but one of, it is kept. Few
+    targets or seeds give too narrow an interval: it knows no more of their spread than they show.
 
     Args:
-        p_star: `[T, S]` accuracies of the unconstrained prompts that the targets are compared with.
-        wayward: `[T, S]` accuracies of the targets' prompts.
+        p_star: `[T, S, E]`, how often the unconstrained prompts that the targets are compared with
+            predict each example right, from 0 to 1.
+        wayward: `[T, S, E]`, the same of the targets' prompts.
     """
 
-    def mean_drop(targets: np.ndarray, seeds: np.ndarray, axis: int = -1) -> np.ndarray:
-        drawn = targets[..., :, None], seeds[..., None, :]
-        return _relative_drop(p_star[drawn], wayward[drawn]).mean(axis=axis)
+    def mean_drop(
+        targets: np.ndarray, seeds: np.ndarray, examples: np.ndarray, axis: int = -1
+    ) -> np.ndarray:
+        weights = _shares(examples, p_star.shape[-1])
+        drawn = [
+            _drawn(np.tensordot(weights, right, ([-1], [-1])), targets, seeds)
+            for right in (p_star, wayward)
+        ]
+        return _relative_drop(*drawn).mean(axis=axis)
 
-    if wayward.size == 1:
-        return Interval(float(_relative_drop(p_star[0], wayward[0])), np.nan, np.nan)
     return _bootstrap([_indices(n) for n in wayward.shape], mean_drop, paired=False)
+
+
+def mean_over_prompts(values: np.ndarray) -> Interval:
+    """The mean of `[N]` values, one a prompt, had there been other prompts."""
+    if len(values) == 1:
+        return Interval(float(values[0]), np.nan, np.nan)
+    return _bootstrap((values,), np.mean, paired=False)
 
 
 def difference(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Difference:
@@ -122,6 +134,18 @@ def _relative_drop(best: np.ndarray, accuracy: np.ndarray, axis: int = -1) -> np
 def _indices(n: int) -> np.ndarray:
     """What to draw n things from; a single one, drawn twice, never varies."""
     return np.arange(n) if n > 1 else np.zeros(2, int)
+
+
+def _shares(drawn: np.ndarray, n: int) -> np.ndarray:
+    """How often each of n things was drawn, as shares: `[..., D]` indices -> `[..., n]`."""
+    counts = np.apply_along_axis(np.bincount, -1, drawn, minlength=n)
+    return counts.astype(np.float32) / drawn.shape[-1]
+
+
+def _drawn(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Of values `[..., T, S]`, those of rows `[..., A]` and columns `[..., B]`: `[..., A, B]`."""
+    of_rows = np.take_along_axis(values, rows[..., :, None], axis=-2)
+    return np.take_along_axis(of_rows, columns[..., None, :], axis=-1)
 
 
 def _bootstrap(

@@ -92,17 +92,14 @@ def _scope(rows: Sequence[Row]) -> str:
 
 
 def _cost(line: pd.Series) -> str:
-    if pd.isna(line["low"]):
-        interval, noise = "too few runs for an interval", ""
-    else:
-        interval = f"95 % interval of the drop: {line['low']:.1f} to {line['high']:.1f}"
-        noise = ", which is within noise" if line["within_noise"] else ""
+    noise = ", which is within noise" if line["within_noise"] else ""
     return (
         f"On {tables.short(line['task'])}, {tables.short(line['model'])} does the task with "
         f"accuracy {line['accuracy']:.3f} under the prompts with a target and "
         f"{line['p_star']:.3f} under p_star: a "
         f"{'gain' if line['drop'] < 0 else 'drop'} of {abs(line['drop']):.1f} % "
-        f"({interval}; {count(line['targets'], 'target')}, {count(line['seeds'], 'seed')}, "
+        f"(95 % interval of the drop: {line['low']:.1f} to {line['high']:.1f}; "
+        f"{count(line['targets'], 'target')}, {count(line['seeds'], 'seed')}, "
         f"{count(line['runs'], 'run')}){noise}."
     )
 

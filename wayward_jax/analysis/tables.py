@@ -1,7 +1,7 @@
 """Tables of results (pandas), and their files as CSV, Markdown and LaTeX.
 
 Accuracies and F1 are shares, drops and their differences are in percent. `low` and `high` end 95 %
-confidence intervals.
+confidence intervals, and `least` and `most` those of shares.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from wayward_jax.analysis.selection import (
     F1_THRESHOLD,
     Comparison,
     Row,
-    accuracies,
     compare,
+    correctness,
     is_aimed,
 )
 from wayward_jax.runs import P_STAR
@@ -50,6 +50,8 @@ NAMES = {
     "gap": "gap, points",
     "low": "from",
     "high": "to",
+    "least": "from",
+    "most": "to",
     "f1": "prompt F1",
     "prompt_f1": "prompt F1",
     "token_f1": "token F1",
@@ -60,7 +62,9 @@ NAMES = {
 FORMATS = {
     **dict.fromkeys(("p_star", "accuracy", "f1", "p_value", "adjusted"), "{:.3f}"),
     **dict.fromkeys(("prompt_f1", "token_f1", "reads_alike"), "{:.3f}"),
-    **dict.fromkeys(("task_loss", "distance", "top_1", "top_5", "top_10"), "{:.3f}"),
+    **dict.fromkeys(
+        ("least", "most", "task_loss", "distance", "top_1", "top_5", "top_10"), "{:.3f}"
+    ),
     **dict.fromkeys(("drop", "low", "high", "difference", "gap"), "{:+.1f}"),
     **dict.fromkeys(("gamma", "learning_rate"), "{:.3g}"),
 }
@@ -126,7 +130,8 @@ def by_target(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 def by_group(
     comparisons: Sequence[Comparison], names: Sequence[str] = SETTING_NAMES
 ) -> pd.DataFrame:
-    """A line for every model, task and target set; intervals are over targets and seeds.
+    """A line for every model, task and target set; intervals are over targets, seeds and test
+    examples.
 
     Args:
         comparisons: to summarise.
@@ -134,14 +139,14 @@ def by_group(
     """
     lines = []
     for key, group in _groups(comparisons, names).items():
-        best, accuracy = accuracies(group)
-        drop = statistics.drop_over_targets_and_seeds(best, accuracy)
+        best, wayward = correctness(group)
+        drop = statistics.drop_over_all(best, wayward)
         p_stars = {row["id"] for c in group for row in c.p_star}
         lines.append(
             {
                 **dict(key),
                 "p_star": best.mean(),
-                "accuracy": accuracy.mean(),
+                "accuracy": wayward.mean(),
                 "drop": drop.value,
                 "low": drop.low,
                 "high": drop.high,
@@ -149,7 +154,7 @@ def by_group(
                 "f1": np.mean([c.prompt_f1 for c in group]),
                 "reads_alike": np.mean([c.prompt_f1 >= F1_THRESHOLD for c in group]),
                 "targets": len(group),
-                "seeds": accuracy.shape[1],
+                "seeds": wayward.shape[1],
                 "runs": len(p_stars) + sum(len(c.wayward) for c in group),
             }
         )
@@ -207,6 +212,8 @@ def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 def by_measurement(rows: Sequence[Row], measured: Measured, name: str) -> pd.DataFrame:
     """Means of all that was measured, of the prompts of a group together.
 
+    `least` and `most` end the interval over prompts of the first of these means.
+
     Args:
         rows: of the runs.
         measured: of their prompts.
@@ -215,10 +222,23 @@ def by_measurement(rows: Sequence[Row], measured: Measured, name: str) -> pd.Dat
     frame = measurements(rows, measured, name)
     if frame.empty:
         return frame
-    by = [*SETTING_NAMES, *MEASURED_BY[name]]
+    by = [column for column in (*SETTING_NAMES, *MEASURED_BY[name]) if column in frame]
     numbers = [column for column in MEASURES if column in frame]
-    groups = frame.groupby([column for column in by if column in frame], sort=False, dropna=False)
-    return groups[numbers].mean().assign(prompts=groups.size()).reset_index()
+    lines = []
+    for key, group in frame.groupby(by, sort=False, dropna=False):
+        first = statistics.mean_over_prompts(group[numbers[0]].to_numpy())
+        means = dict(group[numbers].mean())
+        lines.append(
+            {
+                **dict(zip(by, key, strict=True)),
+                numbers[0]: means.pop(numbers[0]),
+                "least": first.low,
+                "most": first.high,
+                **means,
+                "prompts": len(group),
+            }
+        )
+    return pd.DataFrame(lines)
 
 
 def gaps(rows: Sequence[Row], measured: Measured) -> pd.DataFrame:
