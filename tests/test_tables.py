@@ -1,6 +1,7 @@
 """Tables of comparisons, on rows made by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_selection import best, wayward
 
@@ -51,8 +52,14 @@ def test_constraints_are_compared_target_by_target_whatever_their_margins():
     held = {"constraint": "cell", "margin": 0.01}
     cells = [{**row, **held, "accuracy": 0.8} for row in penalty if row["target_ids"]]
     cells = [{**row, "id": f"cell {row['id']}"} for row in cells]
-    (line,) = tables.between_groups(compare([*penalty, *cells])).itertuples()
+    comparisons = compare([*penalty, *cells])
+    (line,) = tables.between_groups(comparisons).itertuples()
     assert (line.constraint, line.paired, line.targets) == ("penalty - cell", True, "2, 2")
+    groups = tables.by_group(comparisons)
+    assert tables.differing(groups) == ["constraint"]
+    assert "margin" not in tables.shown(groups)[0]
+    margins_too = pd.concat([groups, groups.assign(margin=0.5)])
+    assert tables.differing(margins_too) == ["constraint", "margin"]
 
 
 def test_a_gamma_that_was_found_is_shown_and_is_none_of_those_given():

@@ -32,13 +32,8 @@ def legend(figure: Figure, axes: Any) -> None:
 
 def labels(frame: pd.DataFrame, *but: str) -> list[str]:
     """What tells the lines of a group table apart, a text each; tasks are always named."""
-    names = [
-        name
-        for name in tables.SETTING_NAMES
-        if name in frame and name not in but and (name == "task" or frame[name].nunique() > 1)
-    ]
-    if "constraint" in names and "margin" in names:  # which then says nothing new
-        names.remove("margin")
+    apart = {"task", *tables.differing(frame)} - {*but}
+    names = [name for name in tables.SETTING_NAMES if name in apart]
     return [
         "   ".join(tables.short(str(line[name])) for name in names) for _, line in frame.iterrows()
     ]

@@ -30,7 +30,8 @@ def summary(
             f"Targets that can be read off their prompts: {len(alike)} of {len(comparisons)}. The "
             f"nearest tokens spell the text (prompt F1 of at least {F1_THRESHOLD:g})."
         )
-        said += [_cost(line) for _, line in by_task.head(MOST_LINES).iterrows()]
+        apart = [n for n in tables.differing(by_task) if n not in tables.ALWAYS_SHOWN]
+        said += [_cost(line, apart) for _, line in by_task.head(MOST_LINES).iterrows()]
         said.append(
             "Targets among those whose drop is within the noise of the test examples: "
             f"{len(free)} of {len(alike)}.{_moral(free)}"
@@ -91,11 +92,13 @@ def _scope(rows: Sequence[Row]) -> str:
     )
 
 
-def _cost(line: pd.Series) -> str:
+def _cost(line: pd.Series, apart: Sequence[str]) -> str:
+    """How much a group's targets cost; `apart` names what else tells it from other groups."""
+    which = "".join(f", {name.replace('_', ' ')} {line[name]}" for name in apart)
     noise = ", which is within noise" if line["within_noise"] else ""
     return (
         f"On {tables.short(line['task'])}, {tables.short(line['model'])} does the task with "
-        f"accuracy {line['accuracy']:.3f} under the prompts with a target and "
+        f"accuracy {line['accuracy']:.3f} under the prompts with a target{which} and "
         f"{line['p_star']:.3f} under p_star: a "
         f"{'gain' if line['drop'] < 0 else 'drop'} of {abs(line['drop']):.1f} % "
         f"(95 % interval of the drop: {line['low']:.1f} to {line['high']:.1f}; "

@@ -286,6 +286,20 @@ def by_run(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
 
 
+def differing(frame: pd.DataFrame) -> list[str]:
+    """Settings that tell the lines of a table apart, other than a margin that constraints bring."""
+    names = [
+        name
+        for name in (*SETTING_NAMES, "prompt_length")
+        if name in frame and frame[name].nunique() > 1
+    ]
+    if {"constraint", "margin"} <= {*names}:
+        margins = frame.groupby("constraint")["margin"].nunique()
+        if (margins == 1).all():
+            names.remove("margin")
+    return names
+
+
 def shown(
     frame: pd.DataFrame, always: Sequence[str] = ALWAYS_SHOWN
 ) -> tuple[pd.DataFrame, list[bool]]:
@@ -298,9 +312,8 @@ def shown(
     Returns:
         The table, and which of its columns are numbers.
     """
-    settings = {*SETTING_NAMES, "prompt_length"} - {*always}
-    same = [name for name in frame if name in settings and frame[name].nunique() == 1]
-    names = [name for name in frame if name not in same]
+    hidden = {*SETTING_NAMES, "prompt_length"} - {*always} - {*differing(frame)}
+    names = [name for name in frame if name not in hidden]
     texts = {
         NAMES.get(name, name.replace("_", " ")): [_text(name, value) for value in frame[name]]
         for name in names
