@@ -25,6 +25,9 @@ from wayward_jax.analysis.style import (
     spread,
 )
 
+# More labels below an axis are put at a slant.
+MOST_TICKS_IN_LINE = 6
+
 
 def figures(
     rows: Sequence[Row],
@@ -169,7 +172,9 @@ def _logarithmic(axes: Any, values: Sequence[float]) -> None:
     """A logarithmic axis that is marked at its values, which may begin with 0."""
     least = next(value for value in values if value > 0)
     axes.set_xscale("symlog", linthresh=least)
-    axes.set_xticks(values, [f"{v / 1e6:.0f} M" if v >= 1e6 else f"{v:g}" for v in values])
+    texts = [f"{v / 1e6:.0f} M" if v >= 1e6 else f"{v:g}" for v in values]
+    crowded = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(values, texts, **(crowded if len(values) > MOST_TICKS_IN_LINE else {}))
     axes.set_xticks([], minor=True)
     axes.set_xlim(-0.1 * least if values[0] == 0 else 0.8 * least, 1.25 * values[-1])
 

@@ -168,7 +168,10 @@ def by_gamma(rows: Sequence[Row], names: Sequence[str] = SETTING_NAMES) -> pd.Da
     frames = []
     for gamma in sorted({row["gamma"] for row in given}):
         here = [row for row in given if row["gamma"] == gamma]
-        frames.append(by_group(compare([*p_star, *here]), names).assign(gamma=gamma))
+        frame = by_group(compare([*p_star, *here]), names)
+        if not frame.empty:
+            frame.insert(len(names), "gamma", gamma)
+            frames.append(frame)
     return pd.concat(frames) if frames else pd.DataFrame()
 
 
