@@ -17,7 +17,7 @@ from experiments.flags import Settings
 from experiments.part import part
 from experiments.terminal import Watch
 from wayward_jax import assets, checkpoints, models, targets, tasks
-from wayward_jax.analysis.jobs import FinishedRun
+from wayward_jax.analysis.jobs import FinishedRun, read_flags
 from wayward_jax.cells import without_cell
 from wayward_jax.encoded_task import EncodedTask, encode_task
 from wayward_jax.errors import InputError
@@ -162,7 +162,9 @@ def _read_for(
     return Inputs(model.tokenizer, encoded, planned, fitting)
 
 
-def reused(finished: Sequence[FinishedRun], inputs: Mapping[str, Inputs]) -> list[FinishedRun]:
+def reused(
+    finished: Sequence[FinishedRun], settings: Settings, inputs: Mapping[str, Inputs]
+) -> list[FinishedRun]:
     """Those of other jobs' runs that this one has, too."""
     runs = {run.id: run for each in inputs.values() for run in each.all_runs}
     found = [run for run in finished if run.row["id"] in runs]
@@ -182,6 +184,12 @@ def reused(finished: Sequence[FinishedRun], inputs: Mapping[str, Inputs]) -> lis
                     f"--reuse={each.folder}: run {run.id} has {name}={row[name]} there and {count} "
                     "here: give the --n_eval and the data of that job"
                 )
+    for folder in {each.folder for each in found}:
+        if (dtype := read_flags(folder).get("dtype")) != settings.dtype:
+            raise InputError(
+                f"--reuse={folder} has runs of --dtype={dtype}, and this job has "
+                f"--dtype={settings.dtype}: give the same"
+            )
     return found
 
 

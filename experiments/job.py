@@ -81,7 +81,7 @@ def carry_out(
     finished = first(lambda: jobs.read(settings.reuse))
     with agreed():
         inputs = read(settings, experiment, loader, starts, watch)
-    taken = first(lambda: reused(finished, inputs))
+    taken = first(lambda: reused(finished, settings, inputs))
     work = _Work(settings, out_dir, loader, inputs, starts, folder, watch, Interruption())
     with on_first(folder.claimed(watch.note)), work.interruption.heed():
         first(lambda: _take_over(folder, taken))

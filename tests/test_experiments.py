@@ -183,6 +183,13 @@ def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
+    carry_out(folder, tmp_path / "first", dtype="bfloat16")
+    with pytest.raises(InputError, match=r"--reuse=.*first has runs of --dtype=bfloat16"):
+        carry_out(folder, tmp_path / "again", dtype="float32", reuse=(tmp_path / "first",))
+    assert not (tmp_path / "again").exists()
+
+
 def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
     rows, _ = carry_out(folder, tmp_path / "first")
     bare = tmp_path / "bare"

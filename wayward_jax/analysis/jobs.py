@@ -35,20 +35,11 @@ RENAMED = {
 }
 INDIFFERENT = (
     *("out_dir", "cache_dir", "assets_dir", "reuse"),
-    *(
-        "population",
-        "mesh",
-        "only",
-        "shard",
-        "checkpoint_every",
-        "select",
-        "tensorboard",
-        "profile",
-    ),
+    *("population", "mesh", "only", "shard", "checkpoint_every"),
+    *("select", "tensorboard", "profile"),
 )
 
 SHARD = re.compile(r"shard-(\d+)-of-(\d+)")
-
 
 MEASUREMENTS = "measurements.jsonl"
 
