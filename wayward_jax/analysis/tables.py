@@ -30,6 +30,9 @@ ALWAYS_SHOWN = ("model", "task", "set")
 # What tells groups of targets apart.
 SETTING_NAMES = (*ALWAYS_SHOWN, *(n for n in AIMED_SETTING if n not in ALWAYS_SHOWN))
 
+# Settings of which others may be a consequence.
+BRINGING = ("model", "task", "constraint")
+
 # What was measured by the name of the experiment, and what tells its lines apart.
 MEASURED_BY = {
     "path": ("position",),
@@ -290,16 +293,18 @@ def by_run(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def differing(frame: pd.DataFrame) -> list[str]:
-    """Settings that tell the lines of a table apart, other than a margin that constraints bring."""
+    """Settings that tell the lines of a table apart.
+
+    Those that models, tasks and constraints bring with them (a margin, steps) do not.
+    """
     names = [
         name
         for name in (*SETTING_NAMES, "prompt_length")
         if name in frame and frame[name].nunique() > 1
     ]
-    if {"constraint", "margin"} <= {*names}:
-        margins = frame.groupby("constraint")["margin"].nunique()
-        if (margins == 1).all():
-            names.remove("margin")
+    if bringing := [name for name in names if name in BRINGING]:
+        brought = (frame.groupby(bringing).nunique() <= 1).all()
+        names = [name for name in names if name in ALWAYS_SHOWN or not brought.get(name, False)]
     return names
 
 
