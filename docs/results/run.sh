@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes everything in this folder anew: `DATA=<folder of data sets> docs/results/run.sh`, at the
-# top of the repository. About two hours on two CPU cores; ended before, it goes on where it was.
+# top of the repository. Two and a half hours on two CPU cores; ended before, it goes on where it was.
 set -euo pipefail
 
 RUNS=${RUNS:-runs/results}
