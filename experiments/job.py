@@ -112,9 +112,9 @@ class _Work:
 
     def tune(self, plans: Plans) -> None:
         """Tunes populations, and writes what came of each."""
+        self.watch.planned(sum(each.runs[0].steps for _, each in plans))
         if not plans:
             return
-        self.watch.planned(sum(each.runs[0].steps for _, each in plans))
         meter = Meter(self.loader.dtype, self.loader.mesh)
         trace = Trace(self.folder.path, self.settings.profile if is_first() else 0)
         for name, each in plans:
