@@ -68,8 +68,9 @@ NOTES = (
     "small push would have it read otherwise.",
     "Prompt F1 compares the words of what is read with those of the target. The accuracy drop is "
     "(accuracy of p_star - accuracy) / accuracy of p_star, where p_star is the best prompt of the "
-    "same length, task and settings without a target. Of several gammas the one with the highest "
-    "accuracy on {select} counts, among those that read as the target.",
+    "same length, task and settings without a target, for a single run that of its own seed. Of "
+    "several gammas the one with the highest accuracy on {select} counts, among those that read as "
+    "the target.",
     "Intervals are 95 % percentile bootstraps. For a target, test examples are drawn, the same for "
     "p_star and for its prompts: this is how sure the drop of these very prompts is. For a group, "
     "targets, seeds and test examples are drawn, each independently of the others: this is how far "

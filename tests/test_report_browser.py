@@ -71,6 +71,18 @@ def test_it_opens_without_errors_and_asks_for_nothing(page):
     assert len(find(page, "figure svg")) == 3
 
 
+def test_a_run_is_compared_with_the_p_star_of_its_seed(page, rows):
+    best = {row["seed"]: row["accuracy"] for row in rows.values() if not row["target_ids"]}
+    assert len(best) > 1
+    drops = dict(zip(shown_ids(page), column(page, "drop"), strict=True))
+    for id_, row in rows.items():
+        if row["target_ids"]:
+            expected = 100 * (best[row["seed"]] - row["accuracy"]) / best[row["seed"]]
+            assert float(drops[id_].replace("\N{MINUS SIGN}", "-")) == pytest.approx(
+                expected, abs=0.051
+            )
+
+
 def test_all_runs_are_in_the_table(page, rows):
     assert sorted(shown_ids(page)) == sorted(rows)
     assert "of 10 runs" in page.find_element("id", "shown").text

@@ -127,8 +127,11 @@ def page_data(
             ],
             "ids": index(row, row["projected_ids"]),
         }
+        if row["constraint"] == "dual":
+            entry["gamma"] = float(f"{row['final_gamma']:.3g}")
         if is_aimed(row) and (same := best.get(setting(row))):
-            p_star = float(np.mean([other["accuracy"] for other in same]))
+            of_seed = [other for other in same if other["seed"] == row["seed"]]
+            p_star = float(np.mean([other["accuracy"] for other in of_seed or same]))
             entry |= {"p_star": p_star, "drop": accuracy_drop(p_star, row["accuracy"])}
         if found := euclidean.get(row["id"]):
             entry |= {

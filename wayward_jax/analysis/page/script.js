@@ -7,7 +7,7 @@ const NAMES = {
   target_name: "target", prompt_length: "length", p_star: "p_star accuracy",
   drop: "drop, %", prompt_f1: "F1", margin: "least margin", learning_rate: "learning rate",
 };
-const TEXTS = new Set(["target_name", "model", "task", "init"]);
+const TEXTS = new Set(["target_name", "model", "task", "init", "constraint"]);
 const DIGITS = { accuracy: 3, drop: 1, prompt_f1: 2 };
 
 // --- small tools ---------------------------------------------------------------------------------
@@ -71,11 +71,16 @@ function description(run, aimed) {
       element("b", {}, `${number(Math.abs(run.drop), 1)} %`));
   }
   if (aimed) said.append(". Reads as its target with F1 ", element("b", {}, number(run.prompt_f1, 2)));
-  said.append(`. ${short(run.model)}, ${aimed ? `gamma ${run.gamma}, ` : ""}seed ${run.seed}, ` +
+  said.append(`. ${short(run.model)}, ${aimed ? held(run) : ""}seed ${run.seed}, ` +
     `${run.prompt_length} tokens`);
   if (run.diverged !== null) said.append(`; diverged at step ${run.diverged}`);
   said.append(".");
   return said;
+}
+
+function held(run) {
+  if (run.constraint === "cell") return "kept in its cells, ";
+  return `gamma ${run.gamma}${run.constraint === "dual" ? ", found while tuning" : ""}, `;
 }
 
 function strip(run, target) {
