@@ -28,11 +28,12 @@ LONG = {**FLAGS, "steps": 200, "batch_size": 4}
 
 
 class Listening(Watch):
-    """Keeps what is said, and sends this process a signal after so many steps."""
+    """Keeps what is said, and does something once after so many steps."""
 
-    def __init__(self, signal_after=None):
+    def __init__(self, after, do):
         super().__init__(Console(quiet=True))
-        self.said, self.steps, self.total, self.signal_after = [], 0, None, signal_after
+        self.said, self.steps, self.total = [], 0, None
+        self.after, self.do = after, do
 
     def note(self, what):
         self.said.append(what)
@@ -42,10 +43,15 @@ class Listening(Watch):
 
     def stepped(self, steps, figures):
         self.steps += steps
-        if self.signal_after is not None and self.steps >= self.signal_after:
-            self.signal_after = None
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)  # for the thread that listens
+        if self.after is not None and self.steps >= self.after:
+            self.after = None
+            self.do()
+
+
+def terminate():
+    """Sends this process a signal."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)  # for the thread that listens
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +59,10 @@ def folder(tmp_path_factory):
     return mood.make(tmp_path_factory.mktemp("resume"))
 
 
-def carry_out(folder, out_dir, signal_after=None, **changed):
+def carry_out(folder, out_dir, after=None, do=terminate, **changed):
     """The job in this process, and what it said."""
     settings = mood.settings(folder, out_dir, **{**CHANGED, "checkpoint_every": 5, **changed})
-    with Listening(signal_after) as watch:
+    with Listening(after, do) as watch:
         job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
     return watch
 
@@ -75,7 +81,7 @@ def out_dir(tmp_path):
 def stop(folder, out_dir, after=10, **changed):
     """Begins a job there, which a signal stops after so many steps of the second population."""
     with pytest.raises(KeyboardInterrupt, match="same command"):
-        carry_out(folder, out_dir, signal_after=CHANGED["steps"] + after, **changed)
+        carry_out(folder, out_dir, after=CHANGED["steps"] + after, **changed)
     (population,) = (out_dir / "in_flight").iterdir()
     return sorted(population.iterdir(), key=lambda path: int(path.name))
 
@@ -99,9 +105,9 @@ def assert_same(out_dir, undisturbed):
 
 def test_a_job_stopped_in_each_population_goes_on_where_it_was(folder, out_dir, undisturbed):
     with pytest.raises(KeyboardInterrupt):
-        carry_out(folder, out_dir, signal_after=10)
+        carry_out(folder, out_dir, after=10)
     with pytest.raises(KeyboardInterrupt):
-        carry_out(folder, out_dir, signal_after=30)
+        carry_out(folder, out_dir, after=30)
     assert len(table(out_dir)) == 3
     watch = carry_out(folder, out_dir)
     assert watch.total == CHANGED["steps"]
@@ -150,7 +156,7 @@ def test_a_crash_amid_the_rows_of_a_population_is_repaired(folder, out_dir, undi
 @pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
 def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
     with pytest.raises(KeyboardInterrupt):
-        carry_out(folder, out_dir, signal_after=5)
+        carry_out(folder, out_dir, after=5)
     (out_dir / lost).rename(out_dir / f".{lost}")
     if lost == "flags.json":  # which is written before all others
         shutil.rmtree(out_dir)
@@ -235,22 +241,42 @@ def test_a_read_only_folder_is_refused_before_training(folder, out_dir):
         carry_out(folder, out_dir)
 
 
-def test_a_full_disk_ends_the_job_and_leaves_what_was_finished(folder, tmp_path, undisturbed):
-    """On disks from too small for anything to almost large enough."""
-    finished = set()
-    for kilobytes in (4, 60, 120, 200, 280):
-        out_dir, larger = tmp_path / f"of_{kilobytes}", tmp_path / f"larger_than_{kilobytes}"
-        with mounted(out_dir, f"size={kilobytes}k"):
-            with pytest.raises(InputError, match=r"--out_dir=.*No space left on device"):
-                carry_out(folder, out_dir)
-            shutil.copytree(out_dir, larger)
-        if (larger / "results.jsonl").exists():
-            rows = table(larger)
-            assert rows == table(undisturbed)[: len(rows)]
-            finished.add(len(rows))
-        carry_out(folder, larger)
-        assert_same(larger, undisturbed)
-    assert 3 in finished
+def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
+    """What is finished then stays, and goes on elsewhere; gives how many runs that were."""
+    with pytest.raises(InputError, match=r"--out_dir=.*No space left on device"):
+        carry_out(folder, out_dir, **filling)
+    shutil.copytree(out_dir, larger, ignore=shutil.ignore_patterns("filler"))
+    rows = table(larger) if (larger / "results.jsonl").exists() else []
+    assert rows == table(undisturbed)[: len(rows)]
+    carry_out(folder, larger)
+    assert_same(larger, undisturbed)
+    return len(rows)
+
+
+@pytest.mark.parametrize("kilobytes", [4, 60, 120, 200, 280])
+def test_a_small_disk_ends_the_job_wherever_it_is(folder, tmp_path, undisturbed, kilobytes):
+    out_dir = tmp_path / "small"
+    with mounted(out_dir, f"size={kilobytes}k"):
+        assert_ends_of_a_full_disk(folder, out_dir, tmp_path / "larger", undisturbed)
+
+
+def test_a_disk_that_fills_up_ends_the_job_and_leaves_what_was_finished(
+    folder, tmp_path, undisturbed
+):
+    out_dir = tmp_path / "filling"
+
+    def fill():
+        with contextlib.suppress(OSError), (out_dir / "filler").open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    with mounted(out_dir, "size=4m"):
+        finished = assert_ends_of_a_full_disk(
+            *(folder, out_dir, tmp_path / "larger", undisturbed),
+            after=CHANGED["steps"] + 1,
+            do=fill,
+        )
+    assert finished == 3
 
 
 def begin(folder, out_dir):
