@@ -15,8 +15,8 @@ from experiments import command_line
 from wayward_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from wayward_jax.analysis.jobs import FinishedRun, Measured
     from wayward_jax.analysis.readings import Reading
+    from wayward_jax.jobs.finished import FinishedRun, Measured
     from wayward_jax.models import LanguageModel
 
 flags.adopt_module_key_flags(command_line)
@@ -92,7 +92,7 @@ def main() -> None:
         raise InputError(f"--out_dir={out_dir} is not empty: name a new folder")
     cache_dir, assets_dir = command_line.cache_dir(), command_line.assets_dir()
     # The libraries behind these take seconds to import, which --help should not have to wait for.
-    from experiments import object_stores
+    from wayward_jax.jobs import object_stores
 
     with object_stores.local(_RUNS.value) as folders:
         analyze(folders, cache_dir, assets_dir, out_dir)
@@ -102,15 +102,15 @@ def analyze(
     folders: Sequence[Path], cache_dir: Path, assets_dir: Path | None, out_dir: Path
 ) -> None:
     """Analyses the jobs in folders on this machine."""
-    from wayward_jax.analysis import jobs
+    from wayward_jax.jobs import finished
 
-    finished = jobs.read(folders)
+    finished = finished.read(folders)
     for run in finished:
         if not run.checkpoint.is_dir():
             raise InputError(f"{run.checkpoint} is not there: bring the job's checkpoints, too")
     models, missing = load_models({run.row["model"] for run in finished}, cache_dir, assets_dir)
     readings = read_anew(finished, models)
-    measured = jobs.read_measurements(folders)
+    measured = finished.read_measurements(folders)
     write(finished, models, readings, measured, missing, out_dir)
     print(f"{len(finished)} runs. Open {out_dir / 'report.html'}")
 

@@ -5,7 +5,7 @@ every step reads as the target whatever it learns. Beside it stand prompts that 
 """
 
 from experiments import grid
-from experiments.experiment import Experiment
+from wayward_jax.jobs.experiment import Experiment
 
 EXPERIMENT = Experiment(
     grid.runs,

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from experiments import grid
-from experiments.bench import Bench, Measurement, accuracy
-from experiments.experiment import Experiment
 from wayward_jax.analysis.selection import Row
 from wayward_jax.discrete import calibrated, demonstrations
+from wayward_jax.jobs.experiment import Experiment
+from wayward_jax.jobs.probes import Bench, Measurement, accuracy
 
 # Demonstrations stand in lines of their own.
 SEPARATOR = "\n"

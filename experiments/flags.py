@@ -7,8 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command_line, experiment
+from experiments import command_line
 from wayward_jax.errors import InputError
+from wayward_jax.jobs import experiment
 
 flags.adopt_module_key_flags(command_line)
 

@@ -5,7 +5,7 @@ the paper's and wider ones, for models whose embeddings are of another scale.
 """
 
 from experiments import grid
-from experiments.experiment import Experiment
+from wayward_jax.jobs.experiment import Experiment
 
 EXPERIMENT = Experiment(
     grid.runs,

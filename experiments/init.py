@@ -5,7 +5,7 @@ that do not know the target show what the distance term does by itself.
 """
 
 from experiments import grid
-from experiments.experiment import Experiment
+from wayward_jax.jobs.experiment import Experiment
 
 EXPERIMENT = Experiment(
     grid.runs,

@@ -4,7 +4,7 @@ Every target is cut to every length, so that lengths differ in nothing else.
 """
 
 from experiments import grid
-from experiments.experiment import Experiment
+from wayward_jax.jobs.experiment import Experiment
 
 EXPERIMENT = Experiment(
     grid.runs,

@@ -4,6 +4,6 @@ Beside each of them stands p_star, the best prompt of the same length without a 
 """
 
 from experiments import grid
-from experiments.experiment import Experiment
+from wayward_jax.jobs.experiment import Experiment
 
 EXPERIMENT = Experiment(grid.runs, tables=("targets",))

@@ -5,7 +5,7 @@ gives each its own.
 """
 
 from experiments import grid
-from experiments.experiment import Experiment
+from wayward_jax.jobs.experiment import Experiment
 
 EXPERIMENT = Experiment(
     grid.runs,

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from experiments import grid
-from experiments.bench import Bench, Measurement, accuracy
-from experiments.experiment import Experiment
 from wayward_jax.analysis.selection import Row
+from wayward_jax.jobs.experiment import Experiment
+from wayward_jax.jobs.probes import Bench, Measurement, accuracy
 from wayward_jax.projection import d_proj
-from wayward_jax.reading import read_tokens
+from wayward_jax.readings import read_tokens
 
 # Of each line, its ends included.
 POINTS = 11

@@ -8,10 +8,10 @@ import functools
 from collections.abc import Iterator
 
 from experiments import grid
-from experiments.bench import Bench, Measurement
-from experiments.experiment import Experiment
 from wayward_jax.analysis.readings import agreements, read_prompts
 from wayward_jax.analysis.selection import Comparison
+from wayward_jax.jobs.experiment import Experiment
+from wayward_jax.jobs.probes import Bench, Measurement
 from wayward_jax.projection import METRICS
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from absl import flags
 
 from experiments import command_line
-from experiments import experiment as experiments
 from experiments import flags as job_flags
+from wayward_jax.jobs import experiment as experiments
 
 flags.adopt_module_key_flags(job_flags)
 
@@ -18,9 +18,9 @@ def main() -> None:
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from rich.console import Console
 
-    from experiments import inputs, job, job_folder, object_stores, processes, terminal
-    from experiments.board import Board
     from wayward_jax.analysis import figures
+    from wayward_jax.jobs import folder, inputs, job, object_stores, processes, progress_bar
+    from wayward_jax.jobs.tensorboard import Board
 
     experiment = experiments.find(settings.experiment)
     began = time.perf_counter()
@@ -35,15 +35,15 @@ def main() -> None:
         console = Console(quiet=not first)
         folder = Path(out_dir) if mirror is None else mirror.folder
         board = Board(folder) if settings.tensorboard else None
-        with terminal.Watch(console, board if first else None) as watch:
+        with progress_bar.Watch(console, board if first else None) as watch:
             finished = job.carry_out(settings, experiment, folder, watch, mirror)
         if first:
-            with job_folder.writing(out_dir):
+            with folder.writing(out_dir):
                 curves = figures.training_curves(finished.rows)
                 curves.savefig(finished.folder / "training.png", dpi=160)
             if mirror is not None:
                 mirror.send()
-            terminal.show(
+            progress_bar.show(
                 finished.rows,
                 finished.measured,
                 finished.tokenizers,

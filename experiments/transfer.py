@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments import grid
-from experiments.bench import Bench, Measurement, accuracy
-from experiments.experiment import Experiment
 from wayward_jax.analysis.selection import Row, compare
+from wayward_jax.jobs.experiment import Experiment
+from wayward_jax.jobs.probes import Bench, Measurement, accuracy
 
 
 def measure(bench: Bench) -> Iterator[Measurement]:

@@ -5,7 +5,7 @@ contradict the task, a group each.
 """
 
 from experiments import grid
-from experiments.experiment import Experiment
+from wayward_jax.jobs.experiment import Experiment
 
 EXPERIMENT = Experiment(
     grid.runs,

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import hypothesis
 import jax
-import mood
-import numpy as np
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
 from experiments import flags
 from experiments.command_line import default_cache_dir
+from tests.helpers import toy_job
 from wayward_jax import assets
 
 # For tests of meshes; without a mesh one device is used, as everywhere.
@@ -74,10 +73,10 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def job(tmp_path_factory):
     """A finished job of two targets, two gammas and two seeds in its folder `runs`."""
-    folder = mood.make(tmp_path_factory.mktemp("analysis"))
+    folder = toy_job.make(tmp_path_factory.mktemp("analysis"))
     (folder / "words.txt").write_text("w7 w8 w9\nw3 w3 great\n")
     flags = {"targets": folder / "words.txt", "gamma": "0,0.5", "seeds": "1,2"}
-    process = mood.run(*mood.arguments(folder, **flags, out_dir=folder / "runs"))
+    process = toy_job.run(*toy_job.arguments(folder, **flags, out_dir=folder / "runs"))
     assert process.returncode == 0, process.stderr
     return folder
 
@@ -86,7 +85,7 @@ def job(tmp_path_factory):
 def analysis(job):
     """What `experiments.analyze` makes of that job."""
     out_dir = job / "analysis"
-    process = mood.analyze(
+    process = toy_job.analyze(
         f"--runs={job / 'runs'}", f"--out_dir={out_dir}", f"--cache_dir={job / 'cache'}"
     )
     assert process.returncode == 0, process.stderr
@@ -110,19 +109,6 @@ def publish(tmp_path, tokenizer):
         return folder, model
 
     return make
-
-
-def assert_same_logits(ours, theirs, length=24):
-    """The logits of a `LanguageModel` and of a transformers model agree to 1e-4 of the largest."""
-    import torch
-
-    ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, (2, length))
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(ids)).logits.numpy()
-    text_logits = jax.jit(lambda params: ours.module.apply(params, ids, method="text_logits"))
-    np.testing.assert_allclose(
-        text_logits(ours.params), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
-    )
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from wayward_jax.checkpoints import ProgressCheckpoints
-from wayward_jax.sweep import Progress
-from wayward_jax.tuning import Losses, start
+from wayward_jax.training.step import Losses, start
+from wayward_jax.training.trainer import Progress
 
 STEPS = (5, 10, 15)
 

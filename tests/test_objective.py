@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import torch
 
-from wayward_jax.batching import PackShape, gold_pieces, make_pack
+from tests.helpers import toy_models
 from wayward_jax.objective import distance, summed_losses
+from wayward_jax.packing import PackShape, gold_pieces, make_pack
 
 LENGTHS = (5, 3, 4, 2)
 EXAMPLES = (4, 1, 3, 0)
@@ -17,7 +17,7 @@ PACK_SHAPE = PackShape(120, 40, 48, windows=8, run_windows=2, slots=32)
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def pair(request, tmp_path_factory):
-    return tiny.pair(request.param, tmp_path_factory.mktemp("tiny"))
+    return toy_models.pair(request.param, tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,16 @@ def mask():
 @pytest.fixture(scope="module")
 def prompts():
     """Padded with what must not matter."""
-    shape = (len(LENGTHS), max(LENGTHS), tiny.WIDTH)
+    shape = (len(LENGTHS), max(LENGTHS), toy_models.WIDTH)
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def encoded():
     """The examples of each run, in which label 1 is right."""
-    return [tiny.examples(count, n_labels=2, seed=seed) for seed, count in enumerate(EXAMPLES)]
+    return [
+        toy_models.examples(count, n_labels=2, seed=seed) for seed, count in enumerate(EXAMPLES)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def published(pair, prompts, encoded):
         prompt = torch.tensor(prompt[:length], requires_grad=True)
         total = 0 * prompt.sum()
         for contexts, continuations in own:
-            total = total + tiny.published_nll(pair[1], prompt, contexts[1], continuations[1])
+            total = total + toy_models.published_nll(pair[1], prompt, contexts[1], continuations[1])
         total.backward()
         results.append((total.item(), prompt.grad.numpy()))
     return results

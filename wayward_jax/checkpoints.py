@@ -14,8 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from wayward_jax.errors import InputError
-from wayward_jax.sweep import Progress
-from wayward_jax.tuning import Losses, start
+from wayward_jax.training.step import Losses, start
+from wayward_jax.training.trainer import Progress
 
 # Of a population on its way; the one before the last is for when the last turns out broken.
 KEPT = 2

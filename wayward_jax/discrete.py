@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wayward_jax.batching import Piece
+from wayward_jax.packing import Piece
 
 CONTENT_FREE = "N/A"
 """A text that says nothing, whatever the task."""

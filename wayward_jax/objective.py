@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wayward_jax.batching import Pack
 from wayward_jax.models.causal_lm import Past
+from wayward_jax.packing import Pack
 
 
 def prediction_losses(

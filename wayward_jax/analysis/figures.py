@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from wayward_jax.analysis import tables
-from wayward_jax.analysis.jobs import Measured
 from wayward_jax.analysis.measured_figures import measured_figures
 from wayward_jax.analysis.selection import Comparison, Row, is_aimed
 from wayward_jax.analysis.style import (
@@ -24,6 +23,7 @@ from wayward_jax.analysis.style import (
     legend,
     spread,
 )
+from wayward_jax.jobs.finished import Measured
 
 # More labels below an axis are put at a slant.
 MOST_TICKS_IN_LINE = 6

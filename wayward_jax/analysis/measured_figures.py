@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from wayward_jax.analysis import tables
-from wayward_jax.analysis.jobs import Measured
 from wayward_jax.analysis.selection import Row
 from wayward_jax.analysis.style import (
     P_STAR_COLOR,
@@ -19,6 +18,7 @@ from wayward_jax.analysis.style import (
     legend,
     spread,
 )
+from wayward_jax.jobs.finished import Measured
 
 CORNERS = ("p_star", "wayward", "target")
 PATH_PANELS = {

@@ -12,7 +12,7 @@ from wayward_jax import metrics
 from wayward_jax.analysis.selection import Comparison, Row
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import margins, neighbours
-from wayward_jax.reading import read_tokens
+from wayward_jax.readings import read_tokens
 
 # Vectors looked up at a time, whatever the length of the prompts that they belong to.
 VECTORS_AT_ONCE = 256

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from wayward_jax.analysis import figures, style, tables
-from wayward_jax.analysis.jobs import FinishedRun, read_flags
 from wayward_jax.analysis.readings import Reading
 from wayward_jax.analysis.selection import F1_THRESHOLD, Row, is_aimed, p_stars, setting
+from wayward_jax.jobs.finished import FinishedRun, read_flags
 from wayward_jax.metrics import accuracy_drop
 
 # Colours of figures to the page's, which differ in the dark.

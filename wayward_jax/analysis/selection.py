@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from wayward_jax import results
 from wayward_jax.analysis.statistics import Interval, drop_over_examples
+from wayward_jax.jobs import records
 from wayward_jax.runs import P_STAR
 
 Row = dict[str, Any]
@@ -68,7 +68,7 @@ class Comparison:
     def drop(self) -> Interval:
         """The accuracy drop in percent, and how far other test examples might move it."""
         p_star, wayward = (
-            np.stack([results.correct(row) for row in rows]) for rows in (self.p_star, self.wayward)
+            np.stack([records.correct(row) for row in rows]) for rows in (self.p_star, self.wayward)
         )
         return drop_over_examples(p_star, wayward)
 
@@ -152,7 +152,7 @@ def _by_seed(rows: Sequence[Row]) -> dict[int, np.ndarray]:
     """How often the runs of each seed predict each example right: `[E]` float32."""
     correct: dict[int, list[np.ndarray]] = {}
     for row in rows:
-        correct.setdefault(row["seed"], []).append(results.correct(row))
+        correct.setdefault(row["seed"], []).append(records.correct(row))
     return {seed: np.mean(each, axis=0, dtype=np.float32) for seed, each in correct.items()}
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from wayward_jax.analysis import statistics
-from wayward_jax.analysis.jobs import Measured
 from wayward_jax.analysis.selection import (
     AIMED_SETTING,
     F1_THRESHOLD,
@@ -23,6 +22,7 @@ from wayward_jax.analysis.selection import (
     correctness,
     is_aimed,
 )
+from wayward_jax.jobs.finished import Measured
 from wayward_jax.runs import P_STAR
 
 ALWAYS_SHOWN = ("model", "task", "set")

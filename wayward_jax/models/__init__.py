@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from wayward_jax.cache import make_once
-from wayward_jax.mesh import make_mesh, place_params
 from wayward_jax.models import conversion, sources
 from wayward_jax.models.causal_lm import CausalLM
 from wayward_jax.models.tokenizer import Tokenizer
+from wayward_jax.sharding import make_mesh, place_params
 
 
 @dataclasses.dataclass(frozen=True)

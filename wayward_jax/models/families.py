@@ -1,6 +1,6 @@
 """The families of models, by the `model_type` of their Hugging Face configuration."""
 
-from wayward_jax.models.hf_gpt2 import GPT2_FAMILY
-from wayward_jax.models.hf_llama import LLAMA_FAMILY, MISTRAL_FAMILY
+from wayward_jax.models.gpt2.params import GPT2_FAMILY
+from wayward_jax.models.llama.params import LLAMA_FAMILY, MISTRAL_FAMILY
 
 FAMILIES = {"gpt2": GPT2_FAMILY, "llama": LLAMA_FAMILY, "mistral": MISTRAL_FAMILY}

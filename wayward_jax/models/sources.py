@@ -6,8 +6,8 @@ from pathlib import Path
 
 from wayward_jax import assets
 from wayward_jax.errors import InputError, reason
-from wayward_jax.models import from_gguf, from_safetensors
 from wayward_jax.models.checkpoint import Checkpoint
+from wayward_jax.models.formats import gguf, safetensors
 
 # Short names of models on the Hugging Face hub; the built-in assets go by their own.
 HUB_NAMES = {
@@ -47,12 +47,12 @@ def files(source: Path) -> list[Path]:
     """The files that `read(source)` depends on."""
     if source.is_file():
         return [source]
-    return sorted(file for pattern in from_safetensors.FILES for file in source.glob(pattern))
+    return sorted(file for pattern in safetensors.FILES for file in source.glob(pattern))
 
 
 def read(source: Path) -> Checkpoint:
     """The checkpoint at a path that `locate` gave."""
-    return (from_gguf if source.is_file() else from_safetensors).read(source)
+    return (gguf if source.is_file() else safetensors).read(source)
 
 
 def _from_hub(name: str) -> Path:
@@ -60,7 +60,7 @@ def _from_hub(name: str) -> Path:
 
     try:
         folder = snapshot_download(
-            name, allow_patterns=list(from_safetensors.FILES), ignore_patterns=["*/*"]
+            name, allow_patterns=list(safetensors.FILES), ignore_patterns=["*/*"]
         )
     except (OSError, ValueError) as error:
         raise InputError(

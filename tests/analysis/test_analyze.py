@@ -1,0 +1,164 @@
+"""Finished jobs analysed by the program, against their results and checkpoints."""
+
+import json
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.helpers import toy_job
+from tests.helpers.nearest import nearest
+from tests.helpers.toy_models import WORDS
+from wayward_jax import checkpoints
+from wayward_jax.errors import InputError
+from wayward_jax.jobs import finished, records
+
+DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
+
+
+def page_data(out_dir):
+    return json.loads(DATA.search((out_dir / "report.html").read_text())[1])
+
+
+def test_tables_and_figures_are_written_in_every_format(analysis):
+    for name in ("groups", "targets", "projection"):
+        assert len(pd.read_csv(analysis / "tables" / f"{name}.csv"))
+        assert (analysis / "tables" / f"{name}.md").read_text().startswith("| model")
+        assert r"\begin{tabular}" in (analysis / "tables" / f"{name}.tex").read_text()
+    for name in ("main", "training", "gamma"):
+        assert (analysis / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (analysis / "figures" / f"{name}.svg").read_text()
+
+
+def test_the_table_of_targets_agrees_with_the_results(analysis, job):
+    rows = records.read(job / "runs" / "results.jsonl")
+    p_star = np.mean([row["accuracy"] for row in rows if not row["target_ids"]])
+    lines = pd.read_csv(analysis / "tables" / "targets.csv")
+    assert len(lines) == 2
+    for line in lines.itertuples():
+        own = [r for r in rows if r["target_name"] == line.target and r["gamma"] == line.gamma]
+        accuracy = np.mean([row["accuracy"] for row in own])
+        assert line.runs == 4  # two seeds of each
+        assert line.accuracy == pytest.approx(accuracy)
+        assert line.drop == pytest.approx(100 * (p_star - accuracy) / p_star)
+        assert line.low <= line.drop <= line.high
+
+
+def test_the_group_has_the_mean_drop_of_its_targets(analysis):
+    groups, targets = (pd.read_csv(analysis / "tables" / f"{n}.csv") for n in ("groups", "targets"))
+    (group,) = groups.itertuples()
+    assert group.drop == pytest.approx(targets["drop"].mean())
+    assert (group.targets, group.seeds, group.runs) == (2, 2, 6)
+
+
+def test_the_page_has_the_neighbours_that_the_checkpoints_have(analysis, job, table):
+    data = page_data(analysis)
+    rows = {row["id"]: row for row in records.read(job / "runs" / "results.jsonl")}
+    assert sorted(run["id"] for run in data["runs"]) == sorted(rows)
+    for run in data["runs"]:
+        ids, distances = nearest(job, rows[run["id"]], table)
+        words = [data["tokens"][token] for token in run["near"]]
+        assert words == [WORDS[id_] for id_ in ids.ravel()]
+        np.testing.assert_allclose(run["far"], distances.ravel(), rtol=6e-4)
+        least = (distances[:, 1] - distances[:, 0]).min()
+        assert run["margin"] == pytest.approx(least, rel=6e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+def test_the_page_has_the_reading_under_other_metrics(analysis, job, table, metric):
+    data = page_data(analysis)
+    for run in data["runs"]:
+        prompt = checkpoints.load_prompt(job / "runs" / "checkpoints" / run["id"])
+        near = np.float64(prompt) @ np.float64(table).T
+        if metric == "cosine":
+            near /= np.linalg.norm(table, axis=1)
+        ids = run["others"][data["metrics"].index(metric) - 1]
+        assert [data["tokens"][token] for token in ids] == [WORDS[i] for i in near.argmax(1)]
+
+
+def test_the_page_needs_nothing_else(analysis):
+    page = (analysis / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", page)
+
+
+def test_the_command_of_a_row_repeats_this_row_alone(analysis, job):
+    data = page_data(analysis)
+    run = next(run for run in data["runs"] if run["prompt_f1"] is not None and run["gamma"])
+    command = shlex.split(data["commands"][run["command"]])
+    assert command[:3] == ["python", "-m", "experiments.run"]
+    again = job / "again"
+    places = [f"--out_dir={again}", f"--cache_dir={job / 'cache'}"]
+    process = toy_job.run(*command[3:], f"--only={run['id']}", *places)
+    assert process.returncode == 0, process.stderr
+    (row,) = records.read(again / "results.jsonl")
+    (first,) = (r for r in records.read(job / "runs" / "results.jsonl") if r["id"] == row["id"])
+    for name in ("accuracy", "prompt_f1", "projected_ids", "correct"):
+        assert row[name] == first[name]
+    assert row["distance"] == pytest.approx(first["distance"], rel=1e-3)
+
+
+def test_without_the_model_the_page_is_made_and_says_so(job, analysis, tmp_path):
+    moved = shutil.copytree(job / "runs", tmp_path / "runs")
+    rows = (moved / "results.jsonl").read_text()
+    (moved / "results.jsonl").write_text(rows.replace(str(job / "gpt2"), "/nowhere/gpt2"))
+    out_dir = tmp_path / "analysis"
+    process = toy_job.analyze(
+        f"--runs={moved}", f"--out_dir={out_dir}", f"--cache_dir={job / 'cache'}"
+    )
+    assert process.returncode == 0, process.stderr
+    assert "The model /nowhere/gpt2 is not here" in (out_dir / "report.html").read_text()
+    table = (analysis / "tables" / "targets.csv").read_text().replace(str(job), "/nowhere")
+    assert (out_dir / "tables" / "targets.csv").read_text() == table
+    assert not any("near" in run for run in page_data(out_dir)["runs"])
+
+
+def folder_of(rows, path):
+    path.mkdir()
+    (path / "flags.json").write_text("{}")
+    records.append(path / "results.jsonl", rows)
+    return path
+
+
+@pytest.fixture
+def rows(job):
+    return records.read(job / "runs" / "results.jsonl")
+
+
+def test_merged_jobs_have_each_run_once_in_order(rows, tmp_path):
+    first = folder_of(rows[:6], tmp_path / "first")
+    second = folder_of([{**row, "seconds": 9.0} for row in rows[3:]], tmp_path / "second")
+    merged = finished.read([first, second])
+    assert [run.row for run in merged] == rows[:6] + [{**r, "seconds": 9.0} for r in rows[6:]]
+    assert [run.folder for run in merged] == [first] * 6 + [second] * (len(rows) - 6)
+
+
+def test_jobs_that_disagree_on_a_run_are_refused(rows, tmp_path):
+    first = folder_of(rows, tmp_path / "first")
+    second = folder_of([rows[0], {**rows[1], "accuracy": 0.123}], tmp_path / "second")
+    with pytest.raises(InputError, match=r"second/results.jsonl:2: .* in accuracy: leave out"):
+        finished.read([first, second])
+
+
+def test_rows_without_what_is_needed_are_refused(rows, tmp_path):
+    old = {name: value for name, value in rows[0].items() if name not in ("correct", "gamma")}
+    with pytest.raises(InputError, match=r"results.jsonl:1: lacks correct, gamma: run the job"):
+        finished.read([folder_of([old], tmp_path / "old")])
+
+
+@pytest.mark.parametrize("text", ["", "{", "3\n", '{"id": '])
+def test_files_that_hold_no_rows_are_refused(tmp_path, text):
+    (tmp_path / "results.jsonl").write_text(text)
+    with pytest.raises(InputError, match=r"results.jsonl"):
+        finished.read([tmp_path])
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{"])
+def test_flags_that_cannot_be_read_are_refused(tmp_path, text):
+    if text is not None:
+        (tmp_path / "flags.json").write_text(text)
+    with pytest.raises(InputError, match=r"flags.json cannot be read"):
+        finished.read_flags(tmp_path)

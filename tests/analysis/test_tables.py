@@ -1,0 +1,113 @@
+"""Tables of comparisons, on rows made by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.helpers.finished_runs import best, wayward
+from wayward_jax.analysis import tables
+from wayward_jax.analysis.selection import compare
+
+DROPS = {"one/1": 0.7, "one/2": 0.6, "one/3": 0.5, "two/1": 0.8, "two/2": 0.7}
+
+
+def rows(task="sst2", names=DROPS, **setting):
+    made = [best(0.8)] + [wayward(DROPS[name], name=name, text=f"{name} word") for name in names]
+    return [{**row, "task": task, **setting, "id": f"{task} {row['id']} {setting}"} for row in made]
+
+
+def test_a_group_has_its_mean_and_what_is_behind_it():
+    frame = tables.by_group(compare(rows())).set_index("set")
+    assert list(frame.index) == ["one", "two"]
+    assert frame.loc["one", "drop"] == pytest.approx(100 * (0.8 - 0.6) / 0.8)
+    assert (frame["targets"].tolist(), frame["seeds"].tolist()) == ([3, 2], [1, 1])
+    assert frame["runs"].tolist() == [4, 3]
+    assert frame.loc["one", "low"] < 25 < frame.loc["one", "high"]
+
+
+def test_target_sets_are_compared_unpaired():
+    frame = tables.between_groups(compare(rows()))
+    (line,) = frame.itertuples()
+    assert (line.set, line.paired, line.targets) == ("one - two", False, "3, 2")
+    assert line.difference == pytest.approx(25 - 6.25)
+    # 10 ways to choose two of five. Two give means as far apart as these, since two targets tie.
+    assert line.p_value == pytest.approx(2 * 2 / 10)
+    assert line.within_noise
+
+
+def test_tasks_are_compared_target_by_target():
+    easy = rows("trec", ["one/1", "one/2", "one/3"])
+    hard = [{**row, "accuracy": row["accuracy"] / 2} for row in rows("sst2", ["one/1", "one/3"])]
+    (line,) = tables.between_groups(compare([*easy, *hard])).itertuples()
+    assert (line.task, line.paired, line.targets) == ("trec - sst2", True, "2, 2")
+
+
+def test_groups_that_differ_in_two_things_are_not_compared():
+    first, second = rows("sst2", ["one/1", "one/2"]), rows("trec", ["two/1", "two/2"])
+    assert tables.between_groups(compare([*first, *second])).empty
+
+
+def test_constraints_are_compared_target_by_target_whatever_their_margins():
+    penalty = rows(names=["one/1", "one/2"])
+    held = {"constraint": "cell", "margin": 0.01}
+    cells = [{**row, **held, "accuracy": 0.8} for row in penalty if row["target_ids"]]
+    cells = [{**row, "id": f"cell {row['id']}"} for row in cells]
+    comparisons = compare([*penalty, *cells])
+    (line,) = tables.between_groups(comparisons).itertuples()
+    assert (line.constraint, line.paired, line.targets) == ("penalty - cell", True, "2, 2")
+    groups = tables.by_group(comparisons)
+    assert tables.differing(groups) == ["constraint"]
+    assert "margin" not in tables.shown(groups)[0]
+    margins_too = pd.concat([groups, groups.assign(margin=0.5)])
+    assert tables.differing(margins_too) == ["constraint", "margin"]
+
+
+def test_a_gamma_that_was_found_is_shown_and_is_none_of_those_given():
+    found = {"constraint": "dual", "gamma": 0.01, "margin": 0.01}
+    made = [best(0.8), *(wayward(0.7, run={**found, "seed": seed}) for seed in (1, 2))]
+    made = [{**row, "final_gamma": 0.1 * i} for i, row in enumerate(made)]
+    assert tables.by_target(compare(made))["gamma"].tolist() == [pytest.approx(0.15)]
+    assert tables.by_gamma(made).empty
+
+
+def test_readers_see_a_setting_only_where_it_differs():
+    once = tables.by_group(compare(rows()))
+    assert "steps" not in tables.shown(once)[0]
+    both = tables.by_group(compare([*rows(steps=5), *rows(steps=9)]))
+    assert tables.shown(both)[0]["steps"].tolist() == ["5", "5", "9", "9"]
+
+
+def test_differences_in_a_number_are_shown_like_those_in_a_name(tmp_path):
+    both = [*rows(learning_rate=0.1), *rows(learning_rate=0.01)]
+    frame = tables.between_groups(compare(both))
+    assert "0.1 - 0.01" in tables.shown(frame)[0]["learning rate"].tolist()
+    tables.write(frame, tmp_path, "differences")
+    assert "0.1 - 0.01" in (tmp_path / "differences.md").read_text()
+
+
+def test_what_is_unknown_is_left_blank():
+    frame = tables.by_group(compare([best(0.0), wayward(0.7, name="one/1")]))
+    assert np.isnan([frame["drop"][0], frame["low"][0]]).all()
+    assert tables.shown(frame)[0]["from"].tolist() == [""]
+
+
+def test_gaps_are_between_a_prompt_and_its_own_texts():
+    """By hand: five prompts, 20 points better than what they read as, once 40."""
+    made = [best(0.8), *(wayward(0.7, run={"seed": seed}) for seed in range(5))]
+    lines = {
+        row["id"]: [
+            {"id": row["id"], "prompt": prompt, "calibrated": False, "accuracy": accuracy}
+            for prompt, accuracy in (
+                ("continuous", 0.8),
+                ("projected", 0.4 if row["seed"] == 0 else 0.6),
+                ("target", 0.8),
+            )
+        ]
+        for row in made[1:]
+    }
+    lines["zero-shot"] = [{"prompt": "zero-shot", "calibrated": False, "accuracy": 0.1}]
+    projected, target = tables.gaps(made, {"discrete": lines}).itertuples()
+    assert (projected.gap, projected.pairs) == (pytest.approx(24), 5)
+    assert projected.p_value == pytest.approx(2 / 2**5)  # of all signs of five differences
+    assert (target.gap, target.p_value) == (pytest.approx(0), 1)
+    assert target.within_noise

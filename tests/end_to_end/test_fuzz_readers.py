@@ -1,0 +1,319 @@
+"""Readers of files from elsewhere, given anything: each reads it, or says in one line why not.
+
+A few seconds each; `--hypothesis-profile=long` goes on for as long as one likes.
+"""
+
+import contextlib
+import gzip
+import json
+import tempfile
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from wayward_jax import targets
+from wayward_jax.errors import InputError
+from wayward_jax.models import conversion, families
+from wayward_jax.models.formats import gguf as gguf_format
+from wayward_jax.targets import files
+from wayward_jax.tasks import folders, readers
+
+DIGITS, NESTED = b"9" * 5000, b"[" * 100_000
+LABELS = ("bad", "good")
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """A folder that files are written to over and over."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
+def reads_or_refuses(read, *arguments, **options):
+    """What is read, or None if it is refused as it should be."""
+    try:
+        return read(*arguments, **options)
+    except InputError as error:
+        refusal = str(error)
+    assert "\n" not in refusal
+    return None
+
+
+def written(folder, name, content):
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+# Text of which a good part means something in some format.
+PIECES = st.sampled_from(
+    [
+        *("\n", "\r\n", "\r", "\t", ",", '"', '""', "\\n", "{", "}", "[", "]", ":", " ", "\0"),
+        *("0", "1", "2", "-1", "1e999", "NaN", "9" * 5000, "null", "true", "\ufeff", "\ud800"),
+        *('"text"', '"label"', '"name"', '"kind"', '"definition"', '"\\ud800"', "sentence\tlabel"),
+        *('{"text": "w", "label": 1}\n', '{"name": "a", "text": "b"}\n', "good\t1\n", "1,good\n"),
+        *("bad", "good", "é", "\u2028", "[" * 2000, '{"a":' * 2000),
+    ]
+)
+TEXTS = st.lists(PIECES | st.text(max_size=5), max_size=30).map(
+    lambda pieces: "".join(pieces).encode("utf-8", "surrogatepass")
+)
+CONTENTS = st.binary(max_size=200) | TEXTS
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.sampled_from([0, 1, -1, 8, 10**9, 10**30])
+    | st.floats()
+    | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@given(content=CONTENTS, name=st.sampled_from(["a.tsv", "a.csv", "a.jsonl"]), news=st.booleans())
+@example(content=b'{"text": "w", "label": %s}' % DIGITS, name="a.jsonl", news=False)
+@example(content=b'{"text": "w", "label": %s' % NESTED, name="a.jsonl", news=False)
+@example(content=b"%s,title,text" % DIGITS, name="a.csv", news=True)
+def test_examples(folder, content, name, news):
+    path = written(folder, name, content)
+    found = reads_or_refuses(readers.read_examples, path, LABELS, ag_news_csv=news)
+    if found is not None:
+        assert len(found.texts) == len(found.labels) > 0
+        assert set(found.labels.tolist()) <= {0, 1}
+        assert all(text.strip() and text.encode() for text in found.texts)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.text(max_size=20).filter(str.strip), st.integers(0, 1)), min_size=1, max_size=5
+    )
+)
+def test_examples_that_are_good(folder, rows):
+    """Whatever the texts are, JSON Lines bring them back."""
+    lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+    path = written(folder, "a.jsonl", "\n".join(lines).encode())
+    found = readers.read_examples(path, LABELS)
+    assert list(zip(found.texts, found.labels.tolist(), strict=True)) == rows
+
+
+@given(content=TEXTS.map(gzip.compress), cut=st.integers(0, 200), flipped=st.integers(0, 2000))
+def test_compressed_examples(folder, content, cut, flipped):
+    content = bytearray(content[: len(content) - cut])
+    if content:
+        content[flipped // 8 % len(content)] ^= 1 << flipped % 8
+    path = written(folder, "a.jsonl.gz", bytes(content))
+    reads_or_refuses(readers.read_examples, path, LABELS)
+
+
+@example(content=NESTED, name="t.json")
+@example(content=DIGITS, name="t.jsonl")
+@given(content=CONTENTS, name=st.sampled_from(["t.json", "t.jsonl", "t.txt"]))
+def test_targets(folder, content, name):
+    found = reads_or_refuses(files.read, written(folder, name, content))
+    if found is not None:
+        assert found
+        assert all(isinstance(text, str) and text.strip() for text in found.values())
+
+
+@given(value=VALUES, name=st.sampled_from(["t.json", "t.jsonl"]))
+def test_targets_of_any_json(folder, value, name):
+    reads_or_refuses(files.read, written(folder, name, json.dumps(value).encode()))
+
+
+class Letters:
+    """A token is a letter."""
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+SPECS = st.lists(
+    st.sampled_from(["code", "true", "ni", "pile_n=7", ":", "/", ",", "text=", "1", "~", ".", "x"])
+    | st.text(max_size=5),
+    max_size=8,
+).map("".join)
+
+
+@example(spec="~\0", length=None)
+@given(spec=SPECS, length=st.none() | st.integers(-1, 50))
+def test_the_language_of_targets(spec, length):
+    options = {"task": "reviews", "prompt_length": length}
+    found = reads_or_refuses(targets.load, spec, Letters(), **options)
+    if found is not None:
+        assert all(target.ids for target in found)
+
+
+TASK = {"templates": ["It was %s ."], "label_words": ["bad", "good"], "labels": ["0", "1"]}
+EDITS = st.dictionaries(st.sampled_from([*TASK, "max_length"]) | st.text(max_size=3), VALUES)
+
+
+@example(content=NESTED)
+@example(content=DIGITS)
+@given(content=CONTENTS | EDITS.map(lambda edits: json.dumps({**TASK, **edits}).encode()))
+def test_descriptions_of_tasks(folder, content):
+    written(folder, folders.TASK_FILE, content)
+    found = reads_or_refuses(folders.read_task, folder)
+    if found is not None:
+        assert len(found.labels) == len(found.label_words) > 1
+
+
+LLAMA = {
+    "general.architecture": "llama",
+    "llama.block_count": 1,
+    "llama.context_length": 16,
+    "llama.embedding_length": 8,
+    "llama.feed_forward_length": 8,
+    "llama.attention.head_count": 2,
+    "llama.attention.head_count_kv": 1,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 10000.0,
+}
+BYTE_LEVEL = {
+    **LLAMA,
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": ["<end>", "a", "b", "ab", "Ġ"],
+    "tokenizer.ggml.token_type": [3, 1, 1, 1, 1],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.eos_token_id": 0,
+}
+SENTENCEPIECE = {
+    **LLAMA,
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<end>", "a", "b", "ab", "▁"],
+    "tokenizer.ggml.token_type": [2, 3, 1, 1, 1, 1],
+    "tokenizer.ggml.scores": [0.0, 0.0, -1.0, -2.0, -3.0, -4.0],
+    "tokenizer.ggml.eos_token_id": 1,
+}
+
+
+def gguf_file(path, metadata):
+    """Writes metadata, and a few tensors, to a GGUF file."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.kv_data[0].clear()
+    for name, value in metadata.items():
+        kind = gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(name, value, kind)
+    writer.add_tensor("token_embd.weight", np.ones((6, 8), np.float32))
+    writer.add_tensor("rope_freqs.weight", np.ones(2, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def opens(path):
+    """Reads a model; what is read is either a configuration of ours or refused as one."""
+    found = reads_or_refuses(gguf.read, path)
+    if found is not None:
+        found.tokenizer.encode("a b ab")
+        module_or_error(found.config)
+
+
+def module_or_error(config):
+    with contextlib.suppress(*conversion.WRONG):  # of which conversion makes an `InputError`
+        families.FAMILIES[config["model_type"]].module_of(config)
+
+
+@pytest.mark.parametrize("metadata", [BYTE_LEVEL, SENTENCEPIECE])
+def test_the_gguf_files_that_are_spoilt_below_are_good(folder, metadata):
+    found = gguf_format.read(gguf_file(folder / "good.gguf", metadata))
+    assert found.tokenizer.encode("ab")
+    assert found.config["hidden_size"] == 8
+
+
+SPOILT = st.lists(
+    st.tuples(
+        st.integers(0, 2**16),
+        st.sampled_from([b"", b"\xff", b"\0" * 8, b"\xff" * 8, b"\0" * 7 + b"\x7f"])
+        | st.binary(max_size=9),
+    ),
+    max_size=4,
+)
+
+
+@given(metadata=st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]), spoilt=SPOILT, cut=st.integers(0, 99))
+def test_gguf_files_of_other_bytes(folder, metadata, spoilt, cut):
+    path = folder / f"{metadata['tokenizer.ggml.model']}.gguf"
+    if not path.exists():
+        gguf_file(path, metadata)
+    content = bytearray(path.read_bytes())
+    for at, others in spoilt:
+        at %= len(content)
+        content[at : at + len(others)] = others
+    if cut < 20:
+        del content[len(content) * cut // 20 :]
+    opens(written(folder, "spoilt.gguf", bytes(content)))
+
+
+SCALARS = (
+    st.booleans()
+    | st.integers(-(2**31), 2**31 - 1)
+    | st.floats(width=32)
+    | st.text(st.characters(codec="utf-8"), max_size=8)
+)
+ENTRIES = SCALARS | st.one_of(
+    *(
+        st.lists(each, min_size=1, max_size=6)
+        for each in (
+            st.booleans(),
+            st.integers(-9, 9),
+            st.floats(width=32),
+            st.sampled_from(["a", "b", "ab", "a b", " ", "<end>", ""]),
+        )
+    )
+)
+NAMES = sorted(
+    {
+        *(BYTE_LEVEL.keys() | SENTENCEPIECE.keys()),
+        *(f"llama.{name}" for name in (*gguf_format.CONFIG, *gguf_format.CHECKED)),
+        "split.count",
+    }
+)
+
+
+@example(metadata=SENTENCEPIECE, without=set(), others={"tokenizer.ggml.token_type": ""})
+@given(
+    metadata=st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]),
+    without=st.sets(st.sampled_from(NAMES), max_size=2),
+    others=st.dictionaries(st.sampled_from(NAMES), ENTRIES, max_size=3),
+)
+def test_gguf_files_of_other_metadata(folder, metadata, without, others):
+    changed = {name: v for name, v in {**metadata, **others}.items() if name not in without}
+    opens(gguf_file(folder / "other.gguf", changed))
+
+
+HF_CONFIGS = {
+    "gpt2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 9},
+    "llama": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "mistral": {"hidden_size": 8, "num_attention_heads": 2, "sliding_window": None},
+}
+HF_NAMES = (
+    *("n_embd", "n_layer", "n_head", "n_positions", "vocab_size", "n_inner", "layer_norm_epsilon"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "mlp_bias"),
+    *("activation_function", "hidden_act", "tie_word_embeddings", "sliding_window"),
+)
+ROPE_NAMES = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+ROPE = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from(["default", "linear", "llama3"]) | VALUES},
+    optional=dict.fromkeys((*ROPE_NAMES, "rope_theta"), VALUES),
+)
+
+
+@given(
+    kind=st.sampled_from([*HF_CONFIGS]),
+    others=st.dictionaries(st.sampled_from(HF_NAMES), VALUES | ROPE, max_size=4),
+)
+def test_configurations(kind, others):
+    module_or_error({"model_type": kind, **HF_CONFIGS[kind], **others})

@@ -1,0 +1,192 @@
+"""The program as a user runs it: a whole job on a tiny model, and input that it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import main
+from tests.helpers import toy_job
+from tests.helpers.toy_job import arguments, run, settings
+from tests.helpers.toy_models import pair
+from wayward_jax import checkpoints
+from wayward_jax.errors import InputError
+from wayward_jax.jobs import job, records
+from wayward_jax.jobs.progress_bar import Watch
+from wayward_jax.training import memory
+
+FIELDS = [
+    "model",
+    "task",
+    "method",
+    "template",
+    "target_name",
+    "target_text",
+    "init",
+    "gamma",
+    "seed",
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "n_train",
+    "n_eval",
+    "accuracy",
+    "macro_f1",
+    "prompt_f1",
+    "token_f1",
+    "projected_text",
+    "projected_ids",
+    "distance",
+    "task_loss",
+    "seconds",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return toy_job.make(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A job of two seeds, run by its command."""
+    out_dir = folder / "finished"
+    process = run(*arguments(folder, seeds="1,2", out_dir=out_dir))
+    assert process.returncode == 0, process.stderr
+    return out_dir, process.stdout
+
+
+def test_a_row_says_everything_that_users_rely_on(finished):
+    rows = records.read(finished[0] / "results.jsonl")
+    assert len(rows) == 4  # p_star and one target, two seeds
+    for row in rows:
+        assert set(FIELDS) <= set(row)
+        assert row["n_train"] == 40
+        assert row["n_eval"] == 20
+
+
+def test_a_row_says_which_examples_were_predicted_right(finished):
+    for row in records.read(finished[0] / "results.jsonl"):
+        assert records.correct(row).shape == (20,)
+        assert records.correct(row).mean() == pytest.approx(row["accuracy"])
+
+
+def test_a_strong_pull_makes_the_prompt_read_as_its_target(finished):
+    rows = [r for r in records.read(finished[0] / "results.jsonl") if r["target_ids"]]
+    assert [row["prompt_f1"] for row in rows] == [1.0, 1.0]
+    assert {row["projected_text"] for row in rows} == {"w7 w8 w9"}
+
+
+def test_checkpoints_hold_the_prompts_that_were_read(finished, folder):
+    out_dir, _ = finished
+    table = pair("gpt2", folder / "again")[1].get_input_embeddings().weight.numpy()
+    for row in records.read(out_dir / "results.jsonl"):
+        prompt = checkpoints.load_prompt(out_dir / "checkpoints" / row["id"])
+        distances = ((prompt[:, None] - table[None, :80]) ** 2).sum(-1)
+        assert distances.argmin(1).tolist() == row["projected_ids"]
+
+
+def test_the_folder_has_the_flags_and_the_figure(finished):
+    out_dir, _ = finished
+    assert json.loads((out_dir / "flags.json").read_text())["seeds"] == [1, 2]
+    assert (out_dir / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_output_ends_with_accuracies_the_reading_and_the_folder(finished):
+    out_dir, output = finished
+    assert "p_star" in output
+    assert "'w7'" in output
+    assert str(out_dir) in output.replace("\n", "")
+
+
+def test_another_jobs_results_are_never_overwritten(finished, folder):
+    out_dir, _ = finished
+    before = {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
+    process = run(*arguments(folder, out_dir=out_dir))
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: --out_dir=")
+    assert {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "", "all"])
+def test_a_population_is_a_number_or_auto(given, value):
+    assert given(population="auto").population is None
+    assert given(population="12").population == 12
+    with pytest.raises(InputError, match=r"^--population=[^\n]*auto$"):
+        given(population=value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "4", "runs", "runs:", "runs:0", "runs:-1", "runs:x", "rows:2", "runs:1,runs:2", "runs:2,"],
+)
+def test_a_mesh_names_each_axis_once_with_a_size_or_is_auto(given, value):
+    assert given(mesh="auto").mesh is None
+    assert given(mesh="data:2").mesh == {"data": 2}
+    assert given(mesh="model:1,runs:4,data:2").mesh == {"runs": 4, "data": 2, "model": 1}
+    with pytest.raises(InputError, match=r"^--mesh=[^\n]*runs:4,data:2,model:1$"):
+        given(mesh=value)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "1", "1/", "/2", "2/2", "-1/2", "0/0", "1.0/2", "a/b", "1/2/3"]
+)
+def test_a_shard_is_one_of_so_many(given, value):
+    assert given(shard=None).shard is None
+    assert given(shard="1/2", out_dir="job").shard == (1, 2)
+    with pytest.raises(InputError, match=r"^--shard="):
+        given(shard=value, out_dir="job")
+    with pytest.raises(InputError, match=r"^--shard=.*--out_dir"):
+        given(shard="1/2")
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"models": ("nothing",)}, "--model"),
+        ({"tasks": ("nothing",)}, "--task"),
+        ({"targets": "nothing"}, "--targets"),
+        ({"template": 7}, "--template"),
+        ({"inits": ("nothing",)}, "--init"),
+        ({"prompt_lengths": (60,)}, "--prompt_length"),
+        ({"k_shot": 0}, "--k_shot"),
+        ({"k_shot": 1000}, "k_shot"),
+        ({"mesh": {"runs": 1000}}, "--mesh.*1000 devices"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed, named):
+    out_dir = folder / "refused"
+    given = settings(folder, out_dir, **changed)
+    with pytest.raises(InputError, match=named), Watch(Console(quiet=True)) as watch:
+        job.carry_out(given, main.EXPERIMENT, out_dir, watch)
+    assert not out_dir.exists()
+
+
+def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
+    out_dir = folder / "refused"
+    given = settings(folder, out_dir, only=("123456789abc",))
+    with pytest.raises(InputError, match="--only"), Watch(Console(quiet=True)) as watch:
+        job.carry_out(given, main.EXPERIMENT, out_dir, watch)
+    assert not out_dir.exists()
+
+
+def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
+    out_dir, _ = finished
+    row = records.read(out_dir / "results.jsonl")[-1]
+    checkpoint = out_dir / "checkpoints" / row["id"]
+    given = settings(
+        folder, folder / "continued", inits=(str(checkpoint),), steps=1, learning_rate=0.0
+    )
+    with Watch(Console(quiet=True)) as watch:
+        rows = job.carry_out(given, main.EXPERIMENT, folder / "continued", watch).rows
+    again = checkpoints.load_prompt(folder / "continued" / "checkpoints" / rows[-1]["id"])
+    np.testing.assert_array_equal(again, checkpoints.load_prompt(checkpoint))
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(folder, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    out_dir = folder / "refused"
+    with pytest.raises(InputError, match="--batch_size=4"), Watch(Console(quiet=True)) as watch:
+        job.carry_out(settings(folder, out_dir), main.EXPERIMENT, out_dir, watch)
+    assert not out_dir.exists()

@@ -1,0 +1,219 @@
+"""Experiments as jobs: lists of models, starts and lengths, and runs taken over from other jobs."""
+
+import importlib
+import shutil
+
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+from safetensors.numpy import load_file, save_file
+
+from experiments import flags, grid, length, main
+from tests.helpers import toy_job
+from tests.helpers.toy_models import WORDS, pair
+from wayward_jax import checkpoints
+from wayward_jax.errors import InputError
+from wayward_jax.jobs import experiment, job, records
+from wayward_jax.targets import Target
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = toy_job.make(tmp_path_factory.mktemp("experiments"))
+    pair("llama", made)
+    (made / "words.txt").write_text("w7 w8 w9 w3 w1\nw3 w3 great\n")
+    return made
+
+
+def carry_out(folder, out_dir, chosen=main.EXPERIMENT, **changed):
+    """The rows of the job, and how many steps it took."""
+    settings = toy_job.settings(folder, out_dir, **changed)
+    with toy_job.CountingWatch() as watch:
+        finished = job.carry_out(settings, chosen, out_dir, watch)
+        return finished.rows, watch.steps
+
+
+@pytest.mark.parametrize("name", flags.EXPERIMENTS)
+def test_every_experiment_has_runs_tables_and_defaults_that_flags_take(given, name):
+    found = experiment.find(name)
+    assert found.tables
+    settings = given(experiment=name)
+    defaults = {flag: absl_flags.FLAGS[flag].default_as_str for flag in found.defaults}
+    assert settings.experiment == name
+    targets = [Target(f"own/{i}", "two words", (i, 1)) for i in range(2)]
+    runs = [
+        run
+        for model in settings.models
+        for run in found.runs(settings, model, settings.tasks[0], targets)
+    ]
+    assert len({run.id for run in runs}) == len(runs) > 0
+    assert all(run.target_ids or run.gamma == 0 for run in runs)
+    assert given().experiment == "main"
+    assert {flag: absl_flags.FLAGS[flag].default_as_str for flag in found.defaults} == defaults
+
+
+def test_what_the_user_gives_comes_before_an_experiments_defaults(given):
+    assert given(experiment="length").prompt_lengths == (4, 7, 14, 28, 56)
+    assert given(experiment="length", prompt_length=["5"]).prompt_lengths == (5,)
+    assert given(experiment="length").targets != given(experiment="length", targets="code").targets
+
+
+def test_gammas_may_be_for_one_model(given):
+    settings = given(model=["a", "b:c"], gamma=["0.5", "a:0.1", "b:c:0.2", "a:0.50"])
+    assert settings.gammas_of("a") == [0.5, 0.1]
+    assert settings.gammas_of("b:c") == [0.5, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "said"),
+    [
+        (["a:0.1"], "none for --model=b"),
+        (["a:0.1", "b:0.2", "c:0.3"], "one for c"),
+        (["a:much", "b:0.2"], "much"),
+        (["0.1", "a:0.2", "a:0.20"], "twice"),
+    ],
+)
+def test_gammas_of_models_that_do_not_fit_are_refused(given, gamma, said):
+    with pytest.raises(InputError, match=f"--gamma.*{said}"):
+        given(model=["a", "b"], gamma=gamma)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "x"])
+def test_prompt_lengths_are_whole_numbers(given, value):
+    with pytest.raises(InputError, match="--prompt_length"):
+        given(prompt_length=["4", value])
+
+
+def test_the_grid_has_each_target_in_every_way_and_a_p_star_of_each_length(folder):
+    settings = toy_job.settings(
+        folder, None, gammas=(0.0, 0.5), inits=("target", "vocab"), seeds=(1, 2)
+    )
+    targets = [Target("one", "a b", (1, 2)), Target("two", "a b c", (1, 2, 3))]
+    runs = grid.runs(settings, "gpt2", "mood", targets)
+    p_star = [run for run in runs if not run.target_ids]
+    assert sorted((run.prompt_length, run.seed) for run in p_star) == [
+        *((2, 1), (2, 2), (3, 1), (3, 2))
+    ]
+    assert {run.init for run in p_star} == {"vocab"}
+    aimed = {(r.target_name, r.init, r.gamma, r.seed) for r in runs if r.target_ids}
+    assert len(aimed) == len(runs) - 4 == 2 * 2 * 2 * 2
+
+
+def test_several_models_are_tuned_in_one_job_as_each_alone(folder, tmp_path):
+    models = (str(folder / "gpt2"), str(folder / "llama"))
+    together, _ = carry_out(folder, tmp_path / "both", models=models, population=2)
+    assert [row["model"] for row in together] == [models[0]] * 2 + [models[1]] * 2
+    for model in models:
+        out_dir = tmp_path / model.rpartition("/")[2]
+        alone, _ = carry_out(folder, out_dir, models=(model,), population=2)
+        own = [row for row in together if row["model"] == model]
+        assert [{**row, "seconds": 0} for row in alone] == [{**row, "seconds": 0} for row in own]
+
+
+def test_a_model_that_is_not_there_is_refused_before_the_others_are_tuned(folder, tmp_path):
+    with pytest.raises(InputError, match="--model=nothing"):
+        carry_out(folder, tmp_path / "refused", models=(str(folder / "gpt2"), "nothing"))
+    assert not (tmp_path / "refused").exists()
+
+
+def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
+    rows, _ = carry_out(
+        folder,
+        tmp_path / "lengths",
+        length.EXPERIMENT,
+        targets=str(folder / "words.txt"),
+        prompt_lengths=(2, 3, 5),
+    )
+    aimed = [row for row in rows if row["target_ids"]]
+    assert sorted((row["target_name"], row["target_text"]) for row in aimed) == [
+        ("words/1", "w7 w8"),
+        ("words/1", "w7 w8 w9"),
+        ("words/1", "w7 w8 w9 w3 w1"),
+        ("words/2", "w3 w3"),
+        ("words/2", "w3 w3 great"),
+    ]
+    assert sorted(row["prompt_length"] for row in rows if not row["target_ids"]) == [2, 3, 5]
+
+
+def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_path):
+    first, _ = carry_out(folder, tmp_path / "first", gammas=(0.5,))
+    again, steps = carry_out(
+        folder, tmp_path / "again", gammas=(0.5, 0.1), reuse=(tmp_path / "first",)
+    )
+    assert steps == 2
+    assert again[: len(first)] == first
+    assert [row["gamma"] for row in again[len(first) :]] == [0.1]
+    for row in first:
+        taken, given = (
+            checkpoints.load_prompt(tmp_path / name / "checkpoints" / row["id"])
+            for name in ("again", "first")
+        )
+        np.testing.assert_array_equal(taken, given)
+
+
+def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
+    carry_out(folder, tmp_path / "first", gammas=(0.5,))
+    carry_out(folder, tmp_path / "second", gammas=(0.1,))
+    both = (tmp_path / "first", tmp_path / "second")
+    rows, steps = carry_out(folder, tmp_path / "third", gammas=(0.5, 0.1), reuse=both)
+    assert (len(rows), steps) == (3, 0)
+    expected = {row["id"]: row for each in both for row in records.read(each / "results.jsonl")}
+    # Both have a p_star, tuned the same; that of the first counts.
+    assert [{**row, "seconds": 0} for row in rows] == [
+        {**expected[row["id"]], "seconds": 0} for row in rows
+    ]
+
+
+def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
+    carry_out(folder, tmp_path / "first")
+    with pytest.raises(InputError, match=r"--reuse=.*n_dev=12 there and 5 here"):
+        carry_out(folder, tmp_path / "again", reuse=(tmp_path / "first",), n_eval=5)
+    assert not (tmp_path / "again").exists()
+
+
+def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
+    carry_out(folder, tmp_path / "first", dtype="bfloat16")
+    with pytest.raises(InputError, match=r"--reuse=.*first has runs of --dtype=bfloat16"):
+        carry_out(folder, tmp_path / "again", dtype="float32", reuse=(tmp_path / "first",))
+    assert not (tmp_path / "again").exists()
+
+
+def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
+    rows, _ = carry_out(folder, tmp_path / "first")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    records.append(bare / "results.jsonl", rows)
+    with pytest.raises(InputError, match=r"--reuse: .*checkpoints"):
+        carry_out(folder, tmp_path / "again", reuse=(bare,))
+
+
+def test_a_start_of_another_width_is_refused(folder, tmp_path):
+    checkpoints.save_prompt(tmp_path / "start", np.zeros((3, 5), np.float32))
+    with pytest.raises(InputError, match=r"--init=.* has 3 tokens of width 5"):
+        carry_out(folder, tmp_path / "refused", inits=("target", str(tmp_path / "start")))
+
+
+@pytest.mark.parametrize(
+    "held", [{"constraints": ("cell",)}, {"gammas": ("auto",)}], ids=["cell", "auto"]
+)
+def test_targets_that_nothing_can_read_as_are_refused(folder, tmp_path, held):
+    """The embedding of w9 is made that of w8: the first of the two is what is read."""
+    twins = shutil.copytree(folder / "gpt2", tmp_path / "twins")
+    weights = load_file(twins / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("wte.weight"))
+    w8, w9 = WORDS.index("w8"), WORDS.index("w9")
+    weights[name][w9] = weights[name][w8]
+    save_file(weights, twins / "model.safetensors", {"format": "pt"})
+    changed = {"models": (str(twins),), "targets": "text=w7 w8 w9", **held}
+    with pytest.raises(InputError, match=rf"^--targets: nothing reads as 'w9' \(token {w9}\)"):
+        carry_out(folder, tmp_path / "out", **changed)
+    assert not (tmp_path / "out").exists()
+    changed["targets"] = "text=w7 w8"
+    rows, _ = carry_out(folder, tmp_path / "out", **changed)
+    assert rows[1]["prompt_f1"] == 1
+
+
+def test_modules_of_experiments_say_what_they_show():
+    for name in flags.EXPERIMENTS:
+        module = importlib.import_module(f"experiments.{name}")
+        assert module.__doc__.startswith(f"`{name}`: ")

@@ -1,0 +1,267 @@
+"""What is measured of finished prompts, against their rows and by other ways."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from experiments.path import between
+from tests.helpers import toy_job, toy_models
+from wayward_jax import checkpoints
+from wayward_jax.analysis import tables
+from wayward_jax.analysis.selection import compare
+from wayward_jax.discrete import MOST_DEMONSTRATIONS, calibrated, demonstrations
+from wayward_jax.errors import InputError
+from wayward_jax.jobs import experiment, finished, job, progress_bar, records
+from wayward_jax.packing import gold_pieces, label_pieces
+from wayward_jax.sharding import make_mesh
+from wayward_jax.training.evaluation import evaluation_sets, score_prompts
+
+
+def flipped(path):
+    """The same texts, each with the other label."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**x, "label": 1 - x["label"]}) + "\n" for x in lines))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two models and two tasks, of which one has the other's labels the wrong way round."""
+    made = toy_job.make(tmp_path_factory.mktemp("measurements"))
+    toy_models.pair("llama", made)
+    shutil.copytree(made / "mood", made / "opposite")
+    for split in ("train", "dev", "test"):
+        flipped(made / "opposite" / f"{split}.jsonl")
+    return made
+
+
+SETTINGS = {"gammas": (0.0, 0.5), "seeds": (1, 2), "inits": ("vocab",), "learning_rate": 0.1}
+
+
+def carry_out(folder, out_dir, name, **changed):
+    settings = toy_job.settings(folder, out_dir, experiment=name, **{**SETTINGS, **changed})
+    with toy_job.CountingWatch() as watch:
+        finished = job.carry_out(settings, experiment.find(name), out_dir, watch)
+        return finished, watch.steps
+
+
+@pytest.fixture(scope="module")
+def first(folder):
+    return carry_out(folder, folder / "first", "main", steps=20)[0].rows
+
+
+@pytest.fixture(scope="module")
+def measured(folder, first):
+    """What an experiment measures of the first job's prompts: its rows by key."""
+
+    def measure(name):
+        finished, steps = carry_out(
+            folder, folder / name, name, steps=20, reuse=(folder / "first",)
+        )
+        assert steps == 0
+        assert finished.rows == first
+        return finished.measured[name]
+
+    return measure
+
+
+def test_ways_end_where_the_runs_are_and_at_the_target(first, measured):
+    rows = {row["id"]: row for row in first}
+    p_star = {row["seed"]: row for row in first if not row["target_ids"]}
+    ways = measured("path")
+    assert len(ways) == 2  # a target at its best gamma, two seeds
+    for key, way in ways.items():
+        assert [point["position"] for point in way] == pytest.approx(np.linspace(0, 2, 21))
+        begin, middle, end = way[0], way[10], way[20]
+        assert begin["accuracy"] == p_star[rows[key]["seed"]]["accuracy"]
+        for name in ("accuracy", "prompt_f1", "token_f1"):
+            assert middle[name] == rows[key][name]
+        assert middle["distance"] == pytest.approx(rows[key]["distance"], rel=1e-5)
+        assert (end["prompt_f1"], end["token_f1"], end["distance"]) == (1, 1, 0)
+        # Half-way to the target a prompt is half as far away, and the square of that.
+        assert way[15]["distance"] == pytest.approx(middle["distance"] / 4, rel=1e-4)
+
+
+def test_points_between_corners_are_weighed_means():
+    corners = np.array([[[0.0, 0]], [[4, 8]], [[4, 0]]])
+    found = between(corners, np.array([0, 0.25, 1, 1.5, 2]))
+    np.testing.assert_allclose(found[:, 0], [[0, 0], [1, 2], [4, 8], [4, 4], [4, 0]])
+
+
+def test_what_is_measured_is_not_measured_again_and_half_a_line_is(folder, measured, tmp_path):
+    measured("path")
+    path = folder / "path" / "measurements.jsonl"
+    before = path.read_bytes()
+    measured("path")
+    assert path.read_bytes() == before
+    cut = shutil.copytree(folder / "path", tmp_path / "cut")
+    (cut / "measurements.jsonl").write_bytes(before[:-100])
+    carry_out(folder, cut, "path", steps=20)
+    assert (cut / "measurements.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["3", '{"key": "x"}'])
+def test_a_line_that_is_no_measurement_is_named(tmp_path, line):
+    (tmp_path / "measurements.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=r"measurements.jsonl:1"):
+        finished.read_measurements([tmp_path])
+
+
+def test_texts_as_prompts_stand_beside_the_prompts_and_the_references(first, measured):
+    found = measured("discrete")
+    rows = {row["id"]: row for row in first}
+    own = [line for key, lines in found.items() if key in rows for line in lines]
+    for line in own:
+        if line["prompt"] == "continuous" and not line["calibrated"]:
+            assert line["accuracy"] == rows[line["id"]]["accuracy"]
+    assert {(line["prompt"], line["calibrated"]) for line in own} == {
+        (prompt, is_so)
+        for prompt in ("continuous", "projected", "target")
+        for is_so in (False, True)
+    }
+    others = [lines[0]["prompt"] for key, lines in found.items() if key not in rows]
+    assert others == ["zero-shot", "few-shot", "few-shot"]
+    # What is read depends on the run, the target's text does not.
+    assert len({line["accuracy"] for line in own if line["prompt"] == "target"}) <= 2
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, tmp_path):
+    """And one without tokens as the text alone, by transformers' pass over plain ids."""
+    ours, theirs = toy_models.pair(family, tmp_path)
+    encoded = toy_models.examples(5, n_labels=2, seed=1)
+    (examples,) = evaluation_sets([label_pieces(encoded)], [np.zeros(5, np.int32)], 2, tokens=10**6)
+    texts = ([7, 8, 9], [3], [], [5, 5, 11, 60])
+    table = np.asarray(ours.table())
+    prompts = [table[ids].reshape(-1, toy_models.WIDTH) for ids in texts]
+    found = score_prompts(ours, prompts, examples, make_mesh(), length=6)
+    for ids, scores in zip(texts, found, strict=True):
+        for example, of_labels in zip(encoded, scores, strict=True):
+            for context, continuation, score in zip(*example, of_labels, strict=True):
+                stream = torch.tensor([*ids, *context, *continuation])
+                logits = theirs(stream[None]).logits[0, -len(continuation) - 1 : -1]
+                expected = torch.nn.functional.cross_entropy(logits, torch.tensor(continuation))
+                assert score == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_calibration_divides_probabilities_by_those_of_a_text_without_content():
+    """By hand: the second label is likelier without content, so that the first one wins."""
+    probabilities = np.array([[[0.4, 0.6], [0.1, 0.9]]])
+    prior = np.array([[[0.2, 0.8]]])
+    found = np.exp(-calibrated(-np.log(probabilities), -np.log(prior)))
+    np.testing.assert_allclose(found, [[[2.0, 0.75], [0.5, 1.125]]])
+
+
+def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
+    encoded = toy_models.examples(40, n_labels=2, seed=6)
+    labels = np.arange(40) % 2
+    train = gold_pieces(encoded, labels)
+    wholes = {
+        (*example.contexts[label], *example.continuations[label][:-1], 99)
+        for example, label in zip(encoded, labels, strict=True)
+    }
+    for room in (0, 30, 10**6):
+        ids = demonstrations(train, [99], room=room, seed=1)
+        assert len(ids) <= room
+        parts = []
+        for token in ids:
+            if not parts or parts[-1][-1] == 99:
+                parts.append(())
+            parts[-1] += (token,)
+        assert set(parts) <= wholes
+    assert len(parts) == MOST_DEMONSTRATIONS
+    assert ids != demonstrations(train, [99], room=10**6, seed=2)
+
+
+def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(folder, tmp_path):
+    finished, _ = carry_out(
+        folder, tmp_path / "job", "transfer", steps=20, tasks=("mood", "opposite")
+    )
+    rows = {row["id"]: row for row in finished.rows}
+    found = finished.measured["transfer"]
+    assert len(found) == 2 * (2 + 2)  # of both tasks p_star and the target, two seeds
+    for key, lines in found.items():
+        on = {line["to_task"]: line["accuracy"] for line in lines}
+        own = rows[key]["task"]
+        assert on[own] == rows[key]["accuracy"]
+        assert on["mood"] + on["opposite"] == pytest.approx(1)
+
+
+def test_every_models_readings_are_given_to_every_model(folder, tmp_path):
+    models = tuple(str(folder / name) for name in ("gpt2", "llama"))
+    finished, _ = carry_out(folder, tmp_path / "job", "transfer", models=models, seeds=(1,))
+    rows = {row["id"]: row for row in finished.rows}
+    lines = [line for found in finished.measured["transfer"].values() for line in found]
+    pairs = {(rows[line["id"]]["model"], line["to_model"], line["as_text"]) for line in lines}
+    assert pairs == {(a, b, True) for a in models for b in models}
+
+
+def test_projections_of_the_same_prompts_agree_with_their_rows(folder, first, measured):
+    rows = {row["id"]: row for row in first}
+    (lines,) = measured("projection").values()
+    euclidean = [x for x in lines if x["metric"] == "euclidean" and x["prompt"] == "wayward"]
+    aimed = [row for row in first if row["gamma"] == rows[euclidean[0]["id"]]["gamma"]]
+    aimed = [row for row in aimed if row["target_ids"]]
+    for line, row in zip(euclidean, aimed, strict=True):
+        assert (line["prompt_f1"], line["token_f1"]) == (row["prompt_f1"], row["token_f1"])
+        assert line["top_1"] == np.mean(np.equal(row["projected_ids"], row["target_ids"]))
+        assert line["top_1"] <= line["top_5"] <= line["top_10"]
+    table = toy_models.pair("gpt2", folder / "again")[1].get_input_embeddings().weight.numpy()[:80]
+    best = [x for x in lines if x["metric"] == "dot" and x["prompt"] == "p_star"]
+    p_stars = [row for row in first if not row["target_ids"]]
+    for line, row in zip(best, p_stars, strict=True):
+        prompt = checkpoints.load_prompt(folder / "first" / "checkpoints" / row["id"])
+        ten = (-prompt @ table.T).argsort(axis=1)[:, :10]
+        target = np.array(aimed[0]["target_ids"])[:, None]
+        assert line["top_10"] == pytest.approx((ten == target).any(axis=1).mean())
+
+
+def test_the_paper_chooses_on_the_split_that_it_reports(folder, first):
+    aimed = [{**row, "prompt_f1": 1.0} for row in first if row["target_ids"]]
+    rows = [row for row in first if not row["target_ids"]]
+    for row in aimed:
+        high = row["gamma"] == 0.5
+        rows.append({**row, "accuracy": float(high), "dev_accuracy": float(not high)})
+    assert compare(rows)[0].wayward[0]["gamma"] == 0.0
+    assert compare(rows, "test")[0].wayward[0]["gamma"] == 0.5
+
+
+def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, measured):
+    found = {"path": measured("path")}
+    table = tables.by_measurement(first, found, "path")
+    assert table["position"].tolist() == pytest.approx(np.linspace(0, 2, 21))
+    at_target = [way[20]["accuracy"] for way in found["path"].values()]
+    last = table.iloc[20]
+    assert last["accuracy"] == pytest.approx(np.mean(at_target))
+    assert min(at_target) <= last["least"] <= last["accuracy"] <= last["most"] <= max(at_target)
+    assert set(table["prompts"]) == {2}
+    model = toy_models.pair("gpt2", folder / "once_more")[0]
+    console = Console(width=100, record=True, file=io.StringIO())
+    progress_bar.show(first, found, {first[0]["model"]: model.tokenizer}, ["path"], console)
+    assert len([line for line in console.export_text().splitlines() if "mood" in line]) == 21
+
+
+def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, measured, tmp_path):
+    for name in ("path", "discrete", "projection"):
+        measured(name)
+    carry_out(folder, folder / "two", "transfer", tasks=("mood", "opposite"), seeds=(1,))
+    runs = ",".join(str(folder / name) for name in ("path", "discrete", "projection", "two"))
+    process = toy_job.analyze(
+        f"--runs={runs}",
+        f"--out_dir={tmp_path / 'out'}",
+        f"--cache_dir={folder / 'cache'}",
+        "--select=test",
+    )
+    assert process.returncode == 0, process.stderr
+    for name in ("path", "discrete", "transfer", "projection"):
+        assert len(pd.read_csv(tmp_path / "out" / "tables" / f"{name}.csv"))
+    for name in ("path", "discrete", "transfer"):
+        assert (tmp_path / "out" / "figures" / f"{name}.png").exists()
+    assert "accuracy on test counts" in (tmp_path / "out" / "report.html").read_text()
+    rows = records.read(folder / "path" / "results.jsonl")
+    assert len(rows) == 6

@@ -1,0 +1,70 @@
+"""Programs in processes forked from one that has everything imported, so that each starts at once.
+
+JAX can be forked as long as it has not started its devices, which the process that is forked from
+never does.
+"""
+
+import importlib
+import multiprocessing
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+# All that the programs import, but for what defines their flags, some of which have one name.
+IMPORTED = (
+    *("wayward_jax.analysis.report", "wayward_jax.analysis.summary", "wayward_jax.analysis.tables"),
+    *("wayward_jax.jobs.preemption", "wayward_jax.jobs.folder", "wayward_jax.jobs.progress_bar"),
+    *("wayward_jax.jobs.processes", "wayward_jax.jobs.object_stores", "wayward_jax.checkpoints"),
+    *("wayward_jax.training.memory", "wayward_jax.models", "wayward_jax.tasks"),
+    "transformers.models.auto.tokenization_auto",
+)
+MEMORY = 16 * 2**30
+"""Bytes of address space, so that runaway memory is an error of the program alone."""
+
+
+class Ended(NamedTuple):
+    """How a program ended: its exit code, None if it had to be killed, and what it said."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+def start() -> multiprocessing.context.ForkServerContext:
+    """What processes are forked by; its first process takes seconds, others next to nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    return context
+
+
+def run(context, module: str, arguments: list[str], folder: Path, limit: int) -> Ended:
+    """`python -m MODULE ARGUMENTS`; its output goes to `folder`.
+
+    It is killed after `limit` seconds of the processor, which a busy machine takes long to give,
+    and of waiting after ten times as many.
+    """
+    process = context.Process(target=_program, args=(module, arguments, str(folder), limit))
+    process.start()
+    process.join(10 * limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    code = process.exitcode
+    return Ended(None if code < 0 else code, *_said(folder))
+
+
+def _said(folder: Path) -> list[str]:
+    return [(folder / name).read_text() for name in ("stdout", "stderr")]
+
+
+def _program(module: str, arguments: list[str], folder: str, limit: int) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    sys.argv = [module, *arguments]
+    program = importlib.import_module(module)
+    program.command_line.run(program.main)

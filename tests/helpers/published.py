@@ -1,0 +1,17 @@
+"""Comparison with models as transformers computes them."""
+
+import jax
+import numpy as np
+
+
+def assert_same_logits(ours, theirs, length=24):
+    """The logits of a `LanguageModel` and of a transformers model agree to 1e-4 of the largest."""
+    import torch
+
+    ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, (2, length))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids)).logits.numpy()
+    text_logits = jax.jit(lambda params: ours.module.apply(params, ids, method="text_logits"))
+    np.testing.assert_allclose(
+        text_logits(ours.params), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+    )

@@ -1,0 +1,129 @@
+"""Two-layer random language models in transformers and here, and things for them to do."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+
+from wayward_jax import models
+from wayward_jax.runs import Run
+from wayward_jax.targets import Target
+from wayward_jax.tasks import Encoded, Examples, Task, TaskData
+from wayward_jax.training.step import Population
+
+WORDS = ["<eos>", "It", "was", "terrible", "great", ".", *(f"w{i}" for i in range(74))]
+WIDTH = 32
+CONFIGS = {
+    "gpt2": GPT2Config(
+        vocab_size=96,
+        n_positions=64,
+        n_embd=WIDTH,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+    "llama": LlamaConfig(
+        vocab_size=96,
+        max_position_embeddings=64,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
+}
+
+
+def pair(family, folder):
+    """A `LanguageModel` of 80 words and 96 embeddings, and transformers' of the same weights."""
+    torch.set_num_threads(1)  # more are in each other's way in models this small
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(CONFIGS[family]).eval().requires_grad_(False)
+    for weights in theirs.parameters():  # biases and norms too, which are all 0 or 1
+        weights.normal_(mean=float(weights.ndim == 1), std=0.3)
+    theirs.save_pretrained(folder / family)
+
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<eos>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    tokenizer.save_pretrained(folder / family)
+    return models.load(str(folder / family), cache_dir=folder), theirs
+
+
+def published_nll(theirs, prompt, context, continuation):
+    """Mean NLL of a continuation, from one plain pass of transformers over one sequence.
+
+    `prompt` is a torch tensor `[L, D]`, which may require a gradient.
+    """
+    ids = torch.tensor([*context, *continuation])
+    embeddings = torch.cat([prompt, theirs.get_input_embeddings()(ids)])
+    logits = theirs(inputs_embeds=embeddings[None]).logits[0]
+    predicting = logits[-len(continuation) - 1 : -1]
+    return torch.nn.functional.cross_entropy(predicting, torch.tensor(continuation))
+
+
+def examples(count, n_labels, seed, method="direct"):
+    """Random encoded examples of different lengths; equal contexts if the method is `direct`."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(low, high):
+        return tuple(rng.integers(1, len(WORDS), rng.integers(low, high)).tolist())
+
+    def example():
+        if method == "direct":
+            contexts = (tokens(1, 12),) * n_labels
+            return Encoded(contexts, tuple((*tokens(1, 4), 0) for _ in contexts))
+        continuations = ((*tokens(1, 12), 0),) * n_labels
+        return Encoded(tuple(tokens(1, 5) for _ in continuations), continuations)
+
+    return [example() for _ in range(count)]
+
+
+TASK = Task("toy", ("bad", "good"), ("%s",), ("terrible", "great"))
+TARGET = "w3 w1 w4 w1"
+
+
+def toy_data():
+    """40, 30 and 50 examples: up to three noise words, then one of two words, the label's."""
+
+    def split(count, seed):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 2, count).astype(np.int32)
+        noise = [rng.integers(10, 20, rng.integers(0, 4)) for _ in range(count)]
+        texts = [
+            " ".join(f"w{i}" for i in [*words, label])
+            for words, label in zip(noise, labels, strict=True)
+        ]
+        return Examples(tuple(texts), labels)
+
+    return TaskData(TASK, split(40, 0), split(30, 1), split(50, 2))
+
+
+def toy_runs(model, **settings):
+    """Five runs for it, which differ in length, gamma, seed, start and learning rate."""
+    target = Target("words", TARGET, tuple(model.tokenizer.encode(TARGET)))
+    settings = {"model": "tiny", "task": "toy", "template": 0, **settings}
+    towards = functools.partial(Run.towards, target, **settings)
+    return [
+        towards(gamma=1.0, learning_rate=0.1),
+        towards(gamma=3.0, learning_rate=0.1, init="target", seed=3),
+        towards(gamma=0.0, learning_rate=0.1, init="random"),
+        Run(**settings, prompt_length=6, learning_rate=0.1),
+        Run(**settings, prompt_length=6, learning_rate=0.08, seed=2),
+    ]
+
+
+def population(plan):
+    """What the runs of a plan are tuned for."""
+    runs, length = plan.padded_runs, plan.prompt_length
+    targets = [run.target_ids + (0,) * (length - len(run.target_ids)) for run in runs]
+    return Population(
+        targets=jnp.asarray(targets, jnp.int32),
+        mask=jnp.arange(length) < jnp.asarray([[run.prompt_length] for run in runs]),
+        learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
+    )

@@ -1,0 +1,127 @@
+"""Jobs whose folder is on an object store, with fsspec's store in memory as one."""
+
+import fsspec
+import pytest
+from rich.console import Console
+
+from experiments import main
+from tests.helpers import toy_job
+from wayward_jax import checkpoints
+from wayward_jax.errors import InputError
+from wayward_jax.jobs import finished, job, records
+from wayward_jax.jobs.object_stores import local, mirrored
+from wayward_jax.jobs.progress_bar import Watch
+
+STORE = fsspec.filesystem("memory")
+FLAGS = {"gammas": (0.5, 0.1), "steps": 20, "population": 2, "checkpoint_every": 5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return toy_job.make(tmp_path_factory.mktemp("stores"))
+
+
+@pytest.fixture
+def url():
+    """Of a place with nothing, but for a neighbour of a similar name."""
+    STORE.pipe("/bucket/job2/results.jsonl", b"another's")
+    yield "memory://bucket/job"
+    STORE.rm("/bucket", recursive=True)
+
+
+def carry_out(folder, out_dir, mirror=None):
+    settings = toy_job.settings(folder, out_dir, **FLAGS)
+    with Watch(Console(quiet=True)) as watch:
+        return job.carry_out(settings, main.EXPERIMENT, out_dir, watch, mirror).rows
+
+
+def carry_out_at(url, folder):
+    with mirrored(url) as mirror:
+        return carry_out(folder, mirror.folder, mirror)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    carry_out(folder, folder / "undisturbed")
+    return folder / "undisturbed"
+
+
+def assert_same(url, undisturbed):
+    """Rows and prompts to the bit, and the same files, as who reads the store finds them."""
+    with local([url]) as (found,):
+        rows, expected = (
+            [{**run.row, "seconds": 0} for run in finished.read([each])]
+            for each in (found, undisturbed)
+        )
+        assert rows == expected
+        for row in rows:
+            prompt, other = (
+                checkpoints.load_prompt(each / "checkpoints" / row["id"])
+                for each in (found, undisturbed)
+            )
+            assert (prompt == other).all()
+        names = {path.name for path in undisturbed.iterdir()} - {".lock"}
+        assert {path.name for path in found.iterdir()} == names
+    assert not STORE.find("/bucket/job/in_flight")
+    assert STORE.cat("/bucket/job2/results.jsonl") == b"another's"
+
+
+def test_whenever_it_is_cut_off_from_the_store_the_job_goes_on_there(
+    folder, url, undisturbed, monkeypatch
+):
+    """After so many objects were written; each attempt begins on a machine with nothing."""
+    whole = type(STORE).put_file
+    for limit in (3, 17, 40):
+        written = 0
+
+        def put_file(store, source, target, limit=limit):
+            nonlocal written
+            if written == limit:
+                raise ConnectionError("the store is gone")
+            written += 1
+            whole(store, source, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(STORE), "put_file", put_file)
+            with pytest.raises(InputError, match=rf"^--out_dir={url} cannot be written"):
+                carry_out_at(url, folder)
+    carry_out_at(url, folder)
+    assert_same(url, undisturbed)
+
+
+def test_a_finished_job_is_found_finished(folder, url, undisturbed):
+    STORE.put(str(undisturbed), "/bucket/job", recursive=True)
+    before = STORE.find("/bucket/job", detail=True)
+    assert len(carry_out_at(url, folder)) == 3
+    assert STORE.find("/bucket/job", detail=True) == before
+
+
+def test_a_job_of_other_flags_is_refused_by_its_url(folder, url, undisturbed):
+    STORE.put(str(undisturbed), "/bucket/job", recursive=True)
+    STORE.pipe("/bucket/job/flags.json", b"{}")
+    with pytest.raises(InputError, match=rf"^--out_dir={url} is a job of other flags"):
+        carry_out_at(url, folder)
+
+
+def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
+    rows = records.read(undisturbed / "results.jsonl")
+    for number, own in enumerate((rows[:1], rows[1:])):
+        shard = tmp_path / f"shard-{number}-of-2"
+        (shard / "in_flight").mkdir(parents=True)
+        (shard / "in_flight" / "large").touch()
+        records.append(shard / "results.jsonl", own)
+    STORE.put(str(tmp_path), "/bucket/job", recursive=True)
+    with local([url, str(undisturbed)]) as folders:
+        assert [run.row for run in finished.read(folders)] == rows
+        assert not list(folders[0].rglob("large"))
+        assert folders[1] == undisturbed
+    assert not folders[0].exists()
+    assert undisturbed.exists()
+
+
+@pytest.mark.parametrize("name", ["memory://bucket/absent", "nothing://bucket/job", "x://job"])
+def test_what_cannot_be_read_is_named_in_one_line(name):
+    with pytest.raises(InputError) as error, local([name]) as folders:
+        finished.read(folders)
+    assert str(error.value).startswith((f"--runs={name} ", f"{name}/results.jsonl "))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,177 @@
+"""Jobs of several processes on CPUs: the table of one, and how they end when one of them does."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import main
+from experiments.command_line import STOPPED
+from tests.helpers import toy_job
+from wayward_jax import checkpoints
+from wayward_jax.jobs import job, processes, records
+from wayward_jax.jobs.processes import LOST
+from wayward_jax.jobs.progress_bar import Watch
+
+FLAGS = {"gamma": "0.5,0.1", "batch_size": 4, "steps": 60, "n_eval": 0, "checkpoint_every": 5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return toy_job.make(tmp_path_factory.mktemp("processes"))
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """The job's folder after one process has done it."""
+    out_dir = folder / "alone"
+    settings = toy_job.settings(folder, out_dir, gammas=(0.5, 0.1), steps=60)
+    with Watch(Console(quiet=True)) as watch:
+        job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
+    return out_dir
+
+
+def start(folder, count, out_dir, of_one=None, **changed):
+    """The processes of a job; `of_one` are flags of the last alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    place = {"coordinator": coordinator, "num_processes": count, "out_dir": out_dir}
+    started = []
+    for number in range(count):
+        own = (of_one or {}) if number == count - 1 else {}
+        flags = toy_job.arguments(folder, **{**FLAGS, **place, **changed, **own}, process_id=number)
+        command = [sys.executable, "-m", "experiments.run", *flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, **pipes))
+    return started
+
+
+def finish(started):
+    """Their exit codes, and what each said at last."""
+    try:
+        said = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], said
+
+
+def wait_until_tuning(started, out_dir):
+    """Until there is another checkpoint of what is in flight."""
+
+    def found():
+        return {path for path in out_dir.glob("in_flight/*/*") if path.name.isdecimal()}
+
+    before = found()
+    while found() <= before:
+        assert all(process.poll() is None for process in started), finish(started)
+        time.sleep(0.02)
+
+
+def assert_same_table(out_dir, alone):
+    expected = {row["id"]: row for row in records.read(alone / "results.jsonl")}
+    rows = records.read(out_dir / "results.jsonl")
+    assert sorted(row["id"] for row in rows) == sorted(expected)
+    for row in rows:
+        toy_job.assert_same_outcome(row, expected[row["id"]])
+        prompt, other = (
+            checkpoints.load_prompt(each / "checkpoints" / row["id"]) for each in (out_dir, alone)
+        )
+        np.testing.assert_allclose(prompt, other, rtol=0, atol=1e-3)
+
+
+def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder, alone):
+    out_dir = folder / "four"
+    codes, said = finish(start(folder, 4, out_dir, mesh="runs:2,data:2"))
+    assert codes == [0] * 4, said
+    assert_same_table(out_dir, alone)
+    first, *others = [output for output, _ in said]
+    assert str(out_dir) in first.replace("\n", "")
+    assert not any(line for each in others for line in each.splitlines() if "[Gloo]" not in line)
+
+
+def test_when_one_ends_so_do_the_others_and_the_same_command_goes_on(folder, alone):
+    """Each of two is killed once, then one is told to stop."""
+    out_dir = folder / "ended"
+    for killed in (1, 0):
+        started = start(folder, 2, out_dir)
+        wait_until_tuning(started, out_dir)
+        started[killed].kill()
+        began = time.monotonic()
+        codes, said = finish(started)
+        assert time.monotonic() - began < processes.HEARTBEAT
+        assert codes[killed] == -signal.SIGKILL
+        assert codes[1 - killed] == LOST == 76
+        *_, last = said[1 - killed][1].splitlines()
+        assert last.startswith("error: the processes of this job have lost each other: ")
+
+    started = start(folder, 2, out_dir)
+    wait_until_tuning(started, out_dir)
+    started[1].terminate()
+    codes, said = finish(started)
+    assert codes == [STOPPED] * 2, said
+    assert f"stopped: the same command with --out_dir={out_dir} goes on\n" in said[0][1]
+
+    codes, said = finish(start(folder, 2, out_dir))
+    assert codes == [0, 0], said
+    assert_same_table(out_dir, alone)
+    assert not (out_dir / "in_flight").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "of_one", "named"),
+    [
+        ({}, {"targets": "nothing"}, "process 1 cannot use"),
+        ({"out_dir": "TAKEN"}, {}, "--out_dir="),
+    ],
+)
+def test_bad_input_of_any_ends_all_with_exit_code_2(folder, alone, changed, of_one, named):
+    """A flag of one process, and a folder that the first alone looks at."""
+    out_dir = folder / "refused"
+    changed = {name: str(folder) if v == "TAKEN" else v for name, v in changed.items()}
+    codes, said = finish(start(folder, 2, **{"out_dir": out_dir, **changed}, of_one=of_one))
+    assert codes == [2, 2], said
+    assert named in said[0][1]
+    assert not out_dir.exists()
+
+
+ENVIRONMENTS = [
+    ({}, False),
+    ({"SLURM_JOB_ID": "3", "SLURM_NTASKS": "4"}, False),  # in the batch script itself
+    ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_NTASKS": "1"}, False),
+    ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+    ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+]
+
+
+@pytest.mark.parametrize(("variables", "several"), ENVIRONMENTS)
+def test_only_where_there_are_several_processes_they_are_joined(monkeypatch, variables, several):
+    for name in os.environ:
+        if name.startswith(("SLURM", "OMPI", "KUBERNETES", "JOB_")):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **_: asked.append(1))
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(processes.ctypes, "CDLL", mock.MagicMock())
+    with processes.joined({}, independent=False):
+        assert bool(asked) == several
+
+
+def test_a_shard_with_an_index_of_its_own_is_not_taken_for_a_part(monkeypatch):
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    monkeypatch.setattr(processes.jax.distributed, "initialize", pytest.fail)
+    with processes.joined({}, independent=True):
+        pass

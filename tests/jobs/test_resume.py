@@ -1,0 +1,344 @@
+"""Jobs that are ended in every way and started again end with the table of an undisturbed one."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from rich.console import Console
+
+from experiments import main
+from experiments.command_line import STOPPED
+from tests.helpers import toy_job
+from wayward_jax import checkpoints
+from wayward_jax.errors import InputError
+from wayward_jax.jobs import job, records
+from wayward_jax.jobs.progress_bar import Watch
+
+# Two populations of three runs, and two checkpoints each before the last step.
+CHANGED = {"gammas": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3}
+FLAGS = {"gamma": "0.5,0.1", "seeds": "1,2", "population": 3, "checkpoint_every": 5, "n_eval": 0}
+LONG = {**FLAGS, "steps": 200, "batch_size": 4}
+
+
+class Listening(Watch):
+    """Keeps what is said, and does something once after so many steps."""
+
+    def __init__(self, after, do):
+        super().__init__(Console(quiet=True))
+        self.said, self.steps, self.total = [], 0, None
+        self.after, self.do = after, do
+
+    def note(self, what):
+        self.said.append(what)
+
+    def planned(self, steps):
+        self.total = steps
+
+    def stepped(self, steps, figures):
+        self.steps += steps
+        if self.after is not None and self.steps >= self.after:
+            self.after = None
+            self.do()
+
+
+def terminate():
+    """Sends this process a signal."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)  # for the thread that listens
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return toy_job.make(tmp_path_factory.mktemp("resume"))
+
+
+def carry_out(folder, out_dir, after=None, do=terminate, **changed):
+    """The job in this process, and what it said."""
+    settings = toy_job.settings(folder, out_dir, **{**CHANGED, "checkpoint_every": 5, **changed})
+    with Listening(after, do) as watch:
+        job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
+    return watch
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    carry_out(folder, folder / "undisturbed")
+    return folder / "undisturbed"
+
+
+@pytest.fixture
+def out_dir(tmp_path):
+    return tmp_path / "job"
+
+
+def stop(folder, out_dir, after=10, **changed):
+    """Begins a job there, which a signal stops after so many steps of the second population."""
+    with pytest.raises(KeyboardInterrupt, match="same command"):
+        carry_out(folder, out_dir, after=CHANGED["steps"] + after, **changed)
+    (population,) = (out_dir / "in_flight").iterdir()
+    return sorted(population.iterdir(), key=lambda path: int(path.name))
+
+
+def table(out_dir):
+    rows = records.read(out_dir / "results.jsonl")
+    return [{name: row[name] for name in row if name != "seconds"} for row in rows]
+
+
+def assert_same(out_dir, undisturbed):
+    """Rows and prompts to the bit, and nothing left over."""
+    assert table(out_dir) == table(undisturbed)
+    for row in table(undisturbed):
+        found, expected = (
+            checkpoints.load_prompt(each / "checkpoints" / row["id"])
+            for each in (out_dir, undisturbed)
+        )
+        np.testing.assert_array_equal(found, expected)
+    assert sorted(os.listdir(out_dir)) == sorted(os.listdir(undisturbed))
+
+
+def test_a_job_stopped_in_each_population_goes_on_where_it_was(folder, out_dir, undisturbed):
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(folder, out_dir, after=10)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(folder, out_dir, after=30)
+    assert len(table(out_dir)) == 3
+    watch = carry_out(folder, out_dir)
+    assert watch.total == CHANGED["steps"]
+    assert watch.said == []
+    assert_same(out_dir, undisturbed)
+
+
+def test_a_finished_job_is_not_done_again(folder, undisturbed):
+    before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    assert carry_out(folder, undisturbed).total == 0
+    assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undisturbed):
+    before, last = stop(folder, out_dir)
+    for path in last.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:20])
+    watch = carry_out(folder, out_dir)
+    assert watch.said == [
+        f"the checkpoint of step {last.name} is broken: going on from the one before it"
+    ]
+    assert watch.steps == CHANGED["steps"]
+    assert int(before.name) > 0
+    assert_same(out_dir, undisturbed)
+
+
+def test_without_a_sound_checkpoint_the_population_starts_anew(folder, out_dir, undisturbed):
+    for checkpoint in stop(folder, out_dir):
+        shutil.rmtree(checkpoint / "progress")
+    assert len(carry_out(folder, out_dir).said) == 2
+    assert_same(out_dir, undisturbed)
+
+
+def test_a_crash_amid_the_rows_of_a_population_is_repaired(folder, out_dir, undisturbed):
+    """Of its three rows, one is whole and one is not."""
+    shutil.copytree(undisturbed, out_dir)
+    path = out_dir / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]) + lines[4][:100])
+    watch = carry_out(folder, out_dir)
+    assert watch.said == [f"dropped half a row at the end of {path}"]
+    assert_same(out_dir, undisturbed)
+
+
+@pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
+def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(folder, out_dir, after=5)
+    (out_dir / lost).rename(out_dir / f".{lost}")
+    if lost == "flags.json":  # which is written before all others
+        shutil.rmtree(out_dir)
+        out_dir.mkdir()
+        (out_dir / ".lock").touch()
+    carry_out(folder, out_dir)
+    assert table(out_dir) == table(undisturbed)
+
+
+def test_another_population_size_keeps_what_is_finished_and_does_the_rest(
+    folder, out_dir, undisturbed
+):
+    stop(folder, out_dir)
+    finished = (out_dir / "results.jsonl").read_bytes()
+    assert carry_out(folder, out_dir, population=2).total == 2 * CHANGED["steps"]
+    assert (out_dir / "results.jsonl").read_bytes().startswith(finished)
+    ids = [row["id"] for row in table(out_dir)]
+    assert sorted(ids) == sorted(row["id"] for row in table(undisturbed))
+
+
+def test_a_part_of_the_runs_can_be_done_first(folder, out_dir, undisturbed):
+    """By `--only`, which is another plan."""
+    chosen = tuple(row["id"] for row in table(undisturbed)[1:3])
+    carry_out(folder, out_dir, only=chosen)
+    assert sorted(row["id"] for row in table(out_dir)) == sorted(chosen)
+    carry_out(folder, out_dir)
+    ids = [row["id"] for row in table(out_dir)]
+    assert sorted(ids) == sorted(row["id"] for row in table(undisturbed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"steps": 30}, "--steps was 20 and is 30"),
+        ({"gammas": (0.5,)}, "--gamma was 0.5,0.1 and is 0.5"),
+        ({"n_eval": 5}, "--n_eval was 0 and is 5"),
+    ],
+)
+def test_other_flags_are_refused_with_the_difference(folder, undisturbed, changed, said):
+    before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="--out_dir") as error:
+        carry_out(folder, undisturbed, **changed)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+def test_flags_that_do_not_decide_results_may_change(folder, undisturbed):
+    given = {"cache_dir": folder / "another", "checkpoint_every": 7, "mesh": {"runs": 1}}
+    assert carry_out(folder, undisturbed, **given).total == 0
+
+
+def test_a_folder_of_something_else_is_left_alone(folder, out_dir):
+    out_dir.mkdir()
+    (out_dir / "thesis.tex").write_text("all my work")
+    with pytest.raises(InputError, match=r"--out_dir=.*not empty"):
+        carry_out(folder, out_dir)
+    assert [path.name for path in out_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
+    shutil.copytree(undisturbed, out_dir)
+    with FileLock(out_dir / ".lock"), pytest.raises(InputError, match=r"--out_dir=.*in use"):
+        carry_out(folder, out_dir)
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """A file system of its own at a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_read_only_folder_is_refused_before_training(folder, out_dir):
+    with mounted(out_dir, "ro"), pytest.raises(InputError, match=r"--out_dir=.*Read-only"):
+        carry_out(folder, out_dir)
+
+
+def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
+    """What is finished then stays, and goes on elsewhere; gives how many runs that were."""
+    with pytest.raises(InputError, match=r"--out_dir=.*No space left on device"):
+        carry_out(folder, out_dir, **filling)
+    shutil.copytree(out_dir, larger, ignore=shutil.ignore_patterns("filler"))
+    rows = table(larger) if (larger / "results.jsonl").exists() else []
+    assert rows == table(undisturbed)[: len(rows)]
+    carry_out(folder, larger)
+    assert_same(larger, undisturbed)
+    return len(rows)
+
+
+@pytest.mark.parametrize("kilobytes", [4, 60, 120, 200, 280])
+def test_a_small_disk_ends_the_job_wherever_it_is(folder, tmp_path, undisturbed, kilobytes):
+    out_dir = tmp_path / "small"
+    with mounted(out_dir, f"size={kilobytes}k"):
+        assert_ends_of_a_full_disk(folder, out_dir, tmp_path / "larger", undisturbed)
+
+
+def test_a_disk_that_fills_up_ends_the_job_and_leaves_what_was_finished(
+    folder, tmp_path, undisturbed
+):
+    out_dir = tmp_path / "filling"
+
+    def fill():
+        with contextlib.suppress(OSError), (out_dir / "filler").open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    with mounted(out_dir, "size=4m"):
+        finished = assert_ends_of_a_full_disk(
+            *(folder, out_dir, tmp_path / "larger", undisturbed),
+            after=CHANGED["steps"] + 1,
+            do=fill,
+        )
+    assert finished == 3
+
+
+def begin(folder, out_dir):
+    """The command, running."""
+    arguments = toy_job.arguments(folder, **LONG, out_dir=out_dir)
+    command = [sys.executable, "-m", "experiments.run", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until_tuning(process, out_dir):
+    """Until there is another checkpoint."""
+
+    def found():
+        return {path for path in out_dir.glob("in_flight/*/*") if path.name.isdecimal()}
+
+    before = found()
+    while found() <= before:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+def test_kills_at_random_moments_and_a_signal_change_nothing(folder, out_dir):
+    rng = random.Random(time.time_ns())
+    for _ in range(2):
+        process = begin(folder, out_dir)
+        wait_until_tuning(process, out_dir)
+        time.sleep(rng.uniform(0, 1.5))
+        process.kill()
+        process.communicate()
+
+    process = begin(folder, out_dir)
+    wait_until_tuning(process, out_dir)
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == STOPPED == 75
+    assert errors == f"stopped: the same command with --out_dir={out_dir} goes on\n"
+
+    process = begin(folder, out_dir)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    carry_out(folder, folder / "long", steps=LONG["steps"], checkpoint_every=1000)
+    (out_dir / "training.png").unlink()
+    assert_same(out_dir, folder / "long")
+
+
+def test_a_second_interrupt_ends_the_process_though_it_waits_for_the_device():
+    """The main thread waits in C, where Python's own handlers do not run."""
+    program = """
+import ctypes, os, signal
+from wayward_jax.jobs.preemption import Interruption
+interruption = Interruption()
+with interruption.heed():
+    signal.siginterrupt(signal.SIGINT, False)
+    print("waiting", flush=True)
+    ctypes.CDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == STOPPED
+    process.stdout.close()

@@ -1,0 +1,106 @@
+"""Jobs in shards: each run is in one of them and comes out as in the whole job; merging them."""
+
+import dataclasses
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from experiments import main
+from tests.helpers import toy_job
+from wayward_jax.errors import InputError
+from wayward_jax.jobs import finished, job, records
+from wayward_jax.jobs.parts import part
+from wayward_jax.jobs.progress_bar import Watch
+from wayward_jax.runs import Run
+
+TARGETS = "w7 w8 w9\n" + " ".join(["w1 w2"] * 28) + "\n"
+FLAGS = {"seeds": (1, 2), "steps": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With targets so short and long that texts are cut for the long one."""
+    folder = toy_job.make(tmp_path_factory.mktemp("shards"))
+    (folder / "words.txt").write_text(TARGETS)
+    return folder
+
+
+def carry_out(folder, out_dir, **changed):
+    changed = {**FLAGS, "targets": str(folder / "words.txt"), **changed}
+    settings = toy_job.settings(folder, out_dir, **changed)
+    with Watch(Console(quiet=True)) as watch:
+        return job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    return carry_out(folder, folder / "whole").rows
+
+
+@pytest.fixture(scope="module")
+def in_shards(folder):
+    for number in range(3):
+        carry_out(folder, folder / "in_shards", shard=(number, 3))
+    return folder / "in_shards"
+
+
+def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
+    found = {run.row["id"]: run for run in finished.read([in_shards])}
+    assert len(whole) == 8
+    assert found.keys() == {row["id"] for row in whole}
+    for row in whole:
+        run = found[row["id"]]
+        assert run.checkpoint.is_dir()
+        toy_job.assert_same_outcome(run.row, row)
+
+
+def test_a_run_done_alone_sees_the_texts_that_it_sees_in_the_whole_job(folder, whole):
+    """Though the longest prompt, for which texts are cut, is another's."""
+    short = next(row for row in whole if row["prompt_length"] == 3)
+    (row,) = carry_out(folder, folder / "alone", only=(short["id"],)).rows
+    toy_job.assert_same_outcome(row, short)
+
+
+@given(st.integers(0, 30), st.integers(1, 12))
+def test_every_run_is_in_one_shard_and_shards_are_equally_large(tmp_path_factory, count, shards):
+    runs = [Run("tiny", "task", 3, seed=seed) for seed in range(count)]
+    folder = tmp_path_factory.getbasetemp()
+    settings = toy_job.settings(folder, folder / "out")
+    parts = [dataclasses.replace(settings, shard=(number, shards)) for number in range(shards)]
+    if shards > count:
+        for each in parts:
+            with pytest.raises(InputError, match=r"^--shard=.*give at most"):
+                part(each, runs)
+        return
+    found = [part(each, runs) for each in parts]
+    assert list(itertools.chain.from_iterable(found)) == runs
+    sizes = [len(each) for each in found]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_missing_shard_is_named(in_shards, tmp_path):
+    for number in (0, 2):
+        (tmp_path / f"shard-{number}-of-4").mkdir()
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path} lacks shard 1, 3 of 4: ")):
+        finished.read([tmp_path])
+
+
+def test_another_number_of_shards_or_none_is_refused(folder, in_shards, whole):
+    before = sorted(in_shards.rglob("*"))
+    with pytest.raises(InputError, match=r"--out_dir=.* has shards of 3: "):
+        carry_out(folder, in_shards, shard=(0, 2))
+    with pytest.raises(InputError, match=r"--out_dir=.* not empty"):
+        carry_out(folder, in_shards)
+    assert sorted(in_shards.rglob("*")) == before
+    with pytest.raises(InputError, match=r"--out_dir=.* without --shard: "):
+        carry_out(folder, folder / "whole", shard=(0, 2))
+    assert len(records.read(folder / "whole" / "results.jsonl")) == len(whole)
+
+
+def test_a_shard_of_other_flags_is_refused(folder, in_shards):
+    with pytest.raises(InputError, match="--steps was 4 and is 5"):
+        carry_out(folder, in_shards, shard=(1, 3), steps=5)

@@ -1,0 +1,213 @@
+"""GGUF files: small ones written here, in all quantisations that can be, and the real one."""
+
+import itertools
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from tests.helpers.published import assert_same_logits
+from wayward_jax import models
+from wayward_jax.errors import InputError
+
+LLAMA = {
+    "vocab_size": 410,
+    "max_position_embeddings": 64,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers": "blk",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+QUANTISATIONS = [
+    gguf.GGMLQuantizationType[name]
+    for name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+]
+F32 = gguf.GGMLQuantizationType.F32
+
+
+def permute(weights, heads):
+    """What llama.cpp's convert_hf_to_gguf.py does to Q and K."""
+    return (
+        weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weights.shape)
+    )
+
+
+def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
+    """Writes a transformers Llama as llama.cpp's converter does, its matrices in `kinds` by turns.
+
+    The weights of `model` become what the quantised ones stand for, so that it is what the file
+    should read as.
+    """
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_key_length(config.head_dim)
+
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, *[1] * (len(tokens) - 1)])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_eos_token_id(0)
+    extra(writer)
+
+    kinds = itertools.cycle(kinds)
+    for name, weights in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        kind = next(kinds) if weights.ndim == 2 else F32
+        array = weights.numpy()
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
+            name.split(".")[-2]
+        )
+        stored = gguf.quantize(permute(array, heads) if heads else array, kind)
+        weights.copy_(torch.from_numpy(gguf.dequantize(gguf.quantize(array, kind), kind)))
+        for theirs, ours in NAMES.items():
+            name = name.replace(theirs, ours)
+        writer.add_tensor(name, stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_quantisations(publish, tokenizer, tmp_path):
+    """Each matrix in another one, as the files of llama.cpp mix them too."""
+    _, theirs = publish(LlamaConfig(**LLAMA))
+    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, kinds=QUANTISATIONS)
+    assert {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors} == set(QUANTISATIONS)
+    assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"tie_word_embeddings": True},
+        {"num_key_value_heads": 4, "attention_bias": True},
+        {"num_key_value_heads": 1, "head_dim": 32, "mlp_bias": True},
+        {"rms_norm_eps": 0.1},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ],
+    ids=str,
+)
+def test_variants(variant, publish, tokenizer, tmp_path):
+    _, theirs = publish(LlamaConfig(**{**LLAMA, **variant}))
+    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer)
+    assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
+
+
+def test_linear_rope_scaling(publish, tokenizer, tmp_path):
+    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
+    _, theirs = publish(LlamaConfig(**LLAMA, rope_parameters=rope))
+
+    def scaling(writer):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(3.0)
+
+    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, extra=scaling)
+    assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
+
+
+def test_llama3_rope_scaling_is_told_from_its_divisors(publish, tokenizer, tmp_path):
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    _, theirs = publish(LlamaConfig(**LLAMA, rope_parameters=rope))
+    plain = 500000.0 ** -(np.arange(0, 16, 2) / 16)
+    divisors = (plain / theirs.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
+    assert divisors.min() == pytest.approx(1)
+    assert divisors.max() == pytest.approx(32)
+
+    def scaling(writer):
+        writer.add_tensor("rope_freqs.weight", divisors)
+
+    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, extra=scaling)
+    loaded = models.load(str(file), cache_dir=tmp_path)
+    assert_same_logits(loaded, theirs)
+    assert loaded.module.config.rope_scaling.factor == pytest.approx(32)
+
+    divisors[-3] *= 1.1  # some other model's scaling
+    file = write_gguf(tmp_path / "other.gguf", theirs, tokenizer, extra=scaling)
+    with pytest.raises(InputError, match=r"rope_freqs\.weight"):
+        models.load(str(file), cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "yarn"),
+        (lambda w: w.add_logit_scale(2.0), r"llama\.logit_scale"),
+        (lambda w: w.add_value_length(8), r"llama\.attention\.value_length"),
+        (lambda w: w.add_uint16("split.count", 2), "part"),
+        (lambda w: w.add_tensor("blk.0.ffn_gate_inp.weight", np.ones((2, 64), "f4")), "no place"),
+        (lambda w: w.add_tensor("blk.9.attn_k.weight", np.ones((2, 64), "f4")), "no place"),
+    ],
+    ids=["yarn", "unknown", "value_length", "part", "experts", "layers"],
+)
+def test_what_is_not_computed_is_refused(extra, message, publish, tokenizer, tmp_path):
+    _, theirs = publish(LlamaConfig(**LLAMA))
+    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, extra=extra)
+    with pytest.raises(InputError, match=message) as refusal:
+        models.load(str(file), cache_dir=tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.9, 0.999])
+def test_files_cut_short_are_refused_and_named(share, publish, tokenizer, tmp_path):
+    _, theirs = publish(LlamaConfig(**LLAMA))
+    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=r"model\.gguf") as refusal:
+        models.load(str(file), cache_dir=tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_smollm2_against_transformers_own_reading(asset, tmp_path):
+    file = asset("smollm2-135m")
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    theirs = AutoModelForCausalLM.from_config(config).eval()
+    read = load_gguf_checkpoint(file, return_tensors=True, model_to_load=theirs)
+    missing, unknown = theirs.load_state_dict(read["tensors"], strict=False)
+    assert (missing, unknown) == (["lm_head.weight"], [])  # which is tied
+    ours = models.load(str(file), cache_dir=tmp_path)
+    assert ours.tokenizer.eos_id == theirs.config.eos_token_id
+    assert_same_logits(ours, theirs)

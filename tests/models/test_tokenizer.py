@@ -1,0 +1,225 @@
+"""Token ids against transformers, on text that tokenizers trip over."""
+
+import copy
+import json
+import time
+
+import gguf
+import pytest
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, GPT2Config
+
+from wayward_jax import models
+from wayward_jax.models.formats import gguf as gguf_format
+from wayward_jax.models.formats.gguf_tokenizer import build_tokenizer
+
+AWKWARD = {
+    "empty": "",
+    "space": " ",
+    "spaces": "   two  and   three ",
+    "tabs and newlines": "\t\ta\n\n \r\n\tb \n",
+    "control": "\x00\x01\x07\x1b[31m\x7f\u200b\ufeff",
+    "emoji": "🙂👩‍👩‍👧🏽 🇫🇷",
+    "cjk": "日本語のテキスト、中文。한국어",
+    "right to left": "שלום العربية",
+    "combining": "e\u0301 n\u0303 \u0f40\u0fb5",
+    "contractions": "don't it's we'LL I'm",
+    "special": "<|im_start|>user\n<|endoftext|> <s> </s> <|im_end|",
+    "digits": "1 22 333 4444 12,345.678",
+    "digits after spaces": "in  1984,   42",
+    "other digits": "x² ½ ٣٤ Ⅻ",
+    "one letter": "a" * 100_000,
+    "one emoji": "🙂" * 10_000,
+}
+texts = pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD.keys())
+
+
+@pytest.fixture(scope="module")
+def smollm2(asset):
+    """SmolLM2's tokenizer by us and by transformers, from the same file."""
+    file = asset("smollm2-135m")
+    theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    return gguf_format.read(file).tokenizer, theirs
+
+
+@pytest.fixture(scope="module")
+def published_cut(smollm2):
+    """transformers' reading, but cutting text as SmolLM2's `tokenizer.json` says."""
+    theirs = copy.deepcopy(smollm2[1])
+    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return theirs
+
+
+@texts
+def test_smollm2(smollm2, published_cut, text):
+    ours, _ = smollm2
+    assert ours.encode(text) == published_cut.encode(text, add_special_tokens=False)
+    assert ours.decode(ours.encode(text)) == text
+
+
+def test_smollm2_departs_from_transformers_only_before_digits(smollm2):
+    """transformers cuts by GPT-2's rule alone; the published tokenizer cuts off digits first."""
+    ours, theirs = smollm2
+    departing = {
+        name
+        for name, text in AWKWARD.items()
+        if ours.encode(text) != theirs.encode(text, add_special_tokens=False)
+    }
+    assert departing == {"digits after spaces", "other digits"}
+    assert [ours.decode([i]) for i in ours.encode("in  1984")] == ["in", "  ", "1", "9", "8", "4"]
+
+
+def test_smollm2_special_tokens(smollm2):
+    ours, theirs = smollm2
+    assert ours.vocab_size == len(theirs) == 49152
+    assert ours.eos_id == theirs.convert_tokens_to_ids("<|im_end|>")
+    assert ours.special_ids == set(range(17))
+    assert ours.decode(ours.encode("<|im_end|> .")) == "<|im_end|> ."
+
+
+def test_long_words_take_no_time(smollm2):
+    ours, _ = smollm2
+    start = time.perf_counter()
+    for letter in "a1 \n🙂":
+        ours.encode(letter * 100_000)
+    assert time.perf_counter() - start < 10
+
+
+@texts
+def test_folder(text, publish, tokenizer, tmp_path):
+    config = GPT2Config(vocab_size=400, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+    folder, _ = publish(config)
+    for _ in range(2):  # converted, then from the cache
+        ours = models.load(str(folder), cache_dir=tmp_path).tokenizer
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert ours.encode(text) == ids
+        assert ours.encode_batch([text, "a", ""]) == [ids, ours.encode("a"), []]
+        assert ours.decode(ids) == text
+
+
+def test_folder_settings_that_change_text_are_left_out(publish, tokenizer, tmp_path):
+    """A published tokenizer may add tokens, pad and truncate; ours does none of it."""
+    config = GPT2Config(vocab_size=400, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+    folder, _ = publish(config)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    theirs.backend_tokenizer.enable_truncation(3)
+    theirs.backend_tokenizer.enable_padding(length=50)
+    theirs.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    ours = models.load(str(folder), cache_dir=tmp_path).tokenizer
+    text = "A story , and another ."
+    assert ours.encode(text) == tokenizer.encode(text)
+
+
+def sentencepiece_metadata():
+    """A small vocabulary of Llama 2's kind: bytes, letters, and what merges make of them."""
+    letters = "▁abcdehilnorstw.,é日"
+    merged = ["▁t", "he", "▁the", "in", "▁s", "on", "▁▁", "er", "▁w", "▁wh", "or", "the"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens = [*pieces, *merged, *letters, "[PAD0]", "[PAD1]"]
+    kind = gguf.TokenType
+    kinds = [kind.UNKNOWN, kind.CONTROL, kind.CONTROL, *[kind.BYTE] * 256]
+    kinds += [kind.NORMAL] * (len(merged) + len(letters)) + [kind.UNUSED] * 2
+    return {
+        "general.architecture": "llama",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * 259 + [-float(i) for i in range(len(tokens) - 259)],
+        "tokenizer.ggml.token_type": [int(k) for k in kinds],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+
+
+def write_metadata(path, metadata):
+    writer = gguf.GGUFWriter(path, metadata["general.architecture"])
+    for name, value in metadata.items():
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        elif isinstance(value, int):
+            writer.add_uint32(name, value)
+        elif name != "general.architecture":
+            writer.add_string(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def test_sentencepiece(tmp_path):
+    metadata = sentencepiece_metadata()
+    write_metadata(tmp_path / "tokenizer.gguf", metadata)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tokenizer.gguf")
+    ours = build_tokenizer(metadata)
+    for name, text in AWKWARD.items():
+        if not text.startswith(" ") and "<s>" not in text:  # see the next test
+            assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), name
+            assert ours.decode(ours.encode(text)) == text
+    assert ours.vocab_size == len(metadata["tokenizer.ggml.tokens"]) - 2
+    assert ours.special_ids == {0, 1, 2}
+
+
+def test_sentencepiece_always_puts_a_space_first():
+    """As SentencePiece does; transformers leaves it out before another space."""
+    metadata = sentencepiece_metadata()
+    ours = build_tokenizer(metadata)
+    tokens = [metadata["tokenizer.ggml.tokens"][i] for i in ours.encode("  the")]
+    assert tokens == ["▁▁", "▁the"]
+    without = build_tokenizer({**metadata, "tokenizer.ggml.add_space_prefix": False})
+    tokens = [metadata["tokenizer.ggml.tokens"][i] for i in without.encode("  the")]
+    assert tokens == ["▁", "▁the"]
+    assert without.decode(without.encode("  the")) == "  the"
+
+
+def byte_level_metadata(tokenizer, cut):
+    """The vocabulary of a byte-level transformers tokenizer whose token 0 is special."""
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    return {
+        "general.architecture": "llama",
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": cut,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, *[1] * (len(tokens) - 1)],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
+        "tokenizer.ggml.eos_token_id": 0,
+    }
+
+
+@pytest.mark.parametrize("cut", ["gpt-2", "llama-bpe"])
+def test_byte_level_cuts(cut, tokenizer, tmp_path):
+    metadata = byte_level_metadata(tokenizer, cut)
+    write_metadata(tmp_path / "tokenizer.gguf", metadata)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tokenizer.gguf")
+    ours = build_tokenizer(metadata)
+    for name, text in AWKWARD.items():
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), name
+        assert ours.decode(ours.encode(text)) == text
+
+
+def test_words_that_are_tokens_stay_whole_in_llama3(tokenizer):
+    """Llama 3 takes a word out of the vocabulary before it looks at merges; GPT-2 does not."""
+    metadata = byte_level_metadata(tokenizer, "llama-bpe")
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "Ġqxz"]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 1]
+    assert len(build_tokenizer(metadata).encode(" qxz")) == 1
+    assert len(build_tokenizer({**metadata, "tokenizer.ggml.pre": "gpt-2"}).encode(" qxz")) == 4
+
+
+@pytest.mark.parametrize("cut", [None, "default", "qwen2"])
+def test_unknown_cuts_are_refused(cut, tokenizer):
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre"):
+        build_tokenizer(byte_level_metadata(tokenizer, cut))
+
+
+def test_user_defined_tokens_are_whole_but_not_special(tokenizer):
+    metadata = byte_level_metadata(tokenizer, "gpt-2")
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "<think>"]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 4]
+    ours = build_tokenizer(metadata)
+    assert len(ours.encode("<think>")) == 1
+    assert ours.special_ids == {0}

@@ -1,0 +1,91 @@
+"""Cells against their definition in float64: no other embedding is nearer."""
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wayward_jax.constraints import nearest, pulled_back, reach, without_cell
+from wayward_jax.projection import c_proj, d_proj
+
+
+def differences(table, ids, prompts):
+    """How much farther every other token is, squared and in float64: `[L, V]`; 0 for its own."""
+    table, prompts = np.float64(table), np.float64(prompts)
+    far = np.square(prompts[:, None] - table).sum(axis=2)
+    return far - np.take_along_axis(far, np.asarray(ids)[:, None], axis=1)
+
+
+def found_reach(table, ids, prompts):
+    return np.asarray(reach(table, ids[None], nearest(table, ids[None]), prompts[None]))[0]
+
+
+def kept(table, ids, prompts, share):
+    within = found_reach(table, ids, prompts)
+    embeddings = c_proj(table, ids)[None]
+    return pulled_back(prompts[None], embeddings, within[None], jnp.asarray([share]))[0]
+
+
+@st.composite
+def crowds(draw):
+    """A table, tokens of it and vectors near and far, some rows of the table close together."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    size, dim = draw(st.sampled_from([2, 40, 200])), draw(st.sampled_from([1, 3, 12]))
+    table = rng.normal(size=(size, dim)) * draw(st.sampled_from([0.01, 1, 30]))
+    twins = rng.integers(0, size, size // 4)
+    table[twins] = table[rng.integers(0, size, len(twins))]
+    table[twins] += rng.normal(size=(len(twins), dim)) * draw(st.sampled_from([1e-5, 1e-3, 0.1]))
+    ids = rng.integers(0, size, 5)
+    away = rng.normal(size=(5, dim)) * np.abs(table).mean()
+    prompts = table[ids] + away * draw(st.sampled_from([0.01, 1, 100]))
+    return jnp.float32(table), jnp.int32(ids), jnp.float32(prompts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(crowds())
+def test_what_is_pulled_back_reads_as_its_token(crowd):
+    table, ids, prompts = crowd
+    ids = ids[~without_cell(table, ids)]
+    prompts = prompts[: len(ids)]
+    back = kept(table, ids, prompts, share=0.99)
+    assert (differences(table, ids, back) >= 0).all()
+    np.testing.assert_array_equal(d_proj(table, back, np.ones(len(table), bool)), ids)
+
+
+@settings(max_examples=50, deadline=None)
+@given(crowds())
+def test_vectors_within_their_share_stay_and_others_end_on_their_ray(crowd):
+    table, ids, prompts = crowd
+    back = np.asarray(kept(table, ids, prompts, share=0.5))
+    own = np.asarray(c_proj(table, ids))
+    # Within half of the cell: the vector twice as far from the embedding is in the cell.
+    doubled = own + 2 * (np.float64(prompts) - own)
+    # Far off, float32 tells squared distances apart only by a share of them.
+    slack = 1e-4 * np.square(own).sum(axis=1) + 1e-6 * np.square(doubled - own).sum(axis=1) + 1e-6
+    inside = (differences(table, ids, doubled) >= slack[:, None]).sum(axis=1) >= len(table) - 1
+    np.testing.assert_array_equal(back[inside], prompts[inside])
+    moved = (back != prompts).any(axis=1)
+    lengths = [np.linalg.norm(x - own, axis=1)[moved] for x in (back, prompts)]
+    assert (lengths[0] <= lengths[1]).all()
+    cosines = ((back - own) * (prompts - own)).sum(axis=1)[moved] / np.prod(lengths, axis=0)
+    np.testing.assert_allclose(cosines[lengths[0] > 1e-3], 1, atol=1e-3)
+
+
+def test_walls_worked_by_hand():
+    """Tokens at 0, 4 and -2 on a line, and one at height 2: walls are halfway to each."""
+    table = jnp.asarray([[0.0, 0], [4, 0], [-2, 0], [0, 2]])
+    prompts = jnp.asarray([[1.0, 0], [8, 0], [-1, 0], [0, -5], [1, 1], [0, 0]])
+    found = found_reach(table, jnp.zeros(6, jnp.int32), prompts)
+    np.testing.assert_allclose(found[[0, 1, 2, 4]], [2, 0.25, 1, 1], rtol=1e-4)
+    assert (found[[3, 5]] > 100).all()  # on rays that do not end, as far as float32 goes
+
+
+def test_the_share_of_a_cell_ends_before_its_wall():
+    table = jnp.asarray([[0.0, 0], [4, 0]])
+    back = kept(table, jnp.zeros(2, jnp.int32), jnp.asarray([[3.0, 1], [1, 1]]), share=0.75)
+    np.testing.assert_allclose(back, [[1.5, 0.5], [1, 1]], rtol=1e-6)
+
+
+def test_of_equal_embeddings_the_first_alone_has_a_cell():
+    table = jnp.asarray([[0.0, 1], [1, 0], [0, 1], [1, 1e-3]])
+    assert without_cell(table, jnp.arange(4)).tolist() == [False, False, True, False]

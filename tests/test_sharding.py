@@ -1,0 +1,180 @@
+"""Devices as a mesh: the same numbers, where weights lie, and what devices tell each other."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from tests.helpers import toy_models
+from wayward_jax.packing import gold_pieces
+from wayward_jax.sharding import BY_RUN, make_mesh, place, place_params
+from wayward_jax.training.examples import encode_task
+from wayward_jax.training.planning import batches, plan
+from wayward_jax.training.step import BATCH_SPECS, STATE_SPECS, start, tune
+from wayward_jax.training.trainer import tune_population
+
+STEPS = 4
+COLLECTIVE = re.compile(
+    r" (all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter)"
+    r"(?:-start)?\(.*?(?:replica_groups|source_target_pairs)=(\S*)"
+)
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="there are fewer than 8 devices")
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory):
+    """Gives the tiny model of a family, its weights on a mesh."""
+    folder = tmp_path_factory.mktemp("tiny")
+    models = {family: toy_models.pair(family, folder)[0] for family in toy_models.CONFIGS}
+
+    def on_mesh(family, mesh):
+        model = models[family]
+        return dataclasses.replace(model, params=place_params(model.params, mesh))
+
+    return on_mesh
+
+
+@pytest.fixture(scope="module")
+def results_on(model_of):
+    """Gives the results of five runs, tuned and evaluated on a mesh of some shape."""
+
+    def results(family, shape):
+        mesh = make_mesh(*shape)
+        model = model_of(family, mesh)
+        task = encode_task(
+            model,
+            {100: toy_models.toy_data()},
+            prompt_length=6,
+            template=0,
+            tokens=300,
+            devices=mesh.shape["data"],
+        )
+        (own,) = plan(
+            task.train,
+            toy_models.toy_runs(model, steps=STEPS),
+            population=5,
+            pack_tokens=200,
+            mesh=mesh,
+            points=2,
+        )
+        own = dataclasses.replace(own, shapes=own.shapes[-1:])
+        return tune_population(model, task, own, mesh)
+
+    return results
+
+
+@pytest.fixture(scope="module")
+def on_one_device(results_on):
+    return {family: results_on(family, (1, 1, 1)) for family in toy_models.CONFIGS}
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("gpt2", (8, 1, 1)),
+        ("llama", (4, 2, 1)),
+        ("llama", (2, 2, 2)),
+        ("gpt2", (1, 1, 2)),
+    ],
+)
+def test_a_mesh_gives_the_numbers_of_one_device(results_on, on_one_device, family, shape):
+    results = results_on(family, shape)
+    for ours, expected in zip(results, on_one_device[family], strict=True):
+        assert ours.run == expected.run
+        np.testing.assert_allclose(ours.prompt, expected.prompt, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(ours.task_loss, expected.task_loss, rtol=1e-4)
+        np.testing.assert_array_equal(ours.predictions, expected.predictions)
+        assert ours.reading == expected.reading
+
+
+def compiled(model, mesh):
+    """The text of the program that takes two steps of five runs."""
+    own_runs = toy_models.toy_runs(model, steps=2)
+    train = {100: gold_pieces(toy_models.examples(20, n_labels=2, seed=0), [1] * 20)}
+    (own,) = plan(train, own_runs, population=5, pack_tokens=100, mesh=mesh)
+    prompts = jnp.zeros((len(own.padded_runs), own.prompt_length, toy_models.WIDTH))
+    return (
+        tune.lower(
+            model.module,
+            model.params,
+            place(toy_models.population(own), mesh, BY_RUN),
+            place(start(prompts, jnp.zeros(len(prompts)), 2), mesh, STATE_SPECS),
+            place(next(batches(train, own)), mesh, BATCH_SPECS),
+            2,
+            mesh,
+        )
+        .compile()
+        .as_text()
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1)])
+def test_runs_never_communicate_and_examples_only_sum_up(model_of, shape):
+    """A sum over one device alone, on which nothing waits, may be left in."""
+    mesh = make_mesh(*shape)
+    of_one_side = np.arange(shape[0] * shape[1]).reshape(shape[:2]).tolist()
+    groups = ",".join("{" + ",".join(map(str, side)) + "}" for side in of_one_side)
+    expected = {("all-reduce", "{" + groups + "},")}
+    found = set(COLLECTIVE.findall(compiled(model_of("gpt2", mesh), mesh)))
+    assert found == expected or (mesh.shape["data"] == 1 and not found)
+
+
+@pytest.mark.parametrize(
+    ("family", "halves"),
+    [
+        (
+            "gpt2",
+            {
+                "c_attn/kernel": (32, 48),
+                "c_fc/kernel": (32, 64),
+                "attn_proj/kernel": (16, 32),
+                "mlp_proj/kernel": (64, 32),
+                "embed/embedding": (48, 32),
+            },
+        ),
+        (
+            "llama",
+            {
+                "q_proj/kernel": (32, 16),
+                "k_proj/kernel": (32, 8),
+                "v_proj/kernel": (32, 8),
+                "o_proj/kernel": (16, 32),
+                "gate_proj/kernel": (32, 24),
+                "up_proj/kernel": (32, 24),
+                "down_proj/kernel": (24, 32),
+                "embed/embedding": (48, 32),
+                "head/embedding": (48, 32),
+            },
+        ),
+    ],
+)
+def test_each_device_of_a_model_axis_holds_its_share(model_of, family, halves):
+    """Half of every matrix where there are two, and a copy of the small rest."""
+    flat = traverse_util.flatten_dict(
+        model_of(family, make_mesh(model=2)).params["params"], sep="/"
+    )
+    seen = set()
+    for path, x in flat.items():
+        kind = "/".join(path.split("/")[-2:])
+        seen.add(kind)
+        assert [shard.data.shape for shard in x.addressable_shards] == [
+            halves.get(kind, x.shape)
+        ] * 2
+    assert set(halves) <= seen
+
+
+def test_what_cannot_be_split_evenly_is_copied():
+    params = {"embed": {"embedding": jnp.zeros((9, 4))}, "c_fc": {"kernel": jnp.zeros((4, 8))}}
+    placed = place_params(params, make_mesh(model=2))
+    assert placed["embed"]["embedding"].addressable_shards[1].data.shape == (9, 4)
+    assert placed["c_fc"]["kernel"].addressable_shards[1].data.shape == (4, 4)
+
+
+def test_a_mesh_of_too_many_devices_is_refused():
+    with pytest.raises(ValueError, match="devices"):
+        make_mesh(runs=2 * jax.device_count())

@@ -1,0 +1,156 @@
+"""Scores of all labels at once against plain passes, one label at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import toy_models
+from wayward_jax.objective import prediction_losses
+from wayward_jax.packing import PackShape, label_pieces, make_pack
+from wayward_jax.sharding import make_mesh
+from wayward_jax.training.evaluation import (
+    EvaluationSet,
+    evaluation_sets,
+    predictions,
+    scores,
+    start_scoring,
+)
+
+LENGTHS = (3, 5)
+PROMPTS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, toy_models.WIDTH)), jnp.float32)
+MASK = jnp.asarray(np.arange(5) < np.array(LENGTHS)[:, None])
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def pair(request, tmp_path_factory):
+    return toy_models.pair(request.param, tmp_path_factory.mktemp("tiny"))
+
+
+def evaluation_set(encoded, tokens):
+    labels = np.zeros(len(encoded), np.int32)
+    (made,) = evaluation_sets(
+        [label_pieces(encoded)], [labels], len(encoded[0].contexts), tokens=tokens
+    )
+    return made
+
+
+def scored(model, examples):
+    return scores(start_scoring(model, PROMPTS, MASK, examples, make_mesh()), examples)
+
+
+@pytest.mark.parametrize("method", ["direct", "channel"])
+def test_scores_are_those_of_plain_passes(pair, method):
+    ours, theirs = pair
+    encoded = toy_models.examples(6, n_labels=3, seed=2, method=method)
+    expected = [
+        [
+            [
+                toy_models.published_nll(theirs, torch.tensor(prompt[:length]), *sequence).item()
+                for sequence in zip(*example, strict=True)
+            ]
+            for example in encoded
+        ]
+        for prompt, length in zip(np.asarray(PROMPTS), LENGTHS, strict=True)
+    ]
+    examples = evaluation_set(encoded, tokens=64)
+    assert len(examples.parts) > 1
+    np.testing.assert_allclose(scored(ours, examples), expected, rtol=1e-4)
+
+
+def test_parts_do_not_matter(pair):
+    encoded = toy_models.examples(7, n_labels=2, seed=3)
+    one, many = (evaluation_set(encoded, tokens) for tokens in (10**6, 1))
+    assert len(one.parts) == 1 < len(many.parts)
+    np.testing.assert_allclose(scored(pair[0], one), scored(pair[0], many), rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_sets_are_made_in_one_shape_and_nothing_is_lost(devices):
+    encoded = [toy_models.examples(count, n_labels=2, seed=count) for count in (1, 5, 30)]
+    made = evaluation_sets(
+        [label_pieces(examples) for examples in encoded],
+        [np.zeros(len(examples), np.int32) for examples in encoded],
+        2,
+        tokens=100,
+        devices=devices,
+    )
+    shapes = {
+        tuple(array.shape for array in vars(part).values()) for each in made for part in each.parts
+    }
+    assert len(shapes) == 1
+    for each, examples in zip(made, encoded, strict=True):
+        weights = np.zeros(2 * len(examples))
+        for part in each.parts:
+            assert len(part.score) == devices
+            np.add.at(weights, part.score, part.weight)
+        np.testing.assert_allclose(weights, 1, rtol=1e-6)
+
+
+PIECES = label_pieces(toy_models.examples(6, n_labels=2, seed=4))
+
+
+@pytest.fixture(scope="module")
+def losses_in(pair):
+    """`prediction_losses` of a pack of two runs, their prompts in the stream or read before."""
+    module = pair[0].module
+
+    @jax.jit
+    def in_stream(params, pack):
+        return prediction_losses(module, params, PROMPTS, MASK, pack)
+
+    @jax.jit
+    def read_before(params, pack):
+        past = module.apply(params, PROMPTS, MASK, method="read_prompts")
+        return prediction_losses(module, params, PROMPTS[:, :0], MASK, pack, past)
+
+    def losses(runs, read=False):
+        shape = PackShape(128, 64, 64, windows=10, run_windows=5, slots=32)
+        pack = make_pack([[PIECES[i] for i in run] for run in runs], shape)
+        return pack, np.asarray((read_before if read else in_stream)(pair[0].params, pack))
+
+    return losses
+
+
+@pytest.fixture(scope="module")
+def plain_scores(losses_in):
+    """`[2, 12]`, with all examples in order under one of the two prompts."""
+    by_prompt = [losses_in([range(6), []]), losses_in([[], range(6)])]
+    return [np.bincount(pack.score, losses, 12) for pack, losses in by_prompt]
+
+
+@settings(max_examples=25)
+@given(placed=st.permutations(range(6)), first=st.integers(0, 6))
+def test_no_example_notices_where_it_is_packed(losses_in, plain_scores, placed, first):
+    """Behind either prompt, in any order and company; a run may have none."""
+    pack, losses = losses_in([placed[:first], placed[first:]])
+    behind = np.array([0] * 12)
+    behind[[2 * i + label for i in placed[first:] for label in (0, 1)]] = 1
+    expected = np.choose(behind, plain_scores)
+    np.testing.assert_allclose(np.bincount(pack.score, losses, 12), expected, rtol=1e-5)
+
+
+def test_prompts_read_before_count_as_those_in_the_stream(losses_in):
+    runs = [[4, 0, 2], [1, 3, 5]]
+    in_stream, read_before = losses_in(runs)[1], losses_in(runs, read=True)[1]
+    np.testing.assert_allclose(read_before, in_stream, rtol=1e-5)
+
+
+def test_the_label_of_lowest_score_is_predicted_and_the_first_of_equals():
+    """By hand: three examples of three labels, in two parts; what counts for a score adds up."""
+    pack = make_pack([[]], PackShape(8, 8, 8, 1, 1, 8))
+    parts = [
+        pack.replace(score=np.array([score]))
+        for score in ([0, 1, 2, 3, 4, 5, 0, 0], [6, 6, 7, 8, 0, 0, 0, 0])
+    ]
+    losses = [
+        np.array([[[2.0, 1.0, 3.0, 1.0, 1.0, 1.0, 0.0, 0.0]]]),
+        np.array([[[0.25, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]]]),
+    ]
+    examples = EvaluationSet(tuple(parts), np.zeros(3, np.int32), n_labels=3)
+    expected = [[[2.0, 1.0, 3.0], [1.0, 1.0, 1.0], [0.75, 0.5, 0.5]]]
+    np.testing.assert_array_equal(scores(losses, examples), expected)
+    np.testing.assert_array_equal(predictions(losses, examples), [[1, 0, 1]])

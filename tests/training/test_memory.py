@@ -1,0 +1,127 @@
+"""What a step is said to take against what XLA says, and what fits into the memory there is."""
+
+import gc
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import toy_models
+from wayward_jax.errors import InputError
+from wayward_jax.models import LanguageModel
+from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
+from wayward_jax.objective import summed_losses
+from wayward_jax.packing import PackShape, gold_pieces, make_pack
+from wayward_jax.runs import Run
+from wayward_jax.sharding import make_mesh
+from wayward_jax.training import memory
+from wayward_jax.training.planning import plan
+
+TRAIN = {100: gold_pieces(toy_models.examples(40, n_labels=2, seed=0), [0] * 40)}
+
+
+def zeros(config):
+    """A GPT-2 whose weights are all 0, and which has no tokenizer."""
+    module = GPT2(config)
+    text = jnp.zeros((1, 4), jnp.int32)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), text, method="text_logits"))
+    return LanguageModel("zeros", module, jax.tree.map(jnp.zeros_like, shapes), None)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return zeros(GPT2Config(vocab_size=96, n_positions=64, n_embd=32, n_layer=2, n_head=4))
+
+
+@pytest.fixture(scope="module")
+def middling():
+    return zeros(GPT2Config(vocab_size=2000, n_positions=256, n_embd=256, n_layer=4, n_head=4))
+
+
+def shape_of(examples):
+    """Of a pack of one run with so many examples of 30 tokens, 4 of which are predicted."""
+    return PackShape(30 * examples, 4 * examples, 4 * examples, examples, examples, slots=32)
+
+
+def needed_by_xla(model, runs, prompt_length, shape):
+    """The temporary memory of the compiled gradient."""
+    width = model.table().shape[1]
+
+    def gradient(params, prompts, mask, pack):
+        def total(prompts):
+            return summed_losses(model.module, params, prompts, mask, pack)[0].sum()
+
+        return jax.grad(total)(prompts)
+
+    prompts = jnp.zeros((runs, prompt_length, width))
+    pack = make_pack([[]] * runs, shape)
+    program = jax.jit(gradient).lower(model.params, prompts, prompts[..., 0] == 0, pack).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("runs", [1, 4])
+@pytest.mark.parametrize("size", ["small", "middling"])
+def test_xla_needs_no_more_than_is_said(request, size, runs):
+    model, shape = request.getfixturevalue(size), shape_of(examples=16)
+    shape = shape._replace(run_windows=16 // runs)
+    said = memory.activation_bytes(model, runs, 10, shape)
+    needed = needed_by_xla(model, runs, 10, shape)
+    assert needed <= said < 2 * needed
+
+
+def test_memory_grows_with_tokens(middling):
+    taken = [memory.activation_bytes(middling, 1, 10, shape_of(n)) for n in (8, 16, 32)]
+    tokens = np.array([8, 16, 32]) * 30 + 10
+    np.testing.assert_allclose(taken / tokens, taken[0] / tokens[0], rtol=0.1)
+
+
+@pytest.fixture
+def planned(small, monkeypatch):
+    """Gives the tokens of a pack, and 40 runs planned for them, where so many bytes are free."""
+    runs = [
+        Run("zeros", "none", prompt_length=4 + seed % 3, seed=seed, steps=20, batch_size=4)
+        for seed in range(40)
+    ]
+
+    def plans(free):
+        monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+        tokens = memory.pack_tokens(small, TRAIN, runs, make_mesh())
+        return tokens, plan(TRAIN, runs, population=None, pack_tokens=tokens, mesh=make_mesh())
+
+    return plans
+
+
+def test_too_little_memory_for_one_run_is_refused(planned):
+    with pytest.raises(InputError, match=r"--batch_size=4.*lower") as refusal:
+        planned(10_000)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("free", [2**20, 2**21])
+def test_the_packs_that_are_planned_fit_into_the_memory_there_is(small, planned, free):
+    tokens, plans = planned(free)
+    assert tokens < planned(2 * free)[0]
+    largest = max(plans, key=lambda each: each.shapes[-1].tokens + each.prompt_length)
+    assert largest.pack_runs > 1
+    prompts = largest.pack_runs, largest.prompt_length
+    assert needed_by_xla(small, *prompts, largest.shapes[-1]) < free
+
+
+def test_packs_are_no_larger_than_keeps_a_device_busy(planned):
+    assert planned(2**60)[0] == memory.busy_tokens(make_mesh())
+
+
+def test_nothing_is_left_of_asking(small):
+    """However often it is asked: a sweep asks in every job."""
+
+    def passes_kept():
+        gc.collect()
+        return sum(type(each) is jax.extend.core.Jaxpr for each in gc.get_objects())
+
+    memory.activation_bytes(small, 1, 4, shape_of(1))
+    before = passes_kept()
+    for _ in range(3):
+        memory.activation_bytes(small, 1, 4, shape_of(1))
+    assert passes_kept() == before

@@ -1,0 +1,227 @@
+"""Which runs are tuned together, what examples they see, and how little is computed for nothing."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AbstractMesh
+
+from tests.helpers import toy_models
+from wayward_jax import targets
+from wayward_jax.models.formats import gguf
+from wayward_jax.packing import example_order, gold_pieces, label_pieces
+from wayward_jax.runs import Run
+from wayward_jax.sharding import AXES, make_mesh
+from wayward_jax.tasks import encode, load
+from wayward_jax.training.evaluation import evaluation_sets
+from wayward_jax.training.memory import busy_tokens
+from wayward_jax.training.planning import MOST_LENGTHS, MOST_SHAPES, batches, plan
+
+# Two choices of examples.
+EXAMPLES = {seed: toy_models.examples(10, n_labels=2, seed=seed) for seed in (100, 13)}
+TRAIN = {seed: gold_pieces(chosen, [1] * len(chosen)) for seed, chosen in EXAMPLES.items()}
+A_RUN = Run("model", "task", prompt_length=4, steps=3, batch_size=4)
+
+SHARED = ("steps", "batch_size", "method", "template", "k_shot")
+runs_of_any_kind = st.lists(
+    st.builds(
+        dataclasses.replace,
+        st.just(A_RUN),
+        prompt_length=st.integers(1, 40),
+        gamma=st.sampled_from([0.0, 0.1]),
+        seed=st.integers(0, 10**6),
+        steps=st.integers(1, 3),
+        batch_size=st.sampled_from([2, 4]),
+        method=st.sampled_from(["direct", "channel"]),
+        k_shot=st.sampled_from([-1, 16]),
+        data_seed=st.sampled_from(list(TRAIN)),
+    ),
+    min_size=1,
+    max_size=30,
+    unique=True,
+)
+# No devices are needed to plan.
+meshes = st.sampled_from(
+    [AbstractMesh(sizes, AXES) for sizes in ((1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1))]
+)
+
+
+@given(
+    runs=runs_of_any_kind,
+    population=st.none() | st.integers(1, 12),
+    pack_tokens=st.integers(1, 500),
+    mesh=meshes,
+)
+def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, mesh):
+    plans = plan(TRAIN, runs, population=population, pack_tokens=pack_tokens, mesh=mesh)
+    assert collections.Counter(run for each in plans for run in each.runs) == collections.Counter(
+        runs
+    )
+    lengths, shapes = collections.defaultdict(set), collections.defaultdict(set)
+    for each in plans:
+        (shared,) = {tuple(getattr(run, name) for name in SHARED) for run in each.runs}
+        assert each.data_seeds == sorted({run.data_seed for run in each.runs})
+        if each.runs[0].k_shot < 0:
+            (sample,) = each.data_seeds
+            shared = (*shared, sample)
+        lengths[shared].add(each.prompt_length)
+        shapes[shared, each.prompt_length].add(each.shapes)
+        own = [run.prompt_length for run in each.runs]
+        assert own == sorted(own)
+        assert own[-1] <= each.prompt_length
+        assert population is None or len(each.runs) <= population
+        assert len(each.runs) <= each.sides * each.packs * each.pack_runs == len(each.padded_runs)
+        assert each.padded_runs[: len(each.runs)] == list(each.runs)
+        assert (each.sides, each.data) == (mesh.shape["runs"], mesh.shape["data"])
+        assert 1 <= len(each.shapes) <= MOST_SHAPES
+    assert all(len(of_group) <= MOST_LENGTHS for of_group in lengths.values())
+    assert all(len(of_length) == 1 for of_length in shapes.values())
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        {"steps": 1},
+        {"batch_size": 1},
+        {"method": "channel"},
+        {"template": 0},
+        {"k_shot": 16},
+        {"data_seed": 13},
+    ],
+)
+def test_runs_that_cannot_share_a_program_are_apart(different):
+    runs = [A_RUN, dataclasses.replace(A_RUN, **different), dataclasses.replace(A_RUN, seed=2)]
+    plans = plan(TRAIN, runs, population=3, pack_tokens=1000, mesh=make_mesh())
+    assert [each.runs for each in plans] == [(runs[0], runs[2]), (runs[1],)]
+
+
+def test_k_shot_samples_of_a_task_share_a_population():
+    few = dataclasses.replace(A_RUN, k_shot=16)
+    runs = [few, dataclasses.replace(few, data_seed=13)]
+    (own,) = plan(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
+    assert own.runs == tuple(runs)
+    assert own.data_seeds == [13, 100]
+
+
+def test_runs_of_like_length_are_together():
+    runs = [dataclasses.replace(A_RUN, prompt_length=n, seed=n, gamma=n) for n in (9, 3, 7, 5, 1)]
+    plans = plan(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
+    lengths = [[run.prompt_length for run in each.runs] for each in plans]
+    assert sorted(lengths) == [[1, 3], [5, 7], [9]]
+
+
+def seen(pack):
+    """The examples of each run of a pack, as `expected` has them."""
+    n_runs, slots = len(pack.windows), pack.token.shape[1]
+    segment = np.where(pack.slot < 0, -1, pack.segment.ravel()[pack.slot])
+    predicted = np.where(pack.weight > 0, segment[pack.query[pack.of]], -1)
+    found = [collections.Counter() for _ in range(n_runs)]
+    for example in set(segment.tolist()) - {-1}:
+        tokens, targets = pack.ids[segment == example], pack.target[predicted == example]
+        (run,) = set(pack.run[pack.slot[segment == example] // slots].tolist())
+        found[run][tuple(tokens.tolist()), tuple(targets.tolist())] += 1
+    return found
+
+
+def expected(data_seed, numbers):
+    """How often each of these examples occurs: by its tokens and what it predicts."""
+    found = collections.Counter()
+    for i in numbers:
+        example = EXAMPLES[data_seed][i]
+        context, continuation = example.contexts[1], example.continuations[1]
+        found[context + continuation[:-1], continuation] += 1
+    return found
+
+
+@settings(max_examples=25)
+@given(runs=runs_of_any_kind, pack_tokens=st.integers(1, 300), mesh=meshes)
+def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
+    """Those that its seed alone decides, whatever else is in the population."""
+    for own in plan(TRAIN, runs, population=8, pack_tokens=pack_tokens, mesh=mesh):
+        steps, batch_size = own.runs[0].steps, own.runs[0].batch_size
+        step = 0
+        for batch in batches(TRAIN, own):
+            for packs, members in zip(_each(batch.packs), batch.members, strict=True):
+                found = {}
+                for number, (of_pack, runs_of_pack) in enumerate(
+                    zip(_each(packs), members, strict=True)
+                ):
+                    parts = [seen(pack) for pack in _each(of_pack)]
+                    assert len(parts) == own.data
+                    side = number // own.packs * own.packs * own.pack_runs
+                    for run, of_run in zip(runs_of_pack, zip(*parts, strict=True), strict=True):
+                        found[side + run] = sum(of_run, collections.Counter())
+                assert sorted(found) == list(range(len(own.padded_runs)))
+                for number, run in enumerate(own.padded_runs):
+                    order = example_order(len(TRAIN[run.data_seed]), steps * batch_size, run.seed)
+                    own_examples = order.reshape(steps, batch_size)[step]
+                    wanted = own_examples if number < len(own.runs) else ()
+                    assert found[number] == expected(run.data_seed, wanted)
+                step += 1
+        assert step == steps
+
+
+def _each(packs):
+    """The elements of the leading axis."""
+    return [jax.tree.map(lambda x: x[i], packs) for i in range(len(packs.ids))]  # noqa: B023
+
+
+# So many of 2,000 steps are looked at.
+LOOKED_AT = 50
+
+
+@pytest.fixture(scope="module")
+def tokenizer(asset):
+    """The default model's."""
+    return gguf.read(asset("smollm2-135m")).tokenizer
+
+
+@pytest.fixture(scope="module")
+def encoded(data_dir, tokenizer):
+    """Gives the training and test pieces of a task, its test labels and their number."""
+
+    @functools.cache
+    def encoded(name, k_shot):
+        data = load(name, data_dir=data_dir, k_shot=k_shot, fetch=None)
+        train, test = (
+            encode(data.task, examples.texts, tokenizer) for examples in (data.train, data.test)
+        )
+        pieces = gold_pieces(train, data.train.labels), label_pieces(test)
+        return *pieces, data.test.labels, len(data.task.labels)
+
+    return encoded
+
+
+@pytest.mark.parametrize("population", [1, 16])
+@pytest.mark.parametrize("k_shot", [16, -1])
+@pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])
+def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, population):
+    """For one run towards each built-in instruction; prompts and their padding are counted."""
+    train, mesh = {100: encoded(name, k_shot)[0]}, make_mesh()
+    runs = [
+        Run.towards(target, model="smollm2-135m", task=name, seed=seed)
+        for seed, target in enumerate(targets.load("instructions", tokenizer, task=name))
+    ]
+    plans = plan(train, runs, population=population, pack_tokens=busy_tokens(mesh), mesh=mesh)
+    needed = computed = 0
+    for own in plans[::5] if population == 1 else plans:
+        prompts = own.chunk * np.array([run.prompt_length for run in own.runs])
+        for batch in itertools.islice(batches(train, own), LOOKED_AT // own.chunk):
+            needed += (batch.packs.slot >= 0).sum() + prompts.sum()
+            computed += batch.packs.slot.size
+            computed += own.chunk * len(own.padded_runs) * own.prompt_length
+    assert needed >= 0.85 * computed
+
+
+@pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])
+def test_evaluation_computes_little_for_nothing(encoded, name):
+    _, test, labels, n_labels = encoded(name, 16)
+    (examples,) = evaluation_sets([test], [labels], n_labels, tokens=busy_tokens(make_mesh()))
+    needed = sum((part.slot >= 0).sum() for part in examples.parts)
+    assert needed >= 0.9 * sum(part.slot.size for part in examples.parts)

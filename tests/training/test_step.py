@@ -1,0 +1,251 @@
+"""The trainer against torch's, and the independence of the runs of a population."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import toy_models
+from wayward_jax.constraints import Cells
+from wayward_jax.packing import example_order, gold_pieces
+from wayward_jax.projection import c_proj, d_proj
+from wayward_jax.runs import Run
+from wayward_jax.sharding import make_mesh
+from wayward_jax.training import trainer
+from wayward_jax.training.planning import batches, plan
+from wayward_jax.training.step import Population, held, start, tune
+
+EXAMPLES = toy_models.examples(10, n_labels=2, seed=0)
+TRAIN = {100: gold_pieces(EXAMPLES, [1] * len(EXAMPLES))}
+BATCH_SIZE = 3
+STEPS = 20
+
+
+def random_run(length, seed, **settings):
+    """A run with a random target."""
+    ids = np.random.default_rng(seed).integers(0, len(toy_models.WORDS), length)
+    return Run(
+        model="tiny",
+        task="none",
+        prompt_length=length,
+        target_ids=tuple(ids.tolist()),
+        seed=seed,
+        steps=STEPS,
+        batch_size=BATCH_SIZE,
+        **settings,
+    )
+
+
+RUNS = [
+    random_run(3, seed=1, gamma=0.02, learning_rate=0.02),
+    random_run(3, seed=2, gamma=10.0, learning_rate=0.1),
+    random_run(3, seed=3, gamma=0.5, learning_rate=0.03),
+    random_run(5, seed=4, learning_rate=0.03),
+    random_run(5, seed=5, learning_rate=0.005),
+]
+
+
+def start_of(run):
+    """The random prompt `[L, D]` that a run of these tests starts at."""
+    rng = np.random.default_rng(run.seed)
+    return rng.normal(size=(run.prompt_length, toy_models.WIDTH)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return toy_models.pair("gpt2", tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def together(pair):
+    return tuned(pair[0], planned(RUNS))
+
+
+def planned(runs, pack_tokens=10**6):
+    """`runs` as one population, and that as one pack, unless `pack_tokens` are few."""
+    (own,) = plan(TRAIN, runs, population=len(runs), pack_tokens=pack_tokens, mesh=make_mesh())
+    return own
+
+
+def in_one_shape(own):
+    """The same plan with less to compile."""
+    return dataclasses.replace(own, shapes=own.shapes[-1:])
+
+
+def tuned(model, own, start_of=start_of):
+    """State and losses `[STEPS, R]` after tuning a population."""
+    prompts = np.zeros((len(own.padded_runs), own.prompt_length, toy_models.WIDTH), np.float32)
+    for prompt, run in zip(prompts, own.padded_runs, strict=True):
+        prompt[: run.prompt_length] = start_of(run)
+    gamma = jnp.asarray([run.gamma for run in own.padded_runs])
+    state, losses = start(jnp.asarray(prompts), gamma, STEPS), []
+    for batch in batches(TRAIN, own):
+        state, loss = tune(
+            model.module,
+            model.params,
+            toy_models.population(own),
+            state,
+            batch,
+            STEPS,
+            make_mesh(),
+        )
+        losses.append(loss)
+    return state, jax.tree.map(lambda *x: np.concatenate(x), *losses)
+
+
+def torch_tuned(theirs, run):
+    """The prompt, and task losses `[STEPS]`, of the same run in plain PyTorch."""
+    embeddings = theirs.get_input_embeddings()
+    prompt = torch.nn.Parameter(torch.tensor(start_of(run)))
+    optimizer = torch.optim.AdamW([prompt], lr=run.learning_rate, eps=1e-8, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+    order = example_order(len(EXAMPLES), STEPS * BATCH_SIZE, run.seed)
+    task_losses = []
+    for examples in order.reshape(STEPS, BATCH_SIZE):
+        nll = [
+            toy_models.published_nll(
+                theirs, prompt, EXAMPLES[i].contexts[1], EXAMPLES[i].continuations[1]
+            )
+            for i in examples
+        ]
+        task_losses.append(torch.stack(nll).mean())
+        target = embeddings(torch.tensor(run.target_ids))
+        distance = (prompt - target).square().sum(1).mean()
+        optimizer.zero_grad()
+        (task_losses[-1] + run.gamma * distance).backward()
+        torch.nn.utils.clip_grad_norm_([prompt], 1.0)
+        optimizer.step()
+        schedule.step()
+    return prompt.detach().numpy(), [loss.item() for loss in task_losses]
+
+
+@pytest.mark.parametrize("r", range(len(RUNS)))
+def test_a_trajectory_of_20_steps_is_that_of_torch(pair, together, r):
+    state, losses = together
+    prompt, task_losses = torch_tuned(pair[1], RUNS[r])
+    error = np.abs(state.prompts[r, : len(prompt)] - prompt).max()
+    assert state.step == STEPS
+    assert error < 1e-3 * np.abs(prompt - start_of(RUNS[r])).max()
+    np.testing.assert_allclose(losses.task[:, r], task_losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("r", [1, 4])
+def test_a_run_of_a_population_ends_as_it_does_alone(pair, together, r):
+    own = planned([RUNS[r]])
+    (alone,), length = tuned(pair[0], in_one_shape(own))[0].prompts, RUNS[r].prompt_length
+    np.testing.assert_allclose(together[0].prompts[r, :length], alone, rtol=0, atol=1e-5)
+    assert (np.asarray(together[0].prompts[r, length:]) == 0).all()
+
+
+def test_runs_dealt_out_to_packs_of_several_shapes_end_the_same(pair, together):
+    """Two runs a pack, of which the last one has no examples."""
+    own = planned(RUNS, pack_tokens=80)
+    assert (own.packs, own.pack_runs) == (3, 2)
+    assert len(own.shapes) > 1
+    state, losses = tuned(pair[0], own)
+    np.testing.assert_allclose(state.prompts[:5], together[0].prompts, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses.task[:, :5], together[1].task, rtol=1e-4)
+    np.testing.assert_allclose(losses.distance[:, :5], together[1].distance, rtol=1e-4)
+    assert (np.asarray(state.diverged_at) == -1).all()
+
+
+def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(pair, together):
+    """Also where it is the first, to which all unused tokens and predictions point."""
+    broken = list(RUNS)
+    broken[1] = dataclasses.replace(RUNS[1], learning_rate=1e30)
+
+    def start_at_nan(run):
+        return np.nan * start_of(run) if run == RUNS[0] else start_of(run)
+
+    state, losses = tuned(pair[0], planned(broken), start_at_nan)
+    healthy, healthy_losses = together
+    np.testing.assert_array_equal(healthy.diverged_at, [-1] * 5)
+    np.testing.assert_array_equal(state.diverged_at, [0, 1, -1, -1, -1])
+    assert np.isnan(state.prompts[0, :3]).all()
+    np.testing.assert_allclose(np.abs(state.prompts[1, :3]), 1e30, rtol=1e-3)  # Adam's first step
+    others = np.array([2, 3, 4])
+    np.testing.assert_array_equal(state.prompts[others], healthy.prompts[others])
+    np.testing.assert_array_equal(losses.task[:, others], healthy_losses.task[:, others])
+
+
+def test_hard_cells_hold_at_every_step_and_leave_other_runs_alone(pair, together):
+    """Also those of a prompt that would move far away."""
+    model = pair[0]
+    confined = [
+        dataclasses.replace(RUNS[0], constraint="cell", gamma=0.0, margin=0.05),
+        dataclasses.replace(RUNS[3], constraint="cell", margin=0.3, learning_rate=0.3),
+    ]
+    own = in_one_shape(planned([*confined, *RUNS[1:3]]))
+    table = np.float64(model.table()[: model.tokenizer.vocab_size])
+    starts = {run.id: start_of(run) for run in own.runs}
+    population, state = trainer.begin(model, own, make_mesh(), starts)
+    steps = 0
+    for batch in batches(TRAIN, dataclasses.replace(own, chunk=1)):
+        for r, run in enumerate(own.runs):
+            if run.constraint == "cell":
+                prompt = np.float64(state.prompts[r, : run.prompt_length])
+                far = np.square(prompt[:, None] - table).sum(axis=2)
+                assert far.argmin(axis=1).tolist() == list(run.target_ids)
+        state, _ = tune(model.module, model.params, population, state, batch, STEPS, make_mesh())
+        steps += 1
+    assert steps == STEPS
+    r = own.runs.index(confined[1])
+    assert np.abs(state.prompts[r] - table[list(confined[1].target_ids)]).max() > 0.1
+    for run in RUNS[1:3]:
+        alike = state.prompts[own.runs.index(run), :3], together[0].prompts[RUNS.index(run), :3]
+        np.testing.assert_allclose(*alike, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_gamma_that_is_found_has_the_prompt_read_as_its_target(pair, seed):
+    """From wherever it starts; other gammas stay as they are given."""
+    model = pair[0]
+    held = {"constraint": "dual", "gamma": 1.0, "margin": 0.01, "learning_rate": 0.1}
+    run = dataclasses.replace(random_run(4, seed=seed, **held), steps=60)
+    fixed = dataclasses.replace(run, constraint="penalty", gamma=20.0, margin=0.0)
+    runs = [run, dataclasses.replace(run, init="target"), fixed]
+    own = in_one_shape(planned(runs))
+    population, state = trainer.begin(model, own, make_mesh(), {})
+    for batch in batches(TRAIN, own):
+        state, _ = tune(model.module, model.params, population, state, batch, 60, make_mesh())
+    nearest = np.asarray(d_proj(model.table(), state.prompts, model.readable()))
+    np.testing.assert_array_equal(nearest[:2], np.tile(run.target_ids, (2, 1)))
+    assert (np.asarray(state.gamma) <= [10, 10, 20]).all()
+    assert state.gamma[2] == 20
+
+
+def test_a_gamma_goes_up_outside_and_down_inside_worked_by_hand():
+    """Four runs of one vector; the cell of the token at 0 ends at 2, and at 1 by its margin."""
+    table = jnp.asarray([[0.0], [4.0]])
+    cells = Cells(
+        nearest=jnp.asarray([[[0, 1]]] * 4),
+        share=jnp.full(4, 0.5),
+        hard=jnp.zeros(4, bool),
+        dual_rate=jnp.asarray([0.1, 0.1, 0.1, 0.0]),
+        vocab_size=2,
+    )
+    ids, mask = jnp.zeros((4, 1), jnp.int32), jnp.ones((4, 1), bool)
+    population = Population(ids, mask, jnp.ones(4), cells)
+    prompts = jnp.asarray([0.9, 1.1, 1.1, 1.1])[:, None, None]
+    same, gamma = held(table, population, prompts, jnp.asarray([1.0, 1, 9, 1]), left=0.65)
+    np.testing.assert_array_equal(same, prompts)
+    np.testing.assert_allclose(gamma, [np.exp(-0.04), np.exp(0.3), 10, 1], rtol=1e-6)
+
+
+def test_the_distance_term_pulls_the_prompt_to_its_target(pair):
+    model = pair[0]
+    table, readable = model.table(), model.readable()
+    run = random_run(5, seed=1, learning_rate=0.2)
+    gammas = [0.0, 0.01, 0.1, 1.0, 10.0]
+    runs = [dataclasses.replace(run, gamma=gamma) for gamma in gammas]
+    state, _ = tuned(model, in_one_shape(planned(runs)))
+    target = np.array(run.target_ids)
+    far = np.square(state.prompts - c_proj(table, target)).sum(axis=2).mean(axis=1)
+    assert (np.diff(far) < 0).all()
+    assert (np.asarray(d_proj(table, start_of(run), readable)) != target).all()
+    unconstrained, *_, pulled = np.asarray(d_proj(table, state.prompts, readable))
+    assert (unconstrained != target).any()
+    np.testing.assert_array_equal(pulled, target)

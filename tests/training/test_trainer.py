@@ -1,0 +1,177 @@
+"""Whole runs on a task of one deciding word."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import toy_models
+from wayward_jax.sharding import make_mesh
+from wayward_jax.training.evaluation import predictions, start_scoring
+from wayward_jax.training.examples import encode_task
+from wayward_jax.training.planning import plan
+from wayward_jax.training.trainer import tune_population
+
+STEPS = 200
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return toy_models.pair("gpt2", tmp_path_factory.mktemp("tiny"))[0]
+
+
+@pytest.fixture(scope="module")
+def task(model):
+    return encode_task(
+        model, {100: toy_models.toy_data()}, prompt_length=6, template=0, n_curve=10, tokens=200
+    )
+
+
+@pytest.fixture(scope="module")
+def small_task(task):
+    """The same training examples, and few others."""
+    return dataclasses.replace(task, dev=task.curve, test=task.curve[100])
+
+
+@pytest.fixture(scope="module")
+def runs(model):
+    return toy_models.toy_runs(model, steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def told():
+    """What `on_steps` was told."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def results(model, task, runs, told):
+    return tuned(model, task, runs, points=2, on_steps=told.append)
+
+
+def tuned(model, task, runs, pack_tokens=10**6, points=2, **options):
+    """The results of all runs in one population, in one pack unless `pack_tokens` are few."""
+    mesh = make_mesh()
+    (own,) = plan(
+        task.train,
+        runs,
+        population=len(runs),
+        pack_tokens=pack_tokens,
+        mesh=mesh,
+        points=points,
+    )
+    return tune_population(model, task, own, mesh, **options)
+
+
+def test_unconstrained_prompts_learn_the_task(results):
+    assert min(result.accuracy for result in results[3:]) > 0.75
+    assert all(result.curve[-1].task_loss < result.curve[0].task_loss for result in results)
+
+
+def test_constrained_prompts_read_as_their_target(results, runs):
+    for result in results[:2]:
+        assert result.reading.text == toy_models.TARGET
+        assert result.reading.ids == runs[0].target_ids
+        assert result.reading.prompt_f1 == result.reading.token_f1 == 1
+    assert results[2].reading.token_f1 < 1
+    assert results[1].distance < results[0].distance < results[2].distance
+
+
+def test_a_run_without_target_is_not_compared_with_one(results):
+    for result in results[3:]:
+        assert result.distance is result.reading.prompt_f1 is result.reading.token_f1 is None
+
+
+def test_results_are_of_their_runs_and_complete(results, runs, model, task):
+    assert [result.run for result in results] == runs
+    prompts = np.stack([np.pad(r.prompt, [(0, 6 - len(r.prompt)), (0, 0)]) for r in results])
+    mask = np.arange(6) < np.array([run.prompt_length for run in runs])[:, None]
+    losses = start_scoring(model, jnp.asarray(prompts), jnp.asarray(mask), task.test, make_mesh())
+    for result, expected in zip(results, predictions(losses, task.test), strict=True):
+        assert result.prompt.shape == (result.run.prompt_length, toy_models.WIDTH)
+        assert len(result.reading.ids) == result.run.prompt_length
+        assert (result.n_train, result.n_dev, result.n_eval) == (40, 30, 50)
+        np.testing.assert_array_equal(result.predictions, expected)
+        assert result.accuracy == np.mean(expected == task.test.labels)
+        assert result.diverged_at is None
+        assert [point.step for point in result.curve] == [STEPS // 2, STEPS]
+        assert result.curve[-1].task_loss == result.task_loss
+
+
+def test_what_is_told_of_all_steps_adds_up_to_the_curves(results, told):
+    assert [len(steps.task_loss) for steps in told] == [5] * 40
+    assert all(steps.work.tokens > 0 for steps in told)
+    for name in ("task_loss", "distance"):
+        halves = np.concatenate([getattr(steps, name) for steps in told]).reshape(2, 100, 5)
+        for r, result in enumerate(results):
+            known = [getattr(point, name) for point in result.curve]
+            found = halves[..., r].mean(axis=1)
+            if known[0] is None:
+                assert np.isnan(found).all()
+            else:
+                np.testing.assert_allclose(found, known, rtol=1e-5)
+
+
+def test_a_run_alone_ends_with_the_same_prompt(results, runs, model, small_task):
+    (alone,) = tuned(model, small_task, runs[1:2])
+    np.testing.assert_allclose(alone.prompt, results[1].prompt, rtol=0, atol=1e-5)
+
+
+def test_results_are_the_same_from_several_packs(results, runs, model, task):
+    """Of two runs each, the last one with a run fewer."""
+    again = tuned(model, task, runs, pack_tokens=100)
+    for one, other in zip(results, again, strict=True):
+        assert one.run == other.run
+        assert one.reading == other.reading
+        np.testing.assert_allclose(one.prompt, other.prompt, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(one.task_loss, other.task_loss, rtol=1e-2)
+
+
+def test_given_starts_hold_and_chunks_end_at_the_curves_points(runs, model, small_task):
+    """Without a learning rate a prompt stays where it started."""
+    still = [dataclasses.replace(run, steps=5, learning_rate=0.0) for run in runs]
+    given = np.random.default_rng(0).normal(size=(6, toy_models.WIDTH)).astype(np.float32)
+    told = []
+    results = tuned(
+        model,
+        small_task,
+        still,
+        starts={still[3].id: given},
+        on_steps=lambda steps: told.append(len(steps.task_loss)),
+    )
+    np.testing.assert_array_equal(results[3].prompt, given)
+    assert (results[4].prompt != given).any()
+    assert results[1].reading.ids == runs[1].target_ids
+    assert results[1].distance == 0
+    assert [point.step for point in results[1].curve] == [2, 5]
+    assert sum(told) == 5
+    assert 2 in np.cumsum(told)
+
+
+def test_a_curve_has_no_more_points_than_steps(model, small_task):
+    run = dataclasses.replace(toy_models.toy_runs(model)[0], steps=1)
+    (result,) = tuned(model, small_task, [run], points=4)
+    assert [point.step for point in result.curve] == [1]
+    assert np.isfinite(result.curve[0].task_loss)
+
+
+def test_runs_on_different_samples_are_tuned_and_judged_on_their_own(model):
+    """Together as alone; the second sample's labels are the wrong way round."""
+    right = toy_models.toy_data()
+    wrong = dataclasses.replace(
+        right,
+        train=dataclasses.replace(right.train, labels=1 - right.train.labels),
+        dev=dataclasses.replace(right.dev.take(range(20)), labels=1 - right.dev.labels[:20]),
+    )
+    task = encode_task(model, {100: right, 13: wrong}, prompt_length=6, template=0, tokens=200)
+    run = dataclasses.replace(toy_models.toy_runs(model, steps=STEPS)[3], k_shot=20)
+    runs = [run, dataclasses.replace(run, data_seed=13)]
+    results = tuned(model, task, runs)
+    assert [(result.n_train, result.n_dev) for result in results] == [(40, 30), (40, 20)]
+    assert min(result.dev_accuracy for result in results) > 0.75
+    assert results[1].accuracy < 0.25
+    for together, run in zip(results, runs, strict=True):
+        (alone,) = tuned(model, task, [run])
+        np.testing.assert_allclose(alone.task_loss, together.task_loss, rtol=1e-2)
+        assert abs(alone.dev_accuracy - together.dev_accuracy) < 0.1

@@ -1,0 +1,1 @@
+"""Jobs: what a batch job reads, writes, shows, and survives."""

@@ -1,0 +1,42 @@
+"""What an experiment is."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from wayward_jax.runs import Run
+from wayward_jax.targets import Target
+
+if TYPE_CHECKING:
+    from experiments.flags import Settings
+    from wayward_jax.jobs.probes import Bench, Measurement
+
+RunsOf = Callable[["Settings", str, str, Sequence[Target]], list[Run]]
+"""The runs of a model and a task, by name, towards targets, of which some may be p_star."""
+
+Measure = Callable[["Bench"], Iterable["Measurement"]]
+"""What is measured of finished prompts, with one model at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Runs, what is measured of them, and what of that is shown first.
+
+    Attributes:
+        runs: lists them.
+        tables: names of `analysis.tables.tables` that are shown at the end, as far as there are
+            any; all others are made by `experiments.analyze`.
+        measure: of the prompts once all are tuned, if there is anything.
+        defaults: values of flags where the user gives none, as on a command line.
+    """
+
+    runs: RunsOf
+    tables: tuple[str, ...]
+    measure: Measure | None = None
+    defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def find(name: str) -> Experiment:
+    """The experiment of a module beside this one."""
+    return importlib.import_module(f"experiments.{name}").EXPERIMENT

@@ -1,0 +1,85 @@
+"""What a job says of itself: a few figures by name, however many runs are tuned at once."""
+
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+from jax.sharding import Mesh
+
+from wayward_jax.models import LanguageModel
+from wayward_jax.training.flops import matrix_peak, needed_flops
+from wayward_jax.training.trainer import Result, Steps
+
+Figures = dict[str, float]
+"""Of what runs differ in there are `NAME/mean`, `NAME/p10` and `NAME/p90`, over the runs."""
+
+
+class Meter:
+    """Makes figures of what populations report."""
+
+    def __init__(self, dtype: jnp.dtype, mesh: Mesh) -> None:
+        """Measures for a moment how fast the devices multiply matrices of the weights' dtype."""
+        size = 1024 if jax.default_backend() == "cpu" else 8192
+        self._peak = matrix_peak(dtype, size) * mesh.size
+        self._device = mesh.local_devices[0]
+
+    def begin(self, model: LanguageModel) -> None:
+        """Says that another population begins, and of which model."""
+        self._model, self._last = model, None
+
+    def steps(self, steps: Steps) -> Figures:
+        """The last step's losses; since the steps before them, speed; and memory in use.
+
+        `utilisation` is the share of the peak that is needed to compute the tokens without padding.
+        The first steps of a population have no speed: programs are compiled for them.
+        """
+        figures = {
+            **_spread("task_loss", steps.task_loss[-1]),
+            **_spread("distance", steps.distance[-1]),
+            "memory_gib": self._memory() / 2**30,
+        }
+        now = time.perf_counter()
+        if self._last is not None:
+            seconds = now - self._last
+            figures["tokens_per_second"] = steps.work.tokens / seconds
+            flops = needed_flops(self._model, steps.work)
+            figures["utilisation"] = flops / seconds / self._peak
+        self._last = now
+        return figures
+
+    def _memory(self) -> int:
+        """Bytes that the first device holds, or on a CPU this process."""
+        stats = self._device.memory_stats()
+        return stats["bytes_in_use"] if stats else psutil.Process().memory_info().rss
+
+
+def curve(results: Sequence[Result]) -> dict[int, Figures]:
+    """By step, what was measured of a population's runs on their way."""
+    return {
+        points[0].step: {
+            **_spread("dev_accuracy", [point.dev_accuracy for point in points]),
+            **_spread("prompt_f1", [point.prompt_f1 for point in points]),
+        }
+        for points in zip(*(result.curve for result in results), strict=True)
+    }
+
+
+def outcome(results: Sequence[Result]) -> Figures:
+    """What became of a population's runs."""
+    return {
+        **_spread("accuracy", [result.accuracy for result in results]),
+        "diverged": float(sum(result.diverged_at is not None for result in results)),
+    }
+
+
+def _spread(name: str, values: Sequence[float | None]) -> Figures:
+    """Mean and the tenths at both ends, of those that are finite."""
+    known = np.array(values, float)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return {}
+    low, high = np.quantile(known, [0.1, 0.9])
+    return {f"{name}/mean": known.mean(), f"{name}/p10": low, f"{name}/p90": high}

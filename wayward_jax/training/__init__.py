@@ -1,0 +1,1 @@
+"""Tuning and scoring prompts: populations of runs over one frozen model."""

@@ -1,0 +1,104 @@
+"""A task's examples as token pieces, ready for training and evaluation (on the host)."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from wayward_jax.discrete import CONTENT_FREE
+from wayward_jax.errors import InputError
+from wayward_jax.models import LanguageModel
+from wayward_jax.packing import Piece, example_order, gold_pieces, label_pieces
+from wayward_jax.tasks import Encoded, Examples, TaskData, encode
+from wayward_jax.training.evaluation import EvaluationSet, evaluation_sets
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedTask:
+    """A task's examples, tokenised for one method and template.
+
+    What is tuned and chosen on depends on the choice of examples, and so on a run's data seed.
+
+    Attributes:
+        train: by data seed, one piece an example with its gold label.
+        curve: by data seed, a few dev examples, for the points of a training curve.
+        dev: by data seed, what choices between runs go by.
+        test: what is reported.
+        prior: a single example whose text has no content, see `discrete.calibrated`; its label
+            means nothing.
+    """
+
+    train: dict[int, list[Piece]]
+    curve: dict[int, EvaluationSet]
+    dev: dict[int, EvaluationSet]
+    test: EvaluationSet
+    prior: EvaluationSet
+
+
+def encode_task(
+    model: LanguageModel,
+    samples: Mapping[int, TaskData],
+    *,
+    prompt_length: int,
+    method: str = "direct",
+    template: int = 1,
+    n_eval: int = 0,
+    n_curve: int = 64,
+    tokens: int = 2048,
+    devices: int = 1,
+) -> EncodedTask:
+    """Tokenises a task's examples for prompts of up to `prompt_length` tokens.
+
+    Dev and test are cut to `n_eval` random examples (0: all of them), the same for every run;
+    the curve's to `n_curve`. They are packed in parts of about `tokens` tokens, to be scored on
+    `devices` devices side by side. `samples` are the task's data by the data seed that they were
+    chosen with; they differ in train and dev alone.
+
+    Raises:
+        InputError: the model has no room for such prompts; see also `tasks.encode`.
+    """
+    positions = model.module.config.max_positions
+    if prompt_length >= positions:
+        raise InputError(
+            f"--targets: a prompt would take {prompt_length} tokens, and {model.name} has "
+            f"{positions} positions for prompt and text: choose shorter ones or --prompt_length"
+        )
+
+    def encoded(data: TaskData, examples: Examples) -> list[Encoded]:
+        return encode(
+            data.task,
+            examples.texts,
+            model.tokenizer,
+            template=template,
+            method=method,
+            max_tokens=positions - prompt_length,
+        )
+
+    def some(examples: Examples, limit: int) -> Examples:
+        order = example_order(len(examples), len(examples), seed=0)
+        return examples.take(np.sort(order[: limit or None]))
+
+    last = list(samples.values())[-1]
+    evaluated = [
+        *((data, some(data.dev, min(n_curve, n_eval or n_curve))) for data in samples.values()),
+        *((data, some(data.dev, n_eval)) for data in samples.values()),
+        (last, some(last.test, n_eval)),
+        (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32))),
+    ]
+    *of_samples, test, prior = evaluation_sets(
+        [label_pieces(encoded(data, examples)) for data, examples in evaluated],
+        [examples.labels for _, examples in evaluated],
+        len(last.task.labels),
+        tokens=tokens,
+        devices=devices,
+    )
+    return EncodedTask(
+        train={
+            seed: gold_pieces(encoded(data, data.train), data.train.labels)
+            for seed, data in samples.items()
+        },
+        curve=dict(zip(samples, of_samples[: len(samples)], strict=True)),
+        dev=dict(zip(samples, of_samples[len(samples) :], strict=True)),
+        test=test,
+        prior=prior,
+    )

@@ -1,0 +1,89 @@
+"""How much there is to compute, and how fast it could be."""
+
+import dataclasses
+import time
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from wayward_jax.models import LanguageModel
+from wayward_jax.training.planning import Plan
+from wayward_jax.training.step import Batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What steps of tuning take, padding left out.
+
+    Attributes:
+        tokens: that go through the model, each prompt's once a step.
+        predictions: tokens whose logits are needed.
+        pairs: of a text's token and what it sees.
+    """
+
+    tokens: int = 0
+    predictions: int = 0
+    pairs: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            self.tokens + other.tokens,
+            self.predictions + other.predictions,
+            self.pairs + other.pairs,
+        )
+
+
+def work_of(batch: Batches, plan: Plan) -> Work:
+    """What the steps of a batch of `populations.batches`, still on the host, take."""
+    packs = batch.packs
+    real = packs.slot >= 0
+    lengths = np.array([run.prompt_length for run in plan.padded_runs])
+    side = np.repeat(np.arange(plan.sides), plan.packs)[:, None] * plan.packs * plan.pack_runs
+    of_member = lengths[batch.members + side]  # [n, packs, M]
+    of_window = np.take_along_axis(of_member[:, :, None], np.maximum(packs.run, 0), axis=-1)
+    window = packs.slot // packs.token.shape[-1]
+    seen = packs.positions + 1 + np.take_along_axis(of_window, np.maximum(window, 0), axis=-1)
+    prompts = len(batch.members) * sum(run.prompt_length for run in plan.runs)
+    return Work(
+        tokens=int(real.sum()) + prompts,
+        predictions=int((packs.weight > 0).sum()),
+        pairs=int(np.where(real, seen, 0).sum()),
+    )
+
+
+def needed_flops(model: LanguageModel, work: Work) -> float:
+    """Of the forward and backward pass through frozen weights.
+
+    Four a weight and token. The last layer's output and MLP, and the logits, count only where a
+    token is predicted.
+    """
+    flat = traverse_util.flatten_dict(model.params["params"], sep="/")
+    kernels = {path: x for path, x in flat.items() if path.endswith("kernel")}
+    layers = model.module.config.depth
+    first_half = ("c_attn", "q_proj", "k_proj", "v_proj")
+    last = sum(
+        x.size
+        for path, x in kernels.items()
+        if path.startswith(f"layers_{layers - 1}/") and path.split("/")[1] not in first_half
+    )
+    everywhere = sum(x.size for x in kernels.values()) - last
+    table = model.table()
+    return 4 * (everywhere * work.tokens + (last + table.size) * work.predictions) + (
+        12 * layers * table.shape[1] * work.pairs
+    )
+
+
+def matrix_peak(dtype: jnp.dtype, size: int, repeats: int = 8) -> float:
+    """FLOP/s of a product of matrices `[size, size]` on one device, the best of some."""
+    square = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(square, square).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        product(square, square).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)

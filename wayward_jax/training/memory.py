@@ -1,0 +1,93 @@
+"""How much memory a step of tuning takes, and how much there is."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import psutil
+from jax.sharding import Mesh
+
+from wayward_jax.errors import InputError
+from wayward_jax.models import LanguageModel
+from wayward_jax.objective import summed_losses
+from wayward_jax.packing import Pack, PackShape
+from wayward_jax.runs import Run
+from wayward_jax.training.planning import Train, plan
+
+# Tokens of a pack that keep a device busy: more gain nothing.
+BUSY_CPU, BUSY_ACCELERATOR = 1024, 16384
+
+# The share of free memory that a step may take; the rest is for what is not counted.
+SHARE = 0.8
+
+
+def busy_tokens(mesh: Mesh) -> int:
+    """How many tokens going through the model at once keep a device of the mesh busy."""
+    return BUSY_CPU if mesh.devices.flat[0].platform == "cpu" else BUSY_ACCELERATOR
+
+
+def free_bytes(device: jax.Device) -> int:
+    """The memory of a device that is not in use."""
+    stats = device.memory_stats()
+    if stats is None:  # a CPU
+        return psutil.virtual_memory().available
+    return stats["bytes_limit"] - stats["bytes_in_use"]
+
+
+def activation_bytes(model: LanguageModel, runs: int, prompt_length: int, shape: PackShape) -> int:
+    """What JAX keeps from the forward to the backward pass of a pack; compilers need less.
+
+    Nothing is computed and nothing compiled: the pass is followed with shapes alone.
+    """
+
+    def kept(params: dict, prompts: jax.Array, mask: jax.Array, pack: Pack) -> list[jax.Array]:
+        def losses(prompts: jax.Array) -> jax.Array:
+            return summed_losses(model.module, params, prompts, mask, pack)[0]
+
+        # Without its structure, in which JAX would keep the whole pass for good.
+        return jax.tree.leaves(jax.vjp(losses, prompts)[1])
+
+    def integers(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    in_slots = integers(shape.windows, shape.slots)
+    pack = Pack(
+        *[integers(shape.tokens)] * 3,
+        *[in_slots] * 3,
+        run=integers(shape.windows),
+        windows=integers(runs, shape.run_windows),
+        query=integers(shape.queries),
+        of=integers(shape.predictions),
+        target=integers(shape.predictions),
+        score=integers(shape.predictions),
+        weight=jax.ShapeDtypeStruct((shape.predictions,), jnp.float32),
+    )
+    prompts = jax.ShapeDtypeStruct((runs, prompt_length, model.table().shape[1]), jnp.float32)
+    mask = jax.ShapeDtypeStruct((runs, prompt_length), bool)
+    residuals = jax.eval_shape(kept, model.params, prompts, mask, pack)
+    return _bytes(residuals) - _bytes(model.params)
+
+
+def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: Mesh) -> int:
+    """How many tokens may go through the model at once when these runs are tuned.
+
+    Raises:
+        InputError: there is not even the memory for one run.
+    """
+    longest = max(runs, key=lambda run: run.prompt_length)
+    (alone,) = plan(train, [longest], population=1, pack_tokens=1, mesh=mesh)
+    needed = activation_bytes(model, 1, alone.prompt_length, alone.shapes[-1])
+    device = mesh.local_devices[0]
+    free = SHARE * free_bytes(device) * mesh.shape["model"]
+    if needed > free:
+        raise InputError(
+            f"--batch_size={longest.batch_size}: a step of one run takes about "
+            f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free: lower --batch_size, or "
+            "share the model between devices with --mesh"
+        )
+    tokens = alone.shapes[-1].tokens + alone.prompt_length
+    return min(busy_tokens(mesh), int(free / needed * tokens))
+
+
+def _bytes(tree: object) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
