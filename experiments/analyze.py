@@ -104,15 +104,15 @@ def analyze(
     """Analyses the jobs in folders on this machine."""
     from wayward_jax.jobs import finished
 
-    finished = finished.read(folders)
-    for run in finished:
+    runs = finished.read(folders)
+    for run in runs:
         if not run.checkpoint.is_dir():
             raise InputError(f"{run.checkpoint} is not there: bring the job's checkpoints, too")
-    models, missing = load_models({run.row["model"] for run in finished}, cache_dir, assets_dir)
-    readings = read_anew(finished, models)
+    models, missing = load_models({run.row["model"] for run in runs}, cache_dir, assets_dir)
+    readings = read_anew(runs, models)
     measured = finished.read_measurements(folders)
-    write(finished, models, readings, measured, missing, out_dir)
-    print(f"{len(finished)} runs. Open {out_dir / 'report.html'}")
+    write(runs, models, readings, measured, missing, out_dir)
+    print(f"{len(runs)} runs. Open {out_dir / 'report.html'}")
 
 
 def load_models(

@@ -33,10 +33,10 @@ def main() -> None:
     ):
         first = processes.is_first()
         console = Console(quiet=not first)
-        folder = Path(out_dir) if mirror is None else mirror.folder
-        board = Board(folder) if settings.tensorboard else None
+        path = Path(out_dir) if mirror is None else mirror.folder
+        board = Board(path) if settings.tensorboard else None
         with progress_bar.Watch(console, board if first else None) as watch:
-            finished = job.carry_out(settings, experiment, folder, watch, mirror)
+            finished = job.carry_out(settings, experiment, path, watch, mirror)
         if first:
             with folder.writing(out_dir):
                 curves = figures.training_curves(finished.rows)

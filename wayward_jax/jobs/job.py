@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from experiments.flags import Settings, as_flags
 from wayward_jax import checkpoints
 from wayward_jax.checkpoints import ProgressCheckpoints
-from wayward_jax.jobs import records
+from wayward_jax.jobs import finished, records
 from wayward_jax.jobs.experiment import Experiment, Measure
 from wayward_jax.jobs.finished import FinishedRun, Measured
 from wayward_jax.jobs.folder import JobFolder, Plans, of_shard
@@ -78,10 +78,10 @@ def carry_out(
     folder = JobFolder(own, as_flags(settings), mirror)
     first(folder.look)
     starts = first(lambda: read_starts(settings))
-    finished = first(lambda: finished.read(settings.reuse))
+    earlier = first(lambda: finished.read(settings.reuse))
     with agreed():
         inputs = read(settings, experiment, loader, starts, watch)
-    taken = first(lambda: reused(finished, settings, inputs))
+    taken = first(lambda: reused(earlier, settings, inputs))
     work = _Work(settings, out_dir, loader, inputs, starts, folder, watch, Interruption())
     with on_first(folder.claimed(watch.note)), work.interruption.heed():
         first(lambda: _take_over(folder, taken))
