@@ -131,7 +131,7 @@ def load_models(
         except InputError as error:
             missing.append(
                 f"The model {name} is not here ({error}). Its prompts are shown as they were read "
-                "when they were tuned, by token ids, without neighbours and margins."
+                "when they were tuned, by token ids, without neighbors and margins."
             )
     return found, missing
 
@@ -151,7 +151,7 @@ def read_anew(
     readings: dict[str, dict[str, Reading]] = {metric: {} for metric in METRICS}
     for name, model in models.items():
         own = [run for run in finished if run.row["model"] == name]
-        width = model.table().shape[1]
+        width = model.embedding_table().shape[1]
         for first in range(0, len(own), PROMPTS_AT_ONCE):
             part = own[first : first + PROMPTS_AT_ONCE]
             prompts = [checkpoints.load_prompt(run.checkpoint) for run in part]

@@ -16,13 +16,13 @@ from experiments import grid
 from wayward_jax.analysis.selection import Row
 from wayward_jax.discrete import calibrated, demonstrations
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.probes import Bench, Measurement, accuracy
+from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
 
 # Demonstrations stand in lines of their own.
 SEPARATOR = "\n"
 
 
-def measure(bench: Bench) -> Iterator[Measurement]:
+def measure(bench: ProbeContext) -> Iterator[Measurement]:
     """Each run that is compared, and reference lines for each task."""
     for comparison in bench.comparisons():
         for row in comparison.wayward:
@@ -36,7 +36,7 @@ def measure(bench: Bench) -> Iterator[Measurement]:
             yield key, functools.partial(_few_shot, bench, row)
 
 
-def _beside(bench: Bench, row: Row) -> list[dict[str, Any]]:
+def _beside(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
     prompts = {
         "continuous": bench.load_prompt(row),
         "projected": bench.embeddings(row["projected_ids"]),
@@ -45,13 +45,13 @@ def _beside(bench: Bench, row: Row) -> list[dict[str, Any]]:
     return [{"id": row["id"], **found} for found in _accuracies(bench, row["task"], prompts)]
 
 
-def _zero_shot(bench: Bench, row: Row) -> list[dict[str, Any]]:
+def _zero_shot(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
     nothing = {"zero-shot": bench.embeddings([])}
     found = _accuracies(bench, row["task"], nothing)
     return [{**_setting(row), **each} for each in found]
 
 
-def _few_shot(bench: Bench, row: Row) -> list[dict[str, Any]]:
+def _few_shot(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
     task = bench.tasks[row["task"]]
     longest = 1 + max(int(part.positions.max()) for part in task.test.parts)
     ids = demonstrations(
@@ -64,9 +64,11 @@ def _few_shot(bench: Bench, row: Row) -> list[dict[str, Any]]:
     return [{**_setting(row), "prompt_tokens": len(ids), **each} for each in found]
 
 
-def _accuracies(bench: Bench, task: str, prompts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def _accuracies(
+    bench: ProbeContext, task: str, prompts: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
     """A row each prompt, as it is and calibrated."""
-    examples, prior = bench.tasks[task].test, bench.tasks[task].prior
+    examples, prior = bench.tasks[task].test, bench.tasks[task].content_free
     scores = bench.score(list(prompts.values()), examples)
     corrected = calibrated(scores, bench.score(list(prompts.values()), prior))
     return [

@@ -14,7 +14,7 @@ import numpy as np
 from experiments import grid
 from wayward_jax.analysis.selection import Row
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.probes import Bench, Measurement, accuracy
+from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
 from wayward_jax.projection import d_proj
 from wayward_jax.readings import read_tokens
 
@@ -22,7 +22,7 @@ from wayward_jax.readings import read_tokens
 POINTS = 11
 
 
-def measure(bench: Bench) -> Iterator[Measurement]:
+def measure(bench: ProbeContext) -> Iterator[Measurement]:
     """A way for each run that is compared with a p_star of its seed."""
     for comparison in bench.comparisons():
         p_stars = {row["seed"]: row for row in comparison.p_star}
@@ -31,7 +31,7 @@ def measure(bench: Bench) -> Iterator[Measurement]:
                 yield row["id"], functools.partial(_along, bench, p_stars[row["seed"]], row)
 
 
-def _along(bench: Bench, p_star: Row, row: Row) -> list[dict[str, Any]]:
+def _along(bench: ProbeContext, p_star: Row, row: Row) -> list[dict[str, Any]]:
     """A row each point: position 0 is p_star, 1 the wayward prompt, 2 the target."""
     target = bench.embeddings(row["target_ids"])
     corners = np.stack([bench.load_prompt(p_star), bench.load_prompt(row), target])
@@ -39,7 +39,7 @@ def _along(bench: Bench, p_star: Row, row: Row) -> list[dict[str, Any]]:
     prompts = between(corners, positions)
     examples = bench.tasks[row["task"]].test
     scores = bench.score(prompts, examples)
-    nearest = np.asarray(d_proj(bench.model.table(), prompts, bench.model.readable()))
+    nearest = np.asarray(d_proj(bench.model.embedding_table(), prompts, bench.model.valid_tokens()))
     rows = []
     for position, prompt, own, ids in zip(positions, prompts, scores, nearest, strict=True):
         tokenizer = bench.model.tokenizer

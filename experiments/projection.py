@@ -11,17 +11,17 @@ from experiments import grid
 from wayward_jax.analysis.readings import agreements, read_prompts
 from wayward_jax.analysis.selection import Comparison
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.probes import Bench, Measurement
+from wayward_jax.jobs.probes import Measurement, ProbeContext
 from wayward_jax.projection import METRICS
 
 
-def measure(bench: Bench) -> Iterator[Measurement]:
+def measure(bench: ProbeContext) -> Iterator[Measurement]:
     """Each target's prompts together with p_star."""
     for comparison in bench.comparisons():
         yield comparison.wayward[0]["id"], functools.partial(_read, bench, comparison)
 
 
-def _read(bench: Bench, comparison: Comparison) -> list[dict]:
+def _read(bench: ProbeContext, comparison: Comparison) -> list[dict]:
     rows = [*comparison.p_star, *comparison.wayward]
     prompts = [bench.load_prompt(row) for row in rows]
     ids = [row["id"] for row in rows]

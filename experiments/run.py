@@ -20,7 +20,7 @@ def main() -> None:
 
     from wayward_jax.analysis import figures
     from wayward_jax.jobs import folder, inputs, job, object_stores, processes, progress_bar
-    from wayward_jax.jobs.tensorboard import Board
+    from wayward_jax.jobs.tensorboard import TensorBoardWriter
 
     experiment = experiments.find(settings.experiment)
     began = time.perf_counter()
@@ -29,14 +29,14 @@ def main() -> None:
     inputs.keep_compiled(settings.cache_dir)
     with (
         processes.joined(place, independent=settings.shard is not None),
-        processes.on_first(object_stores.mirrored(out_dir)) as mirror,
+        processes.primary_context(object_stores.mirrored(out_dir)) as mirror,
     ):
-        first = processes.is_first()
+        first = processes.is_primary()
         console = Console(quiet=not first)
         path = Path(out_dir) if mirror is None else mirror.folder
-        board = Board(path) if settings.tensorboard else None
-        with progress_bar.Watch(console, board if first else None) as watch:
-            finished = job.carry_out(settings, experiment, path, watch, mirror)
+        board = TensorBoardWriter(path) if settings.tensorboard else None
+        with progress_bar.ProgressReporter(console, board if first else None) as watch:
+            finished = job.run_job(settings, experiment, path, watch, mirror)
         if first:
             with folder.writing(out_dir):
                 curves = figures.training_curves(finished.rows)

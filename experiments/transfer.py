@@ -12,10 +12,10 @@ from typing import Any
 from experiments import grid
 from wayward_jax.analysis.selection import Row, compare
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.probes import Bench, Measurement, accuracy
+from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
 
 
-def measure(bench: Bench) -> Iterator[Measurement]:
+def measure(bench: ProbeContext) -> Iterator[Measurement]:
     """The runs of this model on all tasks, and the texts of all models with this one."""
     compared = [row for c in compare(bench.rows, bench.select) for row in (*c.p_star, *c.wayward)]
     rows = {row["id"]: row for row in compared}.values()
@@ -27,7 +27,7 @@ def measure(bench: Bench) -> Iterator[Measurement]:
             yield f"{row['id']} {bench.model.name}", functools.partial(_as_text, bench, row)
 
 
-def _on_all_tasks(bench: Bench, row: Row) -> list[dict[str, Any]]:
+def _on_all_tasks(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
     prompt = bench.load_prompt(row)
     return [
         {
@@ -41,7 +41,7 @@ def _on_all_tasks(bench: Bench, row: Row) -> list[dict[str, Any]]:
     ]
 
 
-def _as_text(bench: Bench, row: Row) -> list[dict[str, Any]]:
+def _as_text(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
     prompt = bench.embeddings(bench.model.tokenizer.encode(row["projected_text"]))
     examples = bench.tasks[row["task"]].test
     return [

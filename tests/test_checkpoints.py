@@ -9,7 +9,7 @@ import pytest
 
 from wayward_jax.checkpoints import ProgressCheckpoints
 from wayward_jax.training.step import Losses, start
-from wayward_jax.training.trainer import Progress
+from wayward_jax.training.trainer import TrainProgress
 
 STEPS = (5, 10, 15)
 
@@ -24,7 +24,7 @@ def progress(step):
     state = start(random(3, 4, 8), random(3), steps=20)
     adam = jax.tree.map(lambda x: x + jnp.asarray(rng.integers(9), x.dtype), state.optimizer)
     points = range(step // 10)
-    return Progress(
+    return TrainProgress(
         state=state.replace(optimizer=adam, step=jnp.asarray(step, jnp.int32)),
         losses=tuple(Losses(random(5, 3), random(5, 3)) for _ in range(step // 5)),
         scored=tuple([random(3, 7), random(3, 7)] for _ in points),

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wayward_jax.constraints import nearest, pulled_back, reach, without_cell
+from wayward_jax.constraints import cell_exit, has_empty_cell, nearest, retract
 from wayward_jax.projection import c_proj, d_proj
 
 
@@ -17,13 +17,13 @@ def differences(table, ids, prompts):
 
 
 def found_reach(table, ids, prompts):
-    return np.asarray(reach(table, ids[None], nearest(table, ids[None]), prompts[None]))[0]
+    return np.asarray(cell_exit(table, ids[None], nearest(table, ids[None]), prompts[None]))[0]
 
 
 def kept(table, ids, prompts, share):
     within = found_reach(table, ids, prompts)
     embeddings = c_proj(table, ids)[None]
-    return pulled_back(prompts[None], embeddings, within[None], jnp.asarray([share]))[0]
+    return retract(prompts[None], embeddings, within[None], jnp.asarray([share]))[0]
 
 
 @st.composite
@@ -43,9 +43,9 @@ def crowds(draw):
 
 @settings(max_examples=100, deadline=None)
 @given(crowds())
-def test_what_is_pulled_back_reads_as_its_token(crowd):
+def test_what_is_retract_reads_as_its_token(crowd):
     table, ids, prompts = crowd
-    ids = ids[~without_cell(table, ids)]
+    ids = ids[~has_empty_cell(table, ids)]
     prompts = prompts[: len(ids)]
     back = kept(table, ids, prompts, share=0.99)
     assert (differences(table, ids, back) >= 0).all()
@@ -88,4 +88,4 @@ def test_the_share_of_a_cell_ends_before_its_wall():
 
 def test_of_equal_embeddings_the_first_alone_has_a_cell():
     table = jnp.asarray([[0.0, 1], [1, 0], [0, 1], [1, 1e-3]])
-    assert without_cell(table, jnp.arange(4)).tolist() == [False, False, True, False]
+    assert has_empty_cell(table, jnp.arange(4)).tolist() == [False, False, True, False]

@@ -8,11 +8,11 @@ import torch
 
 from tests.helpers import toy_models
 from wayward_jax.objective import distance, summed_losses
-from wayward_jax.packing import PackShape, gold_pieces, make_pack
+from wayward_jax.packing import PackedShape, gold_segments, pack_segments
 
 LENGTHS = (5, 3, 4, 2)
 EXAMPLES = (4, 1, 3, 0)
-PACK_SHAPE = PackShape(120, 40, 48, windows=8, run_windows=2, slots=32)
+PACK_SHAPE = PackedShape(120, 40, 48, rows=8, run_rows=2, slots=32)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -42,7 +42,7 @@ def encoded():
 
 @pytest.fixture(scope="module")
 def pack(encoded):
-    return make_pack([gold_pieces(own, [1] * len(own)) for own in encoded], PACK_SHAPE)
+    return pack_segments([gold_segments(own, [1] * len(own)) for own in encoded], PACK_SHAPE)
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from tests.helpers import toy_models
 from wayward_jax.packing import (
-    PackShape,
+    PackedShape,
     example_order,
     first_fit,
-    gold_pieces,
-    label_pieces,
-    make_pack,
+    gold_segments,
+    label_segments,
+    make_segment,
+    pack_segments,
     padded,
-    piece,
     size_classes,
     sizes,
     spread,
@@ -25,8 +25,8 @@ from wayward_jax.tasks import Encoded
 
 # One run with an example of two labels and an example of one, and a run with one example.
 BY_HAND = [
-    [piece([5, 6], {0: [7, 9], 1: [8, 9]}, 0), piece([4], {0: [3, 9]}, 2)],
-    [piece([2, 1, 2], {0: [9]}, 0)],
+    [make_segment([5, 6], {0: [7, 9], 1: [8, 9]}, 0), make_segment([4], {0: [3, 9]}, 2)],
+    [make_segment([2, 1, 2], {0: [9]}, 0)],
 ]
 
 
@@ -36,15 +36,15 @@ def assert_fields(struct, **expected):
 
 
 def of_length(length):
-    return piece([1] * length, {0: [2]}, 0)
+    return make_segment([1] * length, {0: [2]}, 0)
 
 
 def least_shape(runs, slots=16):
-    """The least shape that `runs` of pieces fit, not padded to any grain."""
+    """The least shape that `runs` of segments fit, not padded to any grain."""
     tokens, queries, predictions = sizes([p for run in runs for p in run]).sum(axis=0)
     last = [first_fit(sizes(run)[None, :, 0], slots).max(initial=-1) for run in runs]
     used = [int(slot // slots + 1) for slot in last]
-    return PackShape(int(tokens), int(queries), int(predictions), sum(used), max(used), slots)
+    return PackedShape(int(tokens), int(queries), int(predictions), sum(used), max(used), slots)
 
 
 lengths = st.lists(st.integers(1, 20), max_size=40)
@@ -52,7 +52,7 @@ lengths = st.lists(st.integers(1, 20), max_size=40)
 
 def test_continuations_branch_off_the_context():
     assert_fields(
-        piece([5, 6], {0: [7, 8, 9], 1: [4, 9]}, first_score=10),
+        make_segment([5, 6], {0: [7, 8, 9], 1: [4, 9]}, first_score=10),
         ids=[5, 6, 7, 8, 4],
         positions=[0, 1, 2, 3, 2],
         branch=[0, 0, 1, 1, 2],
@@ -66,7 +66,7 @@ def test_continuations_branch_off_the_context():
 
 def test_a_continuation_of_one_token_takes_no_slot():
     assert_fields(
-        piece([5, 6], {2: [7]}, first_score=3),
+        make_segment([5, 6], {2: [7]}, first_score=3),
         ids=[5, 6],
         positions=[0, 1],
         branch=[0, 0],
@@ -79,26 +79,26 @@ def test_a_continuation_of_one_token_takes_no_slot():
 
 
 def test_the_first_prediction_of_all_labels_is_one_query():
-    p = piece([5, 6], {label: [7 + label] for label in range(6)}, 0)
+    p = make_segment([5, 6], {label: [7 + label] for label in range(6)}, 0)
     assert_fields(p, ids=[5, 6], query=[1], of=[0] * 6, target=[7, 8, 9, 10, 11, 12])
 
 
 def test_training_reads_the_gold_label_alone():
     example = Encoded(((1, 2), (3,)), ((4, 5), (6, 7, 8)))
-    first, second = gold_pieces([example, example], [0, 1])
+    first, second = gold_segments([example, example], [0, 1])
     assert_fields(first, ids=[1, 2, 4], query=[1, 2], target=[4, 5], score=[0, 0])
     assert_fields(second, ids=[3, 6, 7], query=[0, 1, 2], target=[6, 7, 8], score=[0, 0, 0])
 
 
 def test_labels_of_equal_context_share_it():
     direct = Encoded(((1, 2),) * 3, ((3, 9), (4, 9), (5, 9)))
-    (shared,) = label_pieces([direct])
+    (shared,) = label_segments([direct])
     assert_fields(shared, ids=[1, 2, 3, 4, 5], branch=[0, 0, 1, 2, 3], score=[0, 0, 1, 1, 2, 2])
 
     channel = Encoded(((1, 2), (3, 4), (1, 2)), ((5, 9),) * 3)
-    pieces = label_pieces([direct, channel])[1:]
-    assert_fields(pieces[0], ids=[1, 2, 5, 5], branch=[0, 0, 1, 3], score=[3, 3, 5, 5])
-    assert_fields(pieces[1], ids=[3, 4, 5], branch=[0, 0, 2], score=[4, 4])
+    segments = label_segments([direct, channel])[1:]
+    assert_fields(segments[0], ids=[1, 2, 5, 5], branch=[0, 0, 1, 3], score=[3, 3, 5, 5])
+    assert_fields(segments[1], ids=[3, 4, 5], branch=[0, 0, 2], score=[4, 4])
 
 
 @given(lengths, st.integers(20, 60))
@@ -166,21 +166,21 @@ def test_there_are_no_more_size_classes_than_needed(sizes, most, enough):
     classes = size_classes(np.array(sizes), most, enough)
     assert len(classes) <= most
 
-    def utilisation(n):
+    def mfu(n):
         values = sorted(set(sizes))
         choices = itertools.combinations(values, n)
         least = min(waste(c, sizes) for c in choices if c[-1] == values[-1])
         return sum(sizes) / (sum(sizes) + least)
 
     if len(classes) < min(most, len(set(sizes))):
-        assert utilisation(len(classes)) >= enough
+        assert mfu(len(classes)) >= enough
     if len(classes) > 1:
-        assert utilisation(len(classes) - 1) < enough
+        assert mfu(len(classes) - 1) < enough
 
 
 def test_a_pack_of_two_runs_by_hand():
     assert_fields(
-        make_pack(BY_HAND, PackShape(11, 8, 8, windows=4, run_windows=2, slots=5)),
+        pack_segments(BY_HAND, PackedShape(11, 8, 8, rows=4, run_rows=2, slots=5)),
         ids=[5, 6, 7, 8, 4, 3, 2, 1, 2, 0, 0],
         positions=[0, 1, 2, 2, 0, 1, 0, 1, 2, 0, 0],
         slot=[0, 1, 2, 3, 5, 6, 10, 11, 12, -1, -1],
@@ -188,7 +188,7 @@ def test_a_pack_of_two_runs_by_hand():
         segment=[[0, 0, 0, 0, -1], [1, 1, -1, -1, -1], [2, 2, 2, -1, -1], [-1] * 5],
         branch=[[0, 0, 1, 2, 0], [0, 1, 0, 0, 0], [0] * 5, [0] * 5],
         run=[0, 0, 1, -1],
-        windows=[[0, 1], [2, -1]],
+        rows=[[0, 1], [2, -1]],
         query=[1, 2, 3, 4, 5, 8, 0, 0],
         of=[0, 1, 0, 2, 3, 4, 5, 0],
         target=[7, 9, 8, 9, 3, 9, 9, 0],
@@ -198,7 +198,7 @@ def test_a_pack_of_two_runs_by_hand():
 
 
 def test_tokens_see_the_context_and_their_own_branch():
-    pack = make_pack(BY_HAND, PackShape(11, 8, 8, windows=2, run_windows=1, slots=7))
+    pack = pack_segments(BY_HAND, PackedShape(11, 8, 8, rows=2, run_rows=1, slots=7))
     prompt_mask = np.array([[True, True, False], [True, True, True]])
     layout = pack.layout(prompt_mask)
     first_run = [
@@ -210,33 +210,33 @@ def test_tokens_see_the_context_and_their_own_branch():
         [0, 0, 0, 0, 1, 1, 0],
         [0, 0, 0, 0, 0, 0, 1],
     ]
-    assert layout.visible.shape == (2, 7, 7)
-    np.testing.assert_array_equal(layout.visible[0], np.array(first_run, bool))
-    np.testing.assert_array_equal(layout.visible[1, :3, :3], np.tri(3, dtype=bool))
-    assert not layout.visible[1, 3:, :3].any()
-    assert not layout.visible[1, :3, 3:].any()
+    assert layout.attention_mask.shape == (2, 7, 7)
+    np.testing.assert_array_equal(layout.attention_mask[0], np.array(first_run, bool))
+    np.testing.assert_array_equal(layout.attention_mask[1, :3, :3], np.tri(3, dtype=bool))
+    assert not layout.attention_mask[1, 3:, :3].any()
+    assert not layout.attention_mask[1, :3, 3:].any()
     np.testing.assert_array_equal(layout.positions[:9], [2, 3, 4, 4, 2, 3, 3, 4, 5])
     np.testing.assert_array_equal(layout.prompt_mask, prompt_mask)
 
 
 def test_tokens_know_their_run():
-    pack = make_pack(BY_HAND, PackShape(9, 8, 8, windows=3, run_windows=2, slots=5))
+    pack = pack_segments(BY_HAND, PackedShape(9, 8, 8, rows=3, run_rows=2, slots=5))
     np.testing.assert_array_equal(pack.token_run(), [0] * 6 + [1] * 3)
 
 
 def read_back(pack):
     """By run and score: the sequences up to each prediction, in order, as `layout` has them."""
-    layout = pack.layout(np.ones((len(pack.windows), 0), bool))
-    visible = np.asarray(layout.visible)
+    layout = pack.layout(np.ones((len(pack.rows), 0), bool))
+    visible = np.asarray(layout.attention_mask)
     assert visible.diagonal(axis1=1, axis2=2).all()  # no softmax runs over nothing
     slots = pack.token.shape[1]
     read = {}
     for k in np.flatnonzero(pack.weight):
         at = pack.query[pack.of[k]]
-        window, slot = divmod(pack.slot[at], slots)
-        run = pack.run[window]
-        assert window in pack.windows[run]
-        seen = pack.token[window][visible[window, slot]]
+        row, slot = divmod(pack.slot[at], slots)
+        run = pack.run[row]
+        assert row in pack.rows[run]
+        seen = pack.token[row][visible[row, slot]]
         np.testing.assert_array_equal(layout.positions[seen], np.arange(len(seen)))
         sequence = (*pack.ids[seen].tolist(), pack.target[k].item())
         read.setdefault((run.item(), pack.score[k].item()), []).append(sequence)
@@ -253,9 +253,9 @@ def test_every_prediction_keeps_its_token_and_its_context(method, placed):
     encoded = toy_models.examples(12, n_labels=2, seed=0, method=method)
     scores = [range(2 * number, 2 * number + 2) for number in range(12)]
     runs = [
-        [p for p in label_pieces(encoded) if placed[p.score[0] // 2] == run] for run in range(4)
+        [p for p in label_segments(encoded) if placed[p.score[0] // 2] == run] for run in range(4)
     ]
-    read = read_back(make_pack(runs, least_shape(runs)))
+    read = read_back(pack_segments(runs, least_shape(runs)))
     expected = {}
     for run, example, own in zip(placed, encoded, scores, strict=True):
         for score, context, continuation in zip(own, *example, strict=True):

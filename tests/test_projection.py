@@ -1,4 +1,4 @@
-"""`d_proj` and neighbours against brute force in float64."""
+"""`d_proj` and neighbors against brute force in float64."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wayward_jax import projection
-from wayward_jax.projection import METRICS, c_proj, d_proj, margins, neighbours
+from wayward_jax.projection import METRICS, c_proj, d_proj, margins, neighbors
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
@@ -15,11 +15,11 @@ every_metric = pytest.mark.parametrize("metric", METRICS)
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
     """Tables of these tests span several blocks, and the last one is not full."""
-    neighbours.clear_cache()
+    neighbors.clear_cache()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projection, "BLOCK", 32)
         yield
-    neighbours.clear_cache()
+    neighbors.clear_cache()
 
 
 def distances(table, prompts, metric):
@@ -52,7 +52,7 @@ def test_lowest_id_of_equally_near_tokens_wins(metric, seed):
     prompts = rng.integers(-2, 3, (2, 3, 4)).astype(np.float32) + 0.5
     valid = rng.random(70) < 0.7
     valid[:5] = True
-    ids, far = neighbours(table, prompts, valid, k=5, metric=metric)
+    ids, far = neighbors(table, prompts, valid, k=5, metric=metric)
     expected_ids, expected_far = brute_force(table, prompts, valid, 5, metric)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_allclose(far, expected_far, rtol=1e-6, atol=1e-6)
@@ -61,12 +61,12 @@ def test_lowest_id_of_equally_near_tokens_wins(metric, seed):
 
 @every_metric
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_neighbours_are_those_of_brute_force(metric, dtype):
+def test_neighbors_are_those_of_brute_force(metric, dtype):
     rng = np.random.default_rng(0)
     table = jnp.asarray(rng.normal(size=(131, 24)) + 0.3, dtype)
     prompts = rng.normal(size=(3, 5, 24)).astype(np.float32)
     valid = np.arange(131) < 120
-    ids, far = neighbours(table, prompts, valid, k=10, metric=metric)
+    ids, far = neighbors(table, prompts, valid, k=10, metric=metric)
     expected_ids, expected_far = brute_force(table, prompts, valid, 10, metric)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_allclose(far, expected_far, rtol=1e-5, atol=1e-5)
@@ -83,7 +83,7 @@ def test_of_many_equal_rows_the_first_wins(metric):
     copies = rng.permutation(131)[:50]
     table[copies] = table[copies[0]]
     prompts = 1.01 * table[copies[:1]]
-    ids, far = neighbours(table, prompts, np.ones(131, bool), k=3, metric=metric)
+    ids, far = neighbors(table, prompts, np.ones(131, bool), k=3, metric=metric)
     np.testing.assert_array_equal(ids[0], np.sort(copies)[:3])
     np.testing.assert_array_equal(margins(far), [0])
 
@@ -93,7 +93,7 @@ def test_tokens_far_from_zero_and_near_each_other_are_told_apart():
     rng = np.random.default_rng(0)
     table = (1000 + rng.normal(size=(24, 16))).astype(np.float32)
     prompts = (table[5:12] + 0.01 * rng.normal(size=(7, 16))).astype(np.float32)
-    ids, far = neighbours(table, prompts, np.ones(24, bool), k=3)
+    ids, far = neighbors(table, prompts, np.ones(24, bool), k=3)
     expected_ids, expected_far = brute_force(table, prompts, np.ones(24, bool), 3, "euclidean")
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_allclose(far, expected_far, rtol=1e-5)
@@ -105,7 +105,7 @@ def test_midway_between_two_tokens_the_lower_id_wins():
     prompts = rng.integers(-8000, 8000, (20, 24)).astype(np.float32) / 8
     aside = rng.integers(-8, 9, (20, 24)).astype(np.float32) / 8
     table = rng.permutation(np.concatenate([prompts + aside, prompts - aside]))
-    ids, far = neighbours(table, prompts, np.ones(40, bool), k=2)
+    ids, far = neighbors(table, prompts, np.ones(40, bool), k=2)
     expected_ids, _ = brute_force(table, prompts, np.ones(40, bool), 2, "euclidean")
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_array_equal(margins(far), np.zeros(20))
@@ -115,7 +115,7 @@ def test_midway_between_two_tokens_the_lower_id_wins():
 def test_invalid_tokens_are_never_answered(metric):
     table = np.random.default_rng(0).normal(size=(131, 24)).astype(np.float32)
     valid = np.arange(131) % 16 == 5
-    ids, _ = neighbours(table, table, valid, k=5, metric=metric)
+    ids, _ = neighbors(table, table, valid, k=5, metric=metric)
     assert valid[np.asarray(ids)].all()
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from tests.helpers import toy_models
-from wayward_jax.packing import gold_pieces
+from wayward_jax.packing import gold_segments
 from wayward_jax.sharding import BY_RUN, make_mesh, place, place_params
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.planning import batches, plan
@@ -95,7 +95,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(results_on, on_one_device, famil
 def compiled(model, mesh):
     """The text of the program that takes two steps of five runs."""
     own_runs = toy_models.toy_runs(model, steps=2)
-    train = {100: gold_pieces(toy_models.examples(20, n_labels=2, seed=0), [1] * 20)}
+    train = {100: gold_segments(toy_models.examples(20, n_labels=2, seed=0), [1] * 20)}
     (own,) = plan(train, own_runs, population=5, pack_tokens=100, mesh=mesh)
     prompts = jnp.zeros((len(own.padded_runs), own.prompt_length, toy_models.WIDTH))
     return (

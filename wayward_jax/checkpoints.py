@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from wayward_jax.errors import InputError
 from wayward_jax.training.step import Losses, start
-from wayward_jax.training.trainer import Progress
+from wayward_jax.training.trainer import TrainProgress
 
 # Of a population on its way; the one before the last is for when the last turns out broken.
 KEPT = 2
@@ -74,7 +74,7 @@ class ProgressCheckpoints:
         with _os_errors():
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: TrainProgress) -> None:
         """Copies the progress, which may change then, and sets about writing it.
 
         Of several processes one does so, with what `mesh.on_host` made of the progress.
@@ -87,7 +87,7 @@ class ProgressCheckpoints:
         with _os_errors():
             self._manager.save(progress.step, args=ocp.args.Composite(progress=item))
 
-    def restore(self, on_broken: Callable[[int], None] = lambda step: None) -> Progress | None:
+    def restore(self, on_broken: Callable[[int], None] = lambda step: None) -> TrainProgress | None:
         """The last progress that can be read, None without any; the broken ones are removed.
 
         Args:
@@ -134,7 +134,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _as_tree(progress: Progress) -> dict[str, Any]:
+def _as_tree(progress: TrainProgress) -> dict[str, Any]:
     """Copies of all arrays, in dicts and lists alone: those are what Orbax gives back."""
     task, distance = (
         np.concatenate([getattr(chunk, part) for chunk in progress.losses])
@@ -149,10 +149,10 @@ def _as_tree(progress: Progress) -> dict[str, Any]:
     return jax.tree.map(np.array, tree)
 
 
-def _from_tree(tree: dict[str, Any]) -> Progress:
+def _from_tree(tree: dict[str, Any]) -> TrainProgress:
     """What `_as_tree` was given."""
     like = jax.eval_shape(lambda: start(jnp.zeros((1, 1, 1)), jnp.zeros(1), steps=1))
-    return Progress(
+    return TrainProgress(
         state=jax.tree.unflatten(jax.tree.structure(like), tree["state"]),
         losses=(Losses(*tree["losses"]),),
         scored=tuple(tree["scored"]),

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wayward_jax.projection import BLOCK, TINY, c_proj, d_proj, neighbours
+from wayward_jax.projection import BLOCK, TINY, c_proj, d_proj, neighbors
 
-# So many of a token's neighbours are told from it without cancellation; others are far enough.
+# So many of a token's neighbors are told from it without cancellation; others are far enough.
 NEAREST = 32
 
 # By what share the last of the nearest may be said to be too far off by a matrix product.
@@ -33,7 +33,7 @@ ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)
 class Cells:
     """What holds R prompts of up to L vectors in the cells of their targets' tokens.
 
-    nearest: `[R, L, K]` int32, `neighbours` of the targets' embeddings, themselves included.
+    nearest: `[R, L, K]` int32, `neighbors` of the targets' embeddings, themselves included.
     share: `[R]` float32, `1 - margin`.
     hard: `[R]` bool, whether vectors outside are pulled back.
     dual_rate: `[R]` float32, how fast the logarithm of gamma goes up and down while it is being
@@ -51,10 +51,10 @@ class Cells:
 def nearest(table: jax.Array, ids: jax.Array) -> jax.Array:
     """The `nearest` of `Cells`: `[V, D]`, `[R, L]` -> `[R, L, K]`, K at most `NEAREST`."""
     all_valid = np.ones(len(table), bool)
-    return neighbours(table, c_proj(table, ids), all_valid, k=min(NEAREST, len(table)))[0]
+    return neighbors(table, c_proj(table, ids), all_valid, k=min(NEAREST, len(table)))[0]
 
 
-def without_cell(table: jax.Array, ids: jax.Array) -> np.ndarray:
+def has_empty_cell(table: jax.Array, ids: jax.Array) -> np.ndarray:
     """Which tokens nothing reads as, since one of a lower id has the same embedding.
 
     Args:
@@ -68,7 +68,9 @@ def without_cell(table: jax.Array, ids: jax.Array) -> np.ndarray:
     return np.asarray(d_proj(table, c_proj(table, ids), valid) != ids)
 
 
-def reach(table: jax.Array, ids: jax.Array, nearest: jax.Array, prompts: jax.Array) -> jax.Array:
+def cell_exit(
+    table: jax.Array, ids: jax.Array, nearest: jax.Array, prompts: jax.Array
+) -> jax.Array:
     """How far the cells go: the largest s for which `e + s (p - e)` still reads as the token of e.
 
     The wall to a token of embedding v is where both are equally far: `s = |v - e|^2 / 2 u.(v - e)`
@@ -84,26 +86,28 @@ def reach(table: jax.Array, ids: jax.Array, nearest: jax.Array, prompts: jax.Arr
     Returns:
         `[R, L]` float32.
     """
-    return jax.vmap(functools.partial(_reach, table))(ids, nearest, prompts)
+    return jax.vmap(functools.partial(_cell_exit, table))(ids, nearest, prompts)
 
 
-def pulled_back(
-    prompts: jax.Array, embeddings: jax.Array, reach: jax.Array, share: jax.Array
+def retract(
+    prompts: jax.Array, embeddings: jax.Array, cell_exit: jax.Array, share: jax.Array
 ) -> jax.Array:
     """Prompts in the given share of their cells: where they were, or on the ray at its end.
 
     Args:
         prompts: `[R, L, D]`.
         embeddings: `[R, L, D]` of the tokens whose cells they are.
-        reach: `[R, L]`, of the prompts.
+        cell_exit: `[R, L]`, of the prompts.
         share: `[R]`.
     """
-    kept = jnp.minimum(share[:, None] * reach, 1)[..., None]
+    kept = jnp.minimum(share[:, None] * cell_exit, 1)[..., None]
     return jnp.where(kept < 1, embeddings + kept * (prompts - embeddings), prompts)
 
 
-def _reach(table: jax.Array, ids: jax.Array, nearest: jax.Array, prompt: jax.Array) -> jax.Array:
-    """`reach` of one prompt `[L, D]`."""
+def _cell_exit(
+    table: jax.Array, ids: jax.Array, nearest: jax.Array, prompt: jax.Array
+) -> jax.Array:
+    """`cell_exit` of one prompt `[L, D]`."""
     own = c_proj(table, ids)
     ray = prompt - own
     gaps = c_proj(table, nearest) - own[:, None]  # [L, K, D]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wayward_jax.packing import Piece
+from wayward_jax.packing import Segment
 
 CONTENT_FREE = "N/A"
 """A text that says nothing, whatever the task."""
@@ -28,14 +28,14 @@ def calibrated(scores: np.ndarray, prior: np.ndarray) -> np.ndarray:
 
 
 def demonstrations(
-    train: Sequence[Piece], separator: Sequence[int], *, room: int, seed: int
+    train: Sequence[Segment], separator: Sequence[int], *, room: int, seed: int
 ) -> list[int]:
     """Training examples with their labels in random order, each followed by `separator`.
 
     As many as `room` tokens hold, up to `MOST_DEMONSTRATIONS`.
 
     Args:
-        train: from `batching.gold_pieces`.
+        train: from `batching.gold_segments`.
         separator: tokens.
         room: the most tokens.
         seed: of the choice and order.

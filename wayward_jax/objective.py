@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wayward_jax.models.causal_lm import Past
-from wayward_jax.packing import Pack
+from wayward_jax.models.causal_lm import KVCache
+from wayward_jax.packing import PackedBatch
 
 
 def prediction_losses(
@@ -13,8 +13,8 @@ def prediction_losses(
     params: dict,
     prompts: jax.Array,
     prompt_mask: jax.Array,
-    pack: Pack,
-    past: Past | None = None,
+    pack: PackedBatch,
+    kv_cache: KVCache | None = None,
 ) -> jax.Array:
     """What every predicted token adds to its continuation's mean negative log-likelihood, in nats.
 
@@ -24,23 +24,23 @@ def prediction_losses(
     Args:
         module: a `CausalLM`.
         params: its frozen weights.
-        prompts: `[R, L, D]` float32; `[R, 0, D]` if `past` is given.
+        prompts: `[R, L, D]` float32; `[R, 0, D]` if `kv_cache` is given.
         prompt_mask: `[R, L]` bool, False where a prompt is padded.
         pack: examples of the R runs.
-        past: what the module keeps of the prompts.
+        kv_cache: what the module keeps of the prompts.
 
     Returns:
         `[K]` float32; 0 for unused predictions.
     """
     layout = pack.layout(prompt_mask)
-    hidden, _ = module.apply(params, prompts, pack.ids, layout, pack.query, past)
+    hidden, _ = module.apply(params, prompts, pack.ids, layout, pack.query, kv_cache)
     logits = module.apply(params, hidden, method="logits")
     nll = jax.nn.logsumexp(logits, axis=-1)[pack.of] - logits[pack.of, pack.target]
     return jnp.where(pack.weight > 0, nll * pack.weight, 0)
 
 
 def summed_losses(
-    module: nn.Module, params: dict, prompts: jax.Array, prompt_mask: jax.Array, pack: Pack
+    module: nn.Module, params: dict, prompts: jax.Array, prompt_mask: jax.Array, pack: PackedBatch
 ) -> tuple[jax.Array, jax.Array]:
     """The summed losses of each run's examples, and their number: `[R]` float32 each.
 

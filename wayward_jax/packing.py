@@ -13,38 +13,38 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wayward_jax.models.attention import Layout
+from wayward_jax.models.attention import AttentionLayout
 from wayward_jax.tasks.encoding import Encoded
 
 # Sizes are multiples of this.
 GRAIN = 8
 
 
-class PackShape(NamedTuple):
+class PackedShape(NamedTuple):
     """The sizes of a pack, which decide what it costs and which program computes it.
 
     Attributes:
         tokens: T, of all examples of all runs.
         queries: Q, tokens whose hidden state predicts something.
         predictions: K.
-        windows: W, of all runs.
-        run_windows: n, the most of one run.
-        slots: S a window.
+        rows: W, of all runs.
+        run_rows: n, the most of one run.
+        slots: S a row.
     """
 
     tokens: int
     queries: int
     predictions: int
-    windows: int
-    run_windows: int
+    rows: int
+    run_rows: int
     slots: int
 
 
 @struct.dataclass
-class Pack:
+class PackedBatch:
     """The examples of R runs, end to end. All arrays are int32 but `weight`.
 
-    A -1 stands for nothing: an empty token, slot or window.
+    A -1 stands for nothing: an empty token, slot or row.
 
     ids: `[T]` tokens.
     positions: `[T]` counted from the end of the prompt.
@@ -52,8 +52,8 @@ class Pack:
     token: `[W, S]` which token a slot has.
     segment: `[W, S]` which example of the pack a slot belongs to.
     branch: `[W, S]` 0 in a context, `1 + label` in that label's continuation.
-    run: `[W]` which run a window belongs to.
-    windows: `[R, n]` the windows of each run.
+    run: `[W]` which run a row belongs to.
+    rows: `[R, n]` the rows of each run.
     query: `[Q]` tokens whose hidden states predict.
     of: `[K]` which of the queries predicts ...
     target: `[K]` ... this token.
@@ -68,14 +68,14 @@ class Pack:
     segment: np.ndarray
     branch: np.ndarray
     run: np.ndarray
-    windows: np.ndarray
+    rows: np.ndarray
     query: np.ndarray
     of: np.ndarray
     target: np.ndarray
     score: np.ndarray
     weight: np.ndarray
 
-    def layout(self, prompt_mask: jax.Array) -> Layout:
+    def layout(self, prompt_mask: jax.Array) -> AttentionLayout:
         """The layout of these examples behind prompts of mask `prompt_mask` `[R, L]`."""
         slots = self.token.shape[-1]
         to, of = (..., None, slice(None)), (..., slice(None), None)
@@ -83,14 +83,14 @@ class Pack:
         own_branch = (self.branch[to] == 0) | (self.branch[to] == self.branch[of])
         causal = jnp.tril(jnp.ones((slots, slots), bool))
         lengths = prompt_mask.sum(axis=1, dtype=jnp.int32)
-        return Layout(
+        return AttentionLayout(
             prompt_mask=prompt_mask,
             positions=self.positions + lengths[self.token_run()],
             slot=self.slot,
             token=self.token,
             run=self.run,
-            windows=self.windows,
-            visible=same & own_branch & causal,
+            rows=self.rows,
+            attention_mask=same & own_branch & causal,
         )
 
     def token_run(self) -> jax.Array:
@@ -98,10 +98,10 @@ class Pack:
         return jnp.asarray(self.run)[self.slot // self.token.shape[1]]
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """One context and its continuations, to be placed in a pack.
 
-    `[n]` tokens, `[q]` queries and `[k]` predictions, as in a `Pack`. The last token of a
+    `[n]` tokens, `[q]` queries and `[k]` predictions, as in a `PackedBatch`. The last token of a
     continuation is only ever predicted, so it is none of the tokens.
     """
 
@@ -115,10 +115,10 @@ class Piece(NamedTuple):
     weight: np.ndarray
 
 
-def piece(
+def make_segment(
     context: Sequence[int], continuations: dict[int, Sequence[int]], first_score: int
-) -> Piece:
-    """The piece in which `continuations` (by label) branch off `context`.
+) -> Segment:
+    """The segment in which `continuations` (by label) branch off `context`.
 
     The score of a label is number `first_score + label`: its mean NLL over the continuation.
     """
@@ -137,60 +137,62 @@ def piece(
         positions += range(len(context), len(context) + len(inner))
         branch += [1 + label] * len(inner)
     arrays = (np.asarray(x, np.int32) for x in (ids, positions, branch, query, of, target, score))
-    return Piece(*arrays, np.asarray(weight, np.float32))
+    return Segment(*arrays, np.asarray(weight, np.float32))
 
 
-def gold_pieces(encoded: Sequence[Encoded], labels: Sequence[int]) -> list[Piece]:
-    """One piece an example with its gold label alone, as score 0: what training reads."""
+def gold_segments(encoded: Sequence[Encoded], labels: Sequence[int]) -> list[Segment]:
+    """One segment an example with its gold label alone, as score 0: what training reads."""
     return [
-        piece(example.contexts[label], {0: example.continuations[label]}, 0)
+        make_segment(example.contexts[label], {0: example.continuations[label]}, 0)
         for example, label in zip(encoded, labels, strict=True)
     ]
 
 
-def label_pieces(encoded: Sequence[Encoded]) -> list[Piece]:
+def label_segments(encoded: Sequence[Encoded]) -> list[Segment]:
     """Every label of every example, score `example * C + label`; equal contexts are shared."""
-    pieces = []
+    segments = []
     for number, example in enumerate(encoded):
         shared: dict[tuple[int, ...], dict[int, Sequence[int]]] = {}
         for label, context in enumerate(example.contexts):
             shared.setdefault(context, {})[label] = example.continuations[label]
         first_score = number * len(example.contexts)
-        pieces += [piece(context, by_label, first_score) for context, by_label in shared.items()]
-    return pieces
+        segments += [
+            make_segment(context, by_label, first_score) for context, by_label in shared.items()
+        ]
+    return segments
 
 
-def sizes(pieces: Sequence[Piece]) -> np.ndarray:
-    """`[E, 3]`: each piece's tokens, queries and predictions."""
-    found = [(len(p.ids), len(p.query), len(p.of)) for p in pieces]
+def sizes(segments: Sequence[Segment]) -> np.ndarray:
+    """`[E, 3]`: each segment's tokens, queries and predictions."""
+    found = [(len(p.ids), len(p.query), len(p.of)) for p in segments]
     return np.array(found, np.int64).reshape(-1, 3)
 
 
 def first_fit(lengths: np.ndarray, slots: int) -> np.ndarray:
-    """Where pieces start that are packed into windows: first-fit by falling length.
+    """Where segments start that are packed into rows: first-fit by falling length.
 
     Args:
-        lengths: `[M, B]` of the pieces of M packings, none above `slots`.
-        slots: of a window.
+        lengths: `[M, B]` of the segments of M packings, none above `slots`.
+        slots: of a row.
 
     Returns:
-        `[M, B]` slots; the window is `slot // slots`.
+        `[M, B]` slots; the row is `slot // slots`.
     """
     packing = np.arange(len(lengths))
     filled, start = np.zeros_like(lengths), np.zeros_like(lengths)
-    for piece in np.argsort(-lengths, axis=1, kind="stable").T:
-        length = lengths[packing, piece]
-        window = (filled + length[:, None] <= slots).argmax(axis=1)
-        start[packing, piece] = window * slots + filled[packing, window]
-        filled[packing, window] += length
+    for segment in np.argsort(-lengths, axis=1, kind="stable").T:
+        length = lengths[packing, segment]
+        row = (filled + length[:, None] <= slots).argmax(axis=1)
+        start[packing, segment] = row * slots + filled[packing, row]
+        filled[packing, row] += length
     return start
 
 
-def spread(pieces: Sequence[Piece], parts: int) -> list[list[Piece]]:
-    """Spreads pieces over parts of about equally many tokens: longest first, to the emptiest."""
-    spread: list[list[Piece]] = [[] for _ in range(parts)]
+def spread(segments: Sequence[Segment], parts: int) -> list[list[Segment]]:
+    """Spreads segments over parts of about equally many tokens: longest first, to the emptiest."""
+    spread: list[list[Segment]] = [[] for _ in range(parts)]
     filled = [0] * parts
-    for item in sorted(pieces, key=lambda p: -len(p.ids)):
+    for item in sorted(segments, key=lambda p: -len(p.ids)):
         emptiest = filled.index(min(filled))
         spread[emptiest].append(item)
         filled[emptiest] += len(item.ids)
@@ -228,44 +230,44 @@ def size_classes(sizes: np.ndarray, most: int, enough: float = 0.95) -> list[int
     return [int(values[end - 1]) for end in ends[-1]]
 
 
-def make_pack(runs: Sequence[Sequence[Piece]], shape: PackShape) -> Pack:
-    """Lays out the pieces of R runs as a pack of a shape that they fit."""
-    pieces = [piece for run in runs for piece in run]
-    tokens, queries, _ = sizes(pieces).T
+def pack_segments(runs: Sequence[Sequence[Segment]], shape: PackedShape) -> PackedBatch:
+    """Lays out the segments of R runs as a pack of a shape that they fit."""
+    segments = [segment for run in runs for segment in run]
+    tokens, queries, _ = sizes(segments).T
     first_token, first_query = np.cumsum(tokens) - tokens, np.cumsum(queries) - queries
 
-    first_slot, window_run = [], []
-    windows = np.full((len(runs), shape.run_windows), -1, np.int32)
+    first_slot, row_run = [], []
+    rows = np.full((len(runs), shape.run_rows), -1, np.int32)
     for number, run in enumerate(runs):
         start = first_fit(sizes(run)[None, :, 0], shape.slots)[0]
         used = start.max(initial=-1) // shape.slots + 1
-        first_slot.append(len(window_run) * shape.slots + start)
-        windows[number, :used] = len(window_run) + np.arange(used)
-        window_run += [number] * used
+        first_slot.append(len(row_run) * shape.slots + start)
+        rows[number, :used] = len(row_run) + np.arange(used)
+        row_run += [number] * used
     slot = np.repeat(np.concatenate(first_slot) - first_token, tokens) + np.arange(tokens.sum())
 
     def in_order(field: str, size: int, shift: np.ndarray | int = 0) -> np.ndarray:
-        values = [getattr(piece, field) for piece in pieces]
-        shifts = np.broadcast_to(shift, len(pieces))
+        values = [getattr(segment, field) for segment in segments]
+        shifts = np.broadcast_to(shift, len(segments))
         row = np.concatenate([[], *(v + s for v, s in zip(values, shifts, strict=True))])
         return np.pad(row.astype(np.int32), (0, size - len(row)))
 
     def in_slots(values: np.ndarray, empty: int) -> np.ndarray:
-        slots = np.full(shape.windows * shape.slots, empty, np.int32)
+        slots = np.full(shape.rows * shape.slots, empty, np.int32)
         slots[slot] = values
-        return slots.reshape(shape.windows, shape.slots)
+        return slots.reshape(shape.rows, shape.slots)
 
     branch = in_order("branch", len(slot))
-    weight = np.concatenate([np.zeros(0, np.float32), *(piece.weight for piece in pieces)])
-    return Pack(
+    weight = np.concatenate([np.zeros(0, np.float32), *(segment.weight for segment in segments)])
+    return PackedBatch(
         ids=in_order("ids", shape.tokens),
         positions=in_order("positions", shape.tokens),
         slot=_filled(slot.astype(np.int32), shape.tokens),
         token=in_slots(np.arange(len(slot)), -1),
-        segment=in_slots(np.repeat(np.arange(len(pieces)), tokens), -1),
+        segment=in_slots(np.repeat(np.arange(len(segments)), tokens), -1),
         branch=in_slots(branch, 0),
-        run=_filled(np.asarray(window_run, np.int32), shape.windows),
-        windows=windows,
+        run=_filled(np.asarray(row_run, np.int32), shape.rows),
+        rows=rows,
         query=in_order("query", shape.queries, first_token),
         of=in_order("of", shape.predictions, first_query),
         target=in_order("target", shape.predictions),

@@ -1,4 +1,4 @@
-"""Between continuous prompts and tokens: `c_proj`, `d_proj`, neighbours and margins.
+"""Between continuous prompts and tokens: `c_proj`, `d_proj`, neighbors and margins.
 
 Nearness is squared Euclidean distance as in the paper, or `cosine` (1 - cosine) or `dot` (minus
 the dot product); less is nearer in each. Among equally near tokens the lowest id wins.
@@ -27,12 +27,12 @@ def c_proj(table: jax.Array, ids: jax.Array) -> jax.Array:
 def d_proj(
     table: jax.Array, prompts: jax.Array, valid: jax.Array, metric: str = "euclidean"
 ) -> jax.Array:
-    """Prompts to their nearest tokens: `[..., L, D]` -> `[..., L]` int32. See `neighbours`."""
-    return neighbours(table, prompts, valid, k=1, metric=metric)[0][..., 0]
+    """Prompts to their nearest tokens: `[..., L, D]` -> `[..., L]` int32. See `neighbors`."""
+    return neighbors(table, prompts, valid, k=1, metric=metric)[0][..., 0]
 
 
 @functools.partial(jax.jit, static_argnames=("k", "metric"))
-def neighbours(
+def neighbors(
     table: jax.Array,
     prompts: jax.Array,
     valid: jax.Array,
@@ -58,7 +58,7 @@ def neighbours(
         ids `[..., L, k]` int32, and distances `[..., L, k]` float32.
     """
     length, dim = prompts.shape[-2:]
-    one_run = functools.partial(_neighbours, table, valid, k, metric)
+    one_run = functools.partial(_neighbors, table, valid, k, metric)
     ids, distances = jax.vmap(one_run)(prompts.reshape(-1, length, dim))
     shape = (*prompts.shape[:-1], k)
     return ids.reshape(shape), distances.reshape(shape)
@@ -69,10 +69,10 @@ def margins(distances: jax.Array) -> jax.Array:
     return distances[..., 1] - distances[..., 0]
 
 
-def _neighbours(
+def _neighbors(
     table: jax.Array, valid: jax.Array, k: int, metric: str, prompt: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`neighbours` of one prompt `[L, D]`."""
+    """`neighbors` of one prompt `[L, D]`."""
     prompt = prompt.astype(jnp.float32)
     best = jnp.zeros((len(prompt), 0), jnp.float32)
     best_ids = jnp.zeros((len(prompt), 0), jnp.int32)

@@ -32,13 +32,13 @@ from experiments.command_line import default_cache_dir
 from wayward_jax import assets, models, tasks
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
-from wayward_jax.packing import example_order, label_pieces
+from wayward_jax.packing import example_order, label_segments
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place
 from wayward_jax.tasks.paper import TASKS
 from wayward_jax.training.evaluation import evaluation_sets, scores, start_scoring
 from wayward_jax.training.examples import EncodedTask, encode_task
-from wayward_jax.training.flops import Work, matrix_peak, needed_flops, work_of
+from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops, step_cost
 from wayward_jax.training.memory import busy_tokens, pack_tokens
 from wayward_jax.training.planning import batches, plan
 from wayward_jax.training.step import BATCH_SPECS, Batches, tune
@@ -99,7 +99,7 @@ class Tuner:
         self.batches = batches(task.train, self.plan)
         self.compiled: dict[int, float] = {}
 
-    def chunk(self) -> tuple[float, np.ndarray, Work, int]:
+    def chunk(self) -> tuple[float, np.ndarray, StepCost, int]:
         """Takes a chunk of steps: seconds, task losses `[n, R]`, work, and tokens computed.
 
         Where that takes a new program, the seconds go to `compiled`, and are NaN.
@@ -120,7 +120,7 @@ class Tuner:
         shape = batch.packs.ids.shape[-1]
         if shape not in self.compiled:
             self.compiled[shape], seconds = seconds, math.nan
-        return seconds, task, work_of(batch, self.plan), self._computed(batch)
+        return seconds, task, step_cost(batch, self.plan), self._computed(batch)
 
     def _computed(self, batch: Batches) -> int:
         """Tokens that go through the model, padding counted in."""
@@ -138,9 +138,9 @@ def tuning_row(name: str, population: int, seconds: float) -> Row:
     model = load_model(name)
     task = encode_task(model, {100: load_reviews()}, prompt_length=PROMPT_LENGTH, n_eval=SAMPLES)
     tuner = Tuner(model, task, population)
-    taken, peaks, chunks, work, computed = 0.0, [], 0, Work(), 0
+    taken, peaks, chunks, work, computed = 0.0, [], 0, StepCost(), 0
     while taken < seconds:
-        peak = peak_flops(model.table().dtype)
+        peak = peak_flops(model.embedding_table().dtype)
         elapsed, _, done, tokens = tuner.chunk()
         if not math.isnan(elapsed):
             taken, chunks = taken + elapsed, chunks + 1
@@ -154,7 +154,7 @@ def tuning_row(name: str, population: int, seconds: float) -> Row:
         "tokens/s": computed / taken,
         "real share": work.tokens / computed,
         "run-steps/s": chunks * tuner.plan.chunk * population / taken,
-        "utilisation": needed_flops(model, work) / taken / peak,
+        "mfu": needed_flops(model, work) / taken / peak,
         "peak GFLOP/s": peak / 1e9,
         "programs": len(tuner.compiled),
         "compile s": sum(tuner.compiled.values()) - len(tuner.compiled) * taken / chunks,
@@ -247,7 +247,7 @@ def _scoring_row(
 ) -> Row:
     mesh = make_mesh()
     (ours,) = evaluation_sets(
-        [label_pieces(encoded)],
+        [label_segments(encoded)],
         [np.zeros(len(encoded), np.int32)],
         len(encoded[0].continuations),
         tokens=busy_tokens(mesh),

@@ -54,7 +54,7 @@ def test_the_group_has_the_mean_drop_of_its_targets(analysis):
     assert (group.targets, group.seeds, group.runs) == (2, 2, 6)
 
 
-def test_the_page_has_the_neighbours_that_the_checkpoints_have(analysis, job, table):
+def test_the_page_has_the_neighbors_that_the_checkpoints_have(analysis, job, table):
     data = page_data(analysis)
     rows = {row["id"]: row for row in records.read(job / "runs" / "results.jsonl")}
     assert sorted(run["id"] for run in data["runs"]) == sorted(rows)

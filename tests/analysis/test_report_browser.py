@@ -143,7 +143,7 @@ def test_every_strip_shows_the_target_and_what_the_checkpoint_reads_as(page, row
     assert seen == set(rows)
 
 
-def test_a_token_in_focus_shows_its_ten_neighbours_and_arrows_move_on(page, rows, job, table):
+def test_a_token_in_focus_shows_its_ten_neighbors_and_arrows_move_on(page, rows, job, table):
     run = find(page, "#hero .prompt")[0].get_attribute("data-id")
     ids, distances = nearest(job, rows[run], table)
     find(page, "#hero .token")[0].click()

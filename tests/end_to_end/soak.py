@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments import main
 from tests.helpers import toy_job
 from wayward_jax.jobs import job
-from wayward_jax.jobs.progress_bar import Watch
+from wayward_jax.jobs.progress_bar import ProgressReporter
 
 # Different shapes, the same again and again.
 JOBS = (
@@ -35,8 +35,8 @@ def soak(minutes: float) -> None:
     while time.monotonic() - began < 60 * minutes:
         out_dir = folder / "job"
         settings = toy_job.settings(folder, out_dir, **JOBS[done % len(JOBS)])
-        with Watch(Console(quiet=True)) as watch:
-            job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
+        with ProgressReporter(Console(quiet=True)) as watch:
+            job.run_job(settings, main.EXPERIMENT, out_dir, watch)
         shutil.rmtree(out_dir)
         done += 1
         if (minute := int((time.monotonic() - began) / 60)) > said:

@@ -13,7 +13,7 @@ from tests.helpers.toy_models import pair
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
-from wayward_jax.jobs.progress_bar import Watch
+from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.training import memory
 
 FIELDS = [
@@ -158,16 +158,16 @@ def test_a_shard_is_one_of_so_many(given, value):
 def test_what_cannot_work_is_refused_before_anything_is_written(folder, changed, named):
     out_dir = folder / "refused"
     given = settings(folder, out_dir, **changed)
-    with pytest.raises(InputError, match=named), Watch(Console(quiet=True)) as watch:
-        job.carry_out(given, main.EXPERIMENT, out_dir, watch)
+    with pytest.raises(InputError, match=named), ProgressReporter(Console(quiet=True)) as watch:
+        job.run_job(given, main.EXPERIMENT, out_dir, watch)
     assert not out_dir.exists()
 
 
 def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
     out_dir = folder / "refused"
     given = settings(folder, out_dir, only=("123456789abc",))
-    with pytest.raises(InputError, match="--only"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(given, main.EXPERIMENT, out_dir, watch)
+    with pytest.raises(InputError, match="--only"), ProgressReporter(Console(quiet=True)) as watch:
+        job.run_job(given, main.EXPERIMENT, out_dir, watch)
     assert not out_dir.exists()
 
 
@@ -178,8 +178,8 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     given = settings(
         folder, folder / "continued", inits=(str(checkpoint),), steps=1, learning_rate=0.0
     )
-    with Watch(Console(quiet=True)) as watch:
-        rows = job.carry_out(given, main.EXPERIMENT, folder / "continued", watch).rows
+    with ProgressReporter(Console(quiet=True)) as watch:
+        rows = job.run_job(given, main.EXPERIMENT, folder / "continued", watch).rows
     again = checkpoints.load_prompt(folder / "continued" / "checkpoints" / rows[-1]["id"])
     np.testing.assert_array_equal(again, checkpoints.load_prompt(checkpoint))
 
@@ -187,6 +187,9 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
 def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(folder, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     out_dir = folder / "refused"
-    with pytest.raises(InputError, match="--batch_size=4"), Watch(Console(quiet=True)) as watch:
-        job.carry_out(settings(folder, out_dir), main.EXPERIMENT, out_dir, watch)
+    with (
+        pytest.raises(InputError, match="--batch_size=4"),
+        ProgressReporter(Console(quiet=True)) as watch,
+    ):
+        job.run_job(settings(folder, out_dir), main.EXPERIMENT, out_dir, watch)
     assert not out_dir.exists()

@@ -25,11 +25,11 @@ def folder(tmp_path_factory):
     return made
 
 
-def carry_out(folder, out_dir, chosen=main.EXPERIMENT, **changed):
+def run_job(folder, out_dir, chosen=main.EXPERIMENT, **changed):
     """The rows of the job, and how many steps it took."""
     settings = toy_job.settings(folder, out_dir, **changed)
-    with toy_job.CountingWatch() as watch:
-        finished = job.carry_out(settings, chosen, out_dir, watch)
+    with toy_job.CountingReporter() as watch:
+        finished = job.run_job(settings, chosen, out_dir, watch)
         return finished.rows, watch.steps
 
 
@@ -101,23 +101,23 @@ def test_the_grid_has_each_target_in_every_way_and_a_p_star_of_each_length(folde
 
 def test_several_models_are_tuned_in_one_job_as_each_alone(folder, tmp_path):
     models = (str(folder / "gpt2"), str(folder / "llama"))
-    together, _ = carry_out(folder, tmp_path / "both", models=models, population=2)
+    together, _ = run_job(folder, tmp_path / "both", models=models, population=2)
     assert [row["model"] for row in together] == [models[0]] * 2 + [models[1]] * 2
     for model in models:
         out_dir = tmp_path / model.rpartition("/")[2]
-        alone, _ = carry_out(folder, out_dir, models=(model,), population=2)
+        alone, _ = run_job(folder, out_dir, models=(model,), population=2)
         own = [row for row in together if row["model"] == model]
         assert [{**row, "seconds": 0} for row in alone] == [{**row, "seconds": 0} for row in own]
 
 
 def test_a_model_that_is_not_there_is_refused_before_the_others_are_tuned(folder, tmp_path):
     with pytest.raises(InputError, match="--model=nothing"):
-        carry_out(folder, tmp_path / "refused", models=(str(folder / "gpt2"), "nothing"))
+        run_job(folder, tmp_path / "refused", models=(str(folder / "gpt2"), "nothing"))
     assert not (tmp_path / "refused").exists()
 
 
 def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
-    rows, _ = carry_out(
+    rows, _ = run_job(
         folder,
         tmp_path / "lengths",
         length.EXPERIMENT,
@@ -136,8 +136,8 @@ def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
 
 
 def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_path):
-    first, _ = carry_out(folder, tmp_path / "first", gammas=(0.5,))
-    again, steps = carry_out(
+    first, _ = run_job(folder, tmp_path / "first", gammas=(0.5,))
+    again, steps = run_job(
         folder, tmp_path / "again", gammas=(0.5, 0.1), reuse=(tmp_path / "first",)
     )
     assert steps == 2
@@ -152,10 +152,10 @@ def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_p
 
 
 def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
-    carry_out(folder, tmp_path / "first", gammas=(0.5,))
-    carry_out(folder, tmp_path / "second", gammas=(0.1,))
+    run_job(folder, tmp_path / "first", gammas=(0.5,))
+    run_job(folder, tmp_path / "second", gammas=(0.1,))
     both = (tmp_path / "first", tmp_path / "second")
-    rows, steps = carry_out(folder, tmp_path / "third", gammas=(0.5, 0.1), reuse=both)
+    rows, steps = run_job(folder, tmp_path / "third", gammas=(0.5, 0.1), reuse=both)
     assert (len(rows), steps) == (3, 0)
     expected = {row["id"]: row for each in both for row in records.read(each / "results.jsonl")}
     # Both have a p_star, tuned the same; that of the first counts.
@@ -165,32 +165,32 @@ def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
 
 
 def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
-    carry_out(folder, tmp_path / "first")
+    run_job(folder, tmp_path / "first")
     with pytest.raises(InputError, match=r"--reuse=.*n_dev=12 there and 5 here"):
-        carry_out(folder, tmp_path / "again", reuse=(tmp_path / "first",), n_eval=5)
+        run_job(folder, tmp_path / "again", reuse=(tmp_path / "first",), n_eval=5)
     assert not (tmp_path / "again").exists()
 
 
 def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
-    carry_out(folder, tmp_path / "first", dtype="bfloat16")
+    run_job(folder, tmp_path / "first", dtype="bfloat16")
     with pytest.raises(InputError, match=r"--reuse=.*first has runs of --dtype=bfloat16"):
-        carry_out(folder, tmp_path / "again", dtype="float32", reuse=(tmp_path / "first",))
+        run_job(folder, tmp_path / "again", dtype="float32", reuse=(tmp_path / "first",))
     assert not (tmp_path / "again").exists()
 
 
 def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
-    rows, _ = carry_out(folder, tmp_path / "first")
+    rows, _ = run_job(folder, tmp_path / "first")
     bare = tmp_path / "bare"
     bare.mkdir()
     records.append(bare / "results.jsonl", rows)
     with pytest.raises(InputError, match=r"--reuse: .*checkpoints"):
-        carry_out(folder, tmp_path / "again", reuse=(bare,))
+        run_job(folder, tmp_path / "again", reuse=(bare,))
 
 
 def test_a_start_of_another_width_is_refused(folder, tmp_path):
     checkpoints.save_prompt(tmp_path / "start", np.zeros((3, 5), np.float32))
     with pytest.raises(InputError, match=r"--init=.* has 3 tokens of width 5"):
-        carry_out(folder, tmp_path / "refused", inits=("target", str(tmp_path / "start")))
+        run_job(folder, tmp_path / "refused", inits=("target", str(tmp_path / "start")))
 
 
 @pytest.mark.parametrize(
@@ -206,10 +206,10 @@ def test_targets_that_nothing_can_read_as_are_refused(folder, tmp_path, held):
     save_file(weights, twins / "model.safetensors", {"format": "pt"})
     changed = {"models": (str(twins),), "targets": "text=w7 w8 w9", **held}
     with pytest.raises(InputError, match=rf"^--targets: nothing reads as 'w9' \(token {w9}\)"):
-        carry_out(folder, tmp_path / "out", **changed)
+        run_job(folder, tmp_path / "out", **changed)
     assert not (tmp_path / "out").exists()
     changed["targets"] = "text=w7 w8"
-    rows, _ = carry_out(folder, tmp_path / "out", **changed)
+    rows, _ = run_job(folder, tmp_path / "out", **changed)
     assert rows[1]["prompt_f1"] == 1
 
 

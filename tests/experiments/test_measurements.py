@@ -18,7 +18,7 @@ from wayward_jax.analysis.selection import compare
 from wayward_jax.discrete import MOST_DEMONSTRATIONS, calibrated, demonstrations
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import experiment, finished, job, progress_bar, records
-from wayward_jax.packing import gold_pieces, label_pieces
+from wayward_jax.packing import gold_segments, label_segments
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import evaluation_sets, score_prompts
 
@@ -43,16 +43,16 @@ def folder(tmp_path_factory):
 SETTINGS = {"gammas": (0.0, 0.5), "seeds": (1, 2), "inits": ("vocab",), "learning_rate": 0.1}
 
 
-def carry_out(folder, out_dir, name, **changed):
+def run_job(folder, out_dir, name, **changed):
     settings = toy_job.settings(folder, out_dir, experiment=name, **{**SETTINGS, **changed})
-    with toy_job.CountingWatch() as watch:
-        finished = job.carry_out(settings, experiment.find(name), out_dir, watch)
+    with toy_job.CountingReporter() as watch:
+        finished = job.run_job(settings, experiment.find(name), out_dir, watch)
         return finished, watch.steps
 
 
 @pytest.fixture(scope="module")
 def first(folder):
-    return carry_out(folder, folder / "first", "main", steps=20)[0].rows
+    return run_job(folder, folder / "first", "main", steps=20)[0].rows
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,7 @@ def measured(folder, first):
     """What an experiment measures of the first job's prompts: its rows by key."""
 
     def measure(name):
-        finished, steps = carry_out(
-            folder, folder / name, name, steps=20, reuse=(folder / "first",)
-        )
+        finished, steps = run_job(folder, folder / name, name, steps=20, reuse=(folder / "first",))
         assert steps == 0
         assert finished.rows == first
         return finished.measured[name]
@@ -101,7 +99,7 @@ def test_what_is_measured_is_not_measured_again_and_half_a_line_is(folder, measu
     assert path.read_bytes() == before
     cut = shutil.copytree(folder / "path", tmp_path / "cut")
     (cut / "measurements.jsonl").write_bytes(before[:-100])
-    carry_out(folder, cut, "path", steps=20)
+    run_job(folder, cut, "path", steps=20)
     assert (cut / "measurements.jsonl").read_bytes() == before
 
 
@@ -135,9 +133,11 @@ def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, tmp_pat
     """And one without tokens as the text alone, by transformers' pass over plain ids."""
     ours, theirs = toy_models.pair(family, tmp_path)
     encoded = toy_models.examples(5, n_labels=2, seed=1)
-    (examples,) = evaluation_sets([label_pieces(encoded)], [np.zeros(5, np.int32)], 2, tokens=10**6)
+    (examples,) = evaluation_sets(
+        [label_segments(encoded)], [np.zeros(5, np.int32)], 2, tokens=10**6
+    )
     texts = ([7, 8, 9], [3], [], [5, 5, 11, 60])
-    table = np.asarray(ours.table())
+    table = np.asarray(ours.embedding_table())
     prompts = [table[ids].reshape(-1, toy_models.WIDTH) for ids in texts]
     found = score_prompts(ours, prompts, examples, make_mesh(), length=6)
     for ids, scores in zip(texts, found, strict=True):
@@ -160,7 +160,7 @@ def test_calibration_divides_probabilities_by_those_of_a_text_without_content():
 def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
     encoded = toy_models.examples(40, n_labels=2, seed=6)
     labels = np.arange(40) % 2
-    train = gold_pieces(encoded, labels)
+    train = gold_segments(encoded, labels)
     wholes = {
         (*example.contexts[label], *example.continuations[label][:-1], 99)
         for example, label in zip(encoded, labels, strict=True)
@@ -179,7 +179,7 @@ def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
 
 
 def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(folder, tmp_path):
-    finished, _ = carry_out(
+    finished, _ = run_job(
         folder, tmp_path / "job", "transfer", steps=20, tasks=("mood", "opposite")
     )
     rows = {row["id"]: row for row in finished.rows}
@@ -194,7 +194,7 @@ def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(fo
 
 def test_every_models_readings_are_given_to_every_model(folder, tmp_path):
     models = tuple(str(folder / name) for name in ("gpt2", "llama"))
-    finished, _ = carry_out(folder, tmp_path / "job", "transfer", models=models, seeds=(1,))
+    finished, _ = run_job(folder, tmp_path / "job", "transfer", models=models, seeds=(1,))
     rows = {row["id"]: row for row in finished.rows}
     lines = [line for found in finished.measured["transfer"].values() for line in found]
     pairs = {(rows[line["id"]]["model"], line["to_model"], line["as_text"]) for line in lines}
@@ -249,7 +249,7 @@ def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, m
 def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, measured, tmp_path):
     for name in ("path", "discrete", "projection"):
         measured(name)
-    carry_out(folder, folder / "two", "transfer", tasks=("mood", "opposite"), seeds=(1,))
+    run_job(folder, folder / "two", "transfer", tasks=("mood", "opposite"), seeds=(1,))
     runs = ",".join(str(folder / name) for name in ("path", "discrete", "projection", "two"))
     process = toy_job.analyze(
         f"--runs={runs}",

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from experiments.flags import Settings
 from tests.helpers.toy_models import pair
-from wayward_jax.jobs.progress_bar import Watch
+from wayward_jax.jobs.progress_bar import ProgressReporter
 
 
 def make(folder: Path) -> Path:
@@ -114,7 +114,7 @@ def _program(module: str, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-class CountingWatch(Watch):
+class CountingReporter(ProgressReporter):
     """Counts the steps."""
 
     def __init__(self):

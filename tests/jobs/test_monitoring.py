@@ -15,8 +15,8 @@ from experiments import main
 from tests.helpers import toy_job
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, progress_bar, records
-from wayward_jax.jobs.progress_bar import Watch
-from wayward_jax.jobs.tensorboard import Board
+from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.tensorboard import TensorBoardWriter
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def monitored(folder):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress_bar, "SECONDS_BETWEEN_LINES", 0)
-        with Watch(Console(file=log, width=80), Board(out_dir)) as watch:
-            job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
+        with ProgressReporter(Console(file=log, width=80), TensorBoardWriter(out_dir)) as watch:
+            job.run_job(settings, main.EXPERIMENT, out_dir, watch)
     return out_dir, log.getvalue()
 
 
@@ -107,7 +107,7 @@ def test_tensorboard_shows_speed_and_memory(events):
         steps = list(figures["memory_gib"])
         assert list(figures["tokens_per_second"]) == steps[1:]
         assert min(figures["tokens_per_second"].values()) > 0
-        assert min(figures["utilisation"].values()) > 0
+        assert min(figures["mfu"].values()) > 0
         assert 0.05 < min(figures["memory_gib"].values()) < 100
 
 
@@ -133,8 +133,8 @@ def test_the_profile_has_the_tuning_program(monitored):
 
 def test_a_job_that_is_not_asked_for_it_writes_no_metrics(folder):
     out_dir = folder / "plain"
-    with Watch(Console(quiet=True)) as watch:
-        job.carry_out(toy_job.settings(folder, out_dir), main.EXPERIMENT, out_dir, watch)
+    with ProgressReporter(Console(quiet=True)) as watch:
+        job.run_job(toy_job.settings(folder, out_dir), main.EXPERIMENT, out_dir, watch)
     assert not (out_dir / "tensorboard").exists()
     assert not (out_dir / "profile").exists()
 
@@ -149,5 +149,5 @@ def test_without_tensorboard_its_extra_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match=r"--tensorboard needs .*wayward_jax\[tensorboard\]"):
-        Board(tmp_path / "job")
+        TensorBoardWriter(tmp_path / "job")
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import finished, job, records
 from wayward_jax.jobs.object_stores import local, mirrored
-from wayward_jax.jobs.progress_bar import Watch
+from wayward_jax.jobs.progress_bar import ProgressReporter
 
 STORE = fsspec.filesystem("memory")
 FLAGS = {"gammas": (0.5, 0.1), "steps": 20, "population": 2, "checkpoint_every": 5}
@@ -29,20 +29,20 @@ def url():
     STORE.rm("/bucket", recursive=True)
 
 
-def carry_out(folder, out_dir, mirror=None):
+def run_job(folder, out_dir, mirror=None):
     settings = toy_job.settings(folder, out_dir, **FLAGS)
-    with Watch(Console(quiet=True)) as watch:
-        return job.carry_out(settings, main.EXPERIMENT, out_dir, watch, mirror).rows
+    with ProgressReporter(Console(quiet=True)) as watch:
+        return job.run_job(settings, main.EXPERIMENT, out_dir, watch, mirror).rows
 
 
-def carry_out_at(url, folder):
+def run_job_at(url, folder):
     with mirrored(url) as mirror:
-        return carry_out(folder, mirror.folder, mirror)
+        return run_job(folder, mirror.folder, mirror)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(folder):
-    carry_out(folder, folder / "undisturbed")
+    run_job(folder, folder / "undisturbed")
     return folder / "undisturbed"
 
 
@@ -84,15 +84,15 @@ def test_whenever_it_is_cut_off_from_the_store_the_job_goes_on_there(
         with monkeypatch.context() as patched:
             patched.setattr(type(STORE), "put_file", put_file)
             with pytest.raises(InputError, match=rf"^--out_dir={url} cannot be written"):
-                carry_out_at(url, folder)
-    carry_out_at(url, folder)
+                run_job_at(url, folder)
+    run_job_at(url, folder)
     assert_same(url, undisturbed)
 
 
 def test_a_finished_job_is_found_finished(folder, url, undisturbed):
     STORE.put(str(undisturbed), "/bucket/job", recursive=True)
     before = STORE.find("/bucket/job", detail=True)
-    assert len(carry_out_at(url, folder)) == 3
+    assert len(run_job_at(url, folder)) == 3
     assert STORE.find("/bucket/job", detail=True) == before
 
 
@@ -100,7 +100,7 @@ def test_a_job_of_other_flags_is_refused_by_its_url(folder, url, undisturbed):
     STORE.put(str(undisturbed), "/bucket/job", recursive=True)
     STORE.pipe("/bucket/job/flags.json", b"{}")
     with pytest.raises(InputError, match=rf"^--out_dir={url} is a job of other flags"):
-        carry_out_at(url, folder)
+        run_job_at(url, folder)
 
 
 def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):

@@ -18,7 +18,7 @@ from tests.helpers import toy_job
 from wayward_jax import checkpoints
 from wayward_jax.jobs import job, processes, records
 from wayward_jax.jobs.processes import LOST
-from wayward_jax.jobs.progress_bar import Watch
+from wayward_jax.jobs.progress_bar import ProgressReporter
 
 FLAGS = {"gamma": "0.5,0.1", "batch_size": 4, "steps": 60, "n_eval": 0, "checkpoint_every": 5}
 
@@ -33,8 +33,8 @@ def alone(folder):
     """The job's folder after one process has done it."""
     out_dir = folder / "alone"
     settings = toy_job.settings(folder, out_dir, gammas=(0.5, 0.1), steps=60)
-    with Watch(Console(quiet=True)) as watch:
-        job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
+    with ProgressReporter(Console(quiet=True)) as watch:
+        job.run_job(settings, main.EXPERIMENT, out_dir, watch)
     return out_dir
 
 

@@ -20,7 +20,7 @@ from tests.helpers import toy_job
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
-from wayward_jax.jobs.progress_bar import Watch
+from wayward_jax.jobs.progress_bar import ProgressReporter
 
 # Two populations of three runs, and two checkpoints each before the last step.
 CHANGED = {"gammas": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3}
@@ -28,7 +28,7 @@ FLAGS = {"gamma": "0.5,0.1", "seeds": "1,2", "population": 3, "checkpoint_every"
 LONG = {**FLAGS, "steps": 200, "batch_size": 4}
 
 
-class Listening(Watch):
+class Listening(ProgressReporter):
     """Keeps what is said, and does something once after so many steps."""
 
     def __init__(self, after, do):
@@ -60,17 +60,17 @@ def folder(tmp_path_factory):
     return toy_job.make(tmp_path_factory.mktemp("resume"))
 
 
-def carry_out(folder, out_dir, after=None, do=terminate, **changed):
+def run_job(folder, out_dir, after=None, do=terminate, **changed):
     """The job in this process, and what it said."""
     settings = toy_job.settings(folder, out_dir, **{**CHANGED, "checkpoint_every": 5, **changed})
     with Listening(after, do) as watch:
-        job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
+        job.run_job(settings, main.EXPERIMENT, out_dir, watch)
     return watch
 
 
 @pytest.fixture(scope="module")
 def undisturbed(folder):
-    carry_out(folder, folder / "undisturbed")
+    run_job(folder, folder / "undisturbed")
     return folder / "undisturbed"
 
 
@@ -82,7 +82,7 @@ def out_dir(tmp_path):
 def stop(folder, out_dir, after=10, **changed):
     """Begins a job there, which a signal stops after so many steps of the second population."""
     with pytest.raises(KeyboardInterrupt, match="same command"):
-        carry_out(folder, out_dir, after=CHANGED["steps"] + after, **changed)
+        run_job(folder, out_dir, after=CHANGED["steps"] + after, **changed)
     (population,) = (out_dir / "in_flight").iterdir()
     return sorted(population.iterdir(), key=lambda path: int(path.name))
 
@@ -106,11 +106,11 @@ def assert_same(out_dir, undisturbed):
 
 def test_a_job_stopped_in_each_population_goes_on_where_it_was(folder, out_dir, undisturbed):
     with pytest.raises(KeyboardInterrupt):
-        carry_out(folder, out_dir, after=10)
+        run_job(folder, out_dir, after=10)
     with pytest.raises(KeyboardInterrupt):
-        carry_out(folder, out_dir, after=30)
+        run_job(folder, out_dir, after=30)
     assert len(table(out_dir)) == 3
-    watch = carry_out(folder, out_dir)
+    watch = run_job(folder, out_dir)
     assert watch.total == CHANGED["steps"]
     assert watch.said == []
     assert_same(out_dir, undisturbed)
@@ -118,7 +118,7 @@ def test_a_job_stopped_in_each_population_goes_on_where_it_was(folder, out_dir, 
 
 def test_a_finished_job_is_not_done_again(folder, undisturbed):
     before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
-    assert carry_out(folder, undisturbed).total == 0
+    assert run_job(folder, undisturbed).total == 0
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
@@ -127,7 +127,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undist
     for path in last.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:20])
-    watch = carry_out(folder, out_dir)
+    watch = run_job(folder, out_dir)
     assert watch.said == [
         f"the checkpoint of step {last.name} is broken: going on from the one before it"
     ]
@@ -139,7 +139,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undist
 def test_without_a_sound_checkpoint_the_population_starts_anew(folder, out_dir, undisturbed):
     for checkpoint in stop(folder, out_dir):
         shutil.rmtree(checkpoint / "progress")
-    assert len(carry_out(folder, out_dir).said) == 2
+    assert len(run_job(folder, out_dir).said) == 2
     assert_same(out_dir, undisturbed)
 
 
@@ -149,7 +149,7 @@ def test_a_crash_amid_the_rows_of_a_population_is_repaired(folder, out_dir, undi
     path = out_dir / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:4]) + lines[4][:100])
-    watch = carry_out(folder, out_dir)
+    watch = run_job(folder, out_dir)
     assert watch.said == [f"dropped half a row at the end of {path}"]
     assert_same(out_dir, undisturbed)
 
@@ -157,13 +157,13 @@ def test_a_crash_amid_the_rows_of_a_population_is_repaired(folder, out_dir, undi
 @pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
 def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
     with pytest.raises(KeyboardInterrupt):
-        carry_out(folder, out_dir, after=5)
+        run_job(folder, out_dir, after=5)
     (out_dir / lost).rename(out_dir / f".{lost}")
     if lost == "flags.json":  # which is written before all others
         shutil.rmtree(out_dir)
         out_dir.mkdir()
         (out_dir / ".lock").touch()
-    carry_out(folder, out_dir)
+    run_job(folder, out_dir)
     assert table(out_dir) == table(undisturbed)
 
 
@@ -172,7 +172,7 @@ def test_another_population_size_keeps_what_is_finished_and_does_the_rest(
 ):
     stop(folder, out_dir)
     finished = (out_dir / "results.jsonl").read_bytes()
-    assert carry_out(folder, out_dir, population=2).total == 2 * CHANGED["steps"]
+    assert run_job(folder, out_dir, population=2).total == 2 * CHANGED["steps"]
     assert (out_dir / "results.jsonl").read_bytes().startswith(finished)
     ids = [row["id"] for row in table(out_dir)]
     assert sorted(ids) == sorted(row["id"] for row in table(undisturbed))
@@ -181,9 +181,9 @@ def test_another_population_size_keeps_what_is_finished_and_does_the_rest(
 def test_a_part_of_the_runs_can_be_done_first(folder, out_dir, undisturbed):
     """By `--only`, which is another plan."""
     chosen = tuple(row["id"] for row in table(undisturbed)[1:3])
-    carry_out(folder, out_dir, only=chosen)
+    run_job(folder, out_dir, only=chosen)
     assert sorted(row["id"] for row in table(out_dir)) == sorted(chosen)
-    carry_out(folder, out_dir)
+    run_job(folder, out_dir)
     ids = [row["id"] for row in table(out_dir)]
     assert sorted(ids) == sorted(row["id"] for row in table(undisturbed))
 
@@ -199,7 +199,7 @@ def test_a_part_of_the_runs_can_be_done_first(folder, out_dir, undisturbed):
 def test_other_flags_are_refused_with_the_difference(folder, undisturbed, changed, said):
     before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match="--out_dir") as error:
-        carry_out(folder, undisturbed, **changed)
+        run_job(folder, undisturbed, **changed)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
@@ -207,21 +207,21 @@ def test_other_flags_are_refused_with_the_difference(folder, undisturbed, change
 
 def test_flags_that_do_not_decide_results_may_change(folder, undisturbed):
     given = {"cache_dir": folder / "another", "checkpoint_every": 7, "mesh": {"runs": 1}}
-    assert carry_out(folder, undisturbed, **given).total == 0
+    assert run_job(folder, undisturbed, **given).total == 0
 
 
 def test_a_folder_of_something_else_is_left_alone(folder, out_dir):
     out_dir.mkdir()
     (out_dir / "thesis.tex").write_text("all my work")
     with pytest.raises(InputError, match=r"--out_dir=.*not empty"):
-        carry_out(folder, out_dir)
+        run_job(folder, out_dir)
     assert [path.name for path in out_dir.iterdir()] == ["thesis.tex"]
 
 
 def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
     shutil.copytree(undisturbed, out_dir)
     with FileLock(out_dir / ".lock"), pytest.raises(InputError, match=r"--out_dir=.*in use"):
-        carry_out(folder, out_dir)
+        run_job(folder, out_dir)
 
 
 @contextlib.contextmanager
@@ -239,17 +239,17 @@ def mounted(folder, options):
 
 def test_a_read_only_folder_is_refused_before_training(folder, out_dir):
     with mounted(out_dir, "ro"), pytest.raises(InputError, match=r"--out_dir=.*Read-only"):
-        carry_out(folder, out_dir)
+        run_job(folder, out_dir)
 
 
 def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
     """What is finished then stays, and goes on elsewhere; gives how many runs that were."""
     with pytest.raises(InputError, match=r"--out_dir=.*No space left on device"):
-        carry_out(folder, out_dir, **filling)
+        run_job(folder, out_dir, **filling)
     shutil.copytree(out_dir, larger, ignore=shutil.ignore_patterns("filler"))
     rows = table(larger) if (larger / "results.jsonl").exists() else []
     assert rows == table(undisturbed)[: len(rows)]
-    carry_out(folder, larger)
+    run_job(folder, larger)
     assert_same(larger, undisturbed)
     return len(rows)
 
@@ -318,7 +318,7 @@ def test_kills_at_random_moments_and_a_signal_change_nothing(folder, out_dir):
     process = begin(folder, out_dir)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    carry_out(folder, folder / "long", steps=LONG["steps"], checkpoint_every=1000)
+    run_job(folder, folder / "long", steps=LONG["steps"], checkpoint_every=1000)
     (out_dir / "training.png").unlink()
     assert_same(out_dir, folder / "long")
 

@@ -14,7 +14,7 @@ from tests.helpers import toy_job
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import finished, job, records
 from wayward_jax.jobs.parts import part
-from wayward_jax.jobs.progress_bar import Watch
+from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.runs import Run
 
 TARGETS = "w7 w8 w9\n" + " ".join(["w1 w2"] * 28) + "\n"
@@ -29,22 +29,22 @@ def folder(tmp_path_factory):
     return folder
 
 
-def carry_out(folder, out_dir, **changed):
+def run_job(folder, out_dir, **changed):
     changed = {**FLAGS, "targets": str(folder / "words.txt"), **changed}
     settings = toy_job.settings(folder, out_dir, **changed)
-    with Watch(Console(quiet=True)) as watch:
-        return job.carry_out(settings, main.EXPERIMENT, out_dir, watch)
+    with ProgressReporter(Console(quiet=True)) as watch:
+        return job.run_job(settings, main.EXPERIMENT, out_dir, watch)
 
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    return carry_out(folder, folder / "whole").rows
+    return run_job(folder, folder / "whole").rows
 
 
 @pytest.fixture(scope="module")
 def in_shards(folder):
     for number in range(3):
-        carry_out(folder, folder / "in_shards", shard=(number, 3))
+        run_job(folder, folder / "in_shards", shard=(number, 3))
     return folder / "in_shards"
 
 
@@ -61,7 +61,7 @@ def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
 def test_a_run_done_alone_sees_the_texts_that_it_sees_in_the_whole_job(folder, whole):
     """Though the longest prompt, for which texts are cut, is another's."""
     short = next(row for row in whole if row["prompt_length"] == 3)
-    (row,) = carry_out(folder, folder / "alone", only=(short["id"],)).rows
+    (row,) = run_job(folder, folder / "alone", only=(short["id"],)).rows
     toy_job.assert_same_outcome(row, short)
 
 
@@ -92,15 +92,15 @@ def test_a_missing_shard_is_named(in_shards, tmp_path):
 def test_another_number_of_shards_or_none_is_refused(folder, in_shards, whole):
     before = sorted(in_shards.rglob("*"))
     with pytest.raises(InputError, match=r"--out_dir=.* has shards of 3: "):
-        carry_out(folder, in_shards, shard=(0, 2))
+        run_job(folder, in_shards, shard=(0, 2))
     with pytest.raises(InputError, match=r"--out_dir=.* not empty"):
-        carry_out(folder, in_shards)
+        run_job(folder, in_shards)
     assert sorted(in_shards.rglob("*")) == before
     with pytest.raises(InputError, match=r"--out_dir=.* without --shard: "):
-        carry_out(folder, folder / "whole", shard=(0, 2))
+        run_job(folder, folder / "whole", shard=(0, 2))
     assert len(records.read(folder / "whole" / "results.jsonl")) == len(whole)
 
 
 def test_a_shard_of_other_flags_is_refused(folder, in_shards):
     with pytest.raises(InputError, match="--steps was 4 and is 5"):
-        carry_out(folder, in_shards, shard=(1, 3), steps=5)
+        run_job(folder, in_shards, shard=(1, 3), steps=5)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import toy_models
 from wayward_jax.objective import prediction_losses
-from wayward_jax.packing import PackShape, label_pieces, make_pack
+from wayward_jax.packing import PackedShape, label_segments, pack_segments
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import (
     EvaluationSet,
@@ -33,7 +33,7 @@ def pair(request, tmp_path_factory):
 def evaluation_set(encoded, tokens):
     labels = np.zeros(len(encoded), np.int32)
     (made,) = evaluation_sets(
-        [label_pieces(encoded)], [labels], len(encoded[0].contexts), tokens=tokens
+        [label_segments(encoded)], [labels], len(encoded[0].contexts), tokens=tokens
     )
     return made
 
@@ -72,7 +72,7 @@ def test_parts_do_not_matter(pair):
 def test_sets_are_made_in_one_shape_and_nothing_is_lost(devices):
     encoded = [toy_models.examples(count, n_labels=2, seed=count) for count in (1, 5, 30)]
     made = evaluation_sets(
-        [label_pieces(examples) for examples in encoded],
+        [label_segments(examples) for examples in encoded],
         [np.zeros(len(examples), np.int32) for examples in encoded],
         2,
         tokens=100,
@@ -90,7 +90,7 @@ def test_sets_are_made_in_one_shape_and_nothing_is_lost(devices):
         np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
 
-PIECES = label_pieces(toy_models.examples(6, n_labels=2, seed=4))
+PIECES = label_segments(toy_models.examples(6, n_labels=2, seed=4))
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +104,12 @@ def losses_in(pair):
 
     @jax.jit
     def read_before(params, pack):
-        past = module.apply(params, PROMPTS, MASK, method="read_prompts")
-        return prediction_losses(module, params, PROMPTS[:, :0], MASK, pack, past)
+        kv_cache = module.apply(params, PROMPTS, MASK, method="read_prompts")
+        return prediction_losses(module, params, PROMPTS[:, :0], MASK, pack, kv_cache)
 
     def losses(runs, read=False):
-        shape = PackShape(128, 64, 64, windows=10, run_windows=5, slots=32)
-        pack = make_pack([[PIECES[i] for i in run] for run in runs], shape)
+        shape = PackedShape(128, 64, 64, rows=10, run_rows=5, slots=32)
+        pack = pack_segments([[PIECES[i] for i in run] for run in runs], shape)
         return pack, np.asarray((read_before if read else in_stream)(pair[0].params, pack))
 
     return losses
@@ -141,7 +141,7 @@ def test_prompts_read_before_count_as_those_in_the_stream(losses_in):
 
 def test_the_label_of_lowest_score_is_predicted_and_the_first_of_equals():
     """By hand: three examples of three labels, in two parts; what counts for a score adds up."""
-    pack = make_pack([[]], PackShape(8, 8, 8, 1, 1, 8))
+    pack = pack_segments([[]], PackedShape(8, 8, 8, 1, 1, 8))
     parts = [
         pack.replace(score=np.array([score]))
         for score in ([0, 1, 2, 3, 4, 5, 0, 0], [6, 6, 7, 8, 0, 0, 0, 0])

@@ -13,13 +13,13 @@ from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
 from wayward_jax.objective import summed_losses
-from wayward_jax.packing import PackShape, gold_pieces, make_pack
+from wayward_jax.packing import PackedShape, gold_segments, pack_segments
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training import memory
 from wayward_jax.training.planning import plan
 
-TRAIN = {100: gold_pieces(toy_models.examples(40, n_labels=2, seed=0), [0] * 40)}
+TRAIN = {100: gold_segments(toy_models.examples(40, n_labels=2, seed=0), [0] * 40)}
 
 
 def zeros(config):
@@ -42,12 +42,12 @@ def middling():
 
 def shape_of(examples):
     """Of a pack of one run with so many examples of 30 tokens, 4 of which are predicted."""
-    return PackShape(30 * examples, 4 * examples, 4 * examples, examples, examples, slots=32)
+    return PackedShape(30 * examples, 4 * examples, 4 * examples, examples, examples, slots=32)
 
 
 def needed_by_xla(model, runs, prompt_length, shape):
     """The temporary memory of the compiled gradient."""
-    width = model.table().shape[1]
+    width = model.embedding_table().shape[1]
 
     def gradient(params, prompts, mask, pack):
         def total(prompts):
@@ -56,7 +56,7 @@ def needed_by_xla(model, runs, prompt_length, shape):
         return jax.grad(total)(prompts)
 
     prompts = jnp.zeros((runs, prompt_length, width))
-    pack = make_pack([[]] * runs, shape)
+    pack = pack_segments([[]] * runs, shape)
     program = jax.jit(gradient).lower(model.params, prompts, prompts[..., 0] == 0, pack).compile()
     return program.memory_analysis().temp_size_in_bytes
 
@@ -65,7 +65,7 @@ def needed_by_xla(model, runs, prompt_length, shape):
 @pytest.mark.parametrize("size", ["small", "middling"])
 def test_xla_needs_no_more_than_is_said(request, size, runs):
     model, shape = request.getfixturevalue(size), shape_of(examples=16)
-    shape = shape._replace(run_windows=16 // runs)
+    shape = shape._replace(run_rows=16 // runs)
     said = memory.activation_bytes(model, runs, 10, shape)
     needed = needed_by_xla(model, runs, 10, shape)
     assert needed <= said < 2 * needed
@@ -104,8 +104,8 @@ def test_the_packs_that_are_planned_fit_into_the_memory_there_is(small, planned,
     tokens, plans = planned(free)
     assert tokens < planned(2 * free)[0]
     largest = max(plans, key=lambda each: each.shapes[-1].tokens + each.prompt_length)
-    assert largest.pack_runs > 1
-    prompts = largest.pack_runs, largest.prompt_length
+    assert largest.runs_per_pack > 1
+    prompts = largest.runs_per_pack, largest.prompt_length
     assert needed_by_xla(small, *prompts, largest.shapes[-1]) < free
 
 

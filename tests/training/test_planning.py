@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 from tests.helpers import toy_models
 from wayward_jax import targets
 from wayward_jax.models.formats import gguf
-from wayward_jax.packing import example_order, gold_pieces, label_pieces
+from wayward_jax.packing import example_order, gold_segments, label_segments
 from wayward_jax.runs import Run
 from wayward_jax.sharding import AXES, make_mesh
 from wayward_jax.tasks import encode, load
@@ -25,7 +25,7 @@ from wayward_jax.training.planning import MOST_LENGTHS, MOST_SHAPES, batches, pl
 
 # Two choices of examples.
 EXAMPLES = {seed: toy_models.examples(10, n_labels=2, seed=seed) for seed in (100, 13)}
-TRAIN = {seed: gold_pieces(chosen, [1] * len(chosen)) for seed, chosen in EXAMPLES.items()}
+TRAIN = {seed: gold_segments(chosen, [1] * len(chosen)) for seed, chosen in EXAMPLES.items()}
 A_RUN = Run("model", "task", prompt_length=4, steps=3, batch_size=4)
 
 SHARED = ("steps", "batch_size", "method", "template", "k_shot")
@@ -76,7 +76,9 @@ def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, 
         assert own == sorted(own)
         assert own[-1] <= each.prompt_length
         assert population is None or len(each.runs) <= population
-        assert len(each.runs) <= each.sides * each.packs * each.pack_runs == len(each.padded_runs)
+        assert (
+            len(each.runs) <= each.sides * each.packs * each.runs_per_pack == len(each.padded_runs)
+        )
         assert each.padded_runs[: len(each.runs)] == list(each.runs)
         assert (each.sides, each.data) == (mesh.shape["runs"], mesh.shape["data"])
         assert 1 <= len(each.shapes) <= MOST_SHAPES
@@ -118,7 +120,7 @@ def test_runs_of_like_length_are_together():
 
 def seen(pack):
     """The examples of each run of a pack, as `expected` has them."""
-    n_runs, slots = len(pack.windows), pack.token.shape[1]
+    n_runs, slots = len(pack.rows), pack.token.shape[1]
     segment = np.where(pack.slot < 0, -1, pack.segment.ravel()[pack.slot])
     predicted = np.where(pack.weight > 0, segment[pack.query[pack.of]], -1)
     found = [collections.Counter() for _ in range(n_runs)]
@@ -154,7 +156,7 @@ def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
                 ):
                     parts = [seen(pack) for pack in _each(of_pack)]
                     assert len(parts) == own.data
-                    side = number // own.packs * own.packs * own.pack_runs
+                    side = number // own.packs * own.packs * own.runs_per_pack
                     for run, of_run in zip(runs_of_pack, zip(*parts, strict=True), strict=True):
                         found[side + run] = sum(of_run, collections.Counter())
                 assert sorted(found) == list(range(len(own.padded_runs)))
@@ -184,7 +186,7 @@ def tokenizer(asset):
 
 @pytest.fixture(scope="module")
 def encoded(data_dir, tokenizer):
-    """Gives the training and test pieces of a task, its test labels and their number."""
+    """Gives the training and test segments of a task, its test labels and their number."""
 
     @functools.cache
     def encoded(name, k_shot):
@@ -192,8 +194,8 @@ def encoded(data_dir, tokenizer):
         train, test = (
             encode(data.task, examples.texts, tokenizer) for examples in (data.train, data.test)
         )
-        pieces = gold_pieces(train, data.train.labels), label_pieces(test)
-        return *pieces, data.test.labels, len(data.task.labels)
+        segments = gold_segments(train, data.train.labels), label_segments(test)
+        return *segments, data.test.labels, len(data.task.labels)
 
     return encoded
 

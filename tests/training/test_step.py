@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers import toy_models
 from wayward_jax.constraints import Cells
-from wayward_jax.packing import example_order, gold_pieces
+from wayward_jax.packing import example_order, gold_segments
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
@@ -19,7 +19,7 @@ from wayward_jax.training.planning import batches, plan
 from wayward_jax.training.step import Population, held, start, tune
 
 EXAMPLES = toy_models.examples(10, n_labels=2, seed=0)
-TRAIN = {100: gold_pieces(EXAMPLES, [1] * len(EXAMPLES))}
+TRAIN = {100: gold_segments(EXAMPLES, [1] * len(EXAMPLES))}
 BATCH_SIZE = 3
 STEPS = 20
 
@@ -143,7 +143,7 @@ def test_a_run_of_a_population_ends_as_it_does_alone(pair, together, r):
 def test_runs_dealt_out_to_packs_of_several_shapes_end_the_same(pair, together):
     """Two runs a pack, of which the last one has no examples."""
     own = planned(RUNS, pack_tokens=80)
-    assert (own.packs, own.pack_runs) == (3, 2)
+    assert (own.packs, own.runs_per_pack) == (3, 2)
     assert len(own.shapes) > 1
     state, losses = tuned(pair[0], own)
     np.testing.assert_allclose(state.prompts[:5], together[0].prompts, rtol=0, atol=1e-5)
@@ -179,7 +179,7 @@ def test_hard_cells_hold_at_every_step_and_leave_other_runs_alone(pair, together
         dataclasses.replace(RUNS[3], constraint="cell", margin=0.3, learning_rate=0.3),
     ]
     own = in_one_shape(planned([*confined, *RUNS[1:3]]))
-    table = np.float64(model.table()[: model.tokenizer.vocab_size])
+    table = np.float64(model.embedding_table()[: model.tokenizer.vocab_size])
     starts = {run.id: start_of(run) for run in own.runs}
     population, state = trainer.begin(model, own, make_mesh(), starts)
     steps = 0
@@ -211,7 +211,7 @@ def test_a_gamma_that_is_found_has_the_prompt_read_as_its_target(pair, seed):
     population, state = trainer.begin(model, own, make_mesh(), {})
     for batch in batches(TRAIN, own):
         state, _ = tune(model.module, model.params, population, state, batch, 60, make_mesh())
-    nearest = np.asarray(d_proj(model.table(), state.prompts, model.readable()))
+    nearest = np.asarray(d_proj(model.embedding_table(), state.prompts, model.valid_tokens()))
     np.testing.assert_array_equal(nearest[:2], np.tile(run.target_ids, (2, 1)))
     assert (np.asarray(state.gamma) <= [10, 10, 20]).all()
     assert state.gamma[2] == 20
@@ -237,7 +237,7 @@ def test_a_gamma_goes_up_outside_and_down_inside_worked_by_hand():
 
 def test_the_distance_term_pulls_the_prompt_to_its_target(pair):
     model = pair[0]
-    table, readable = model.table(), model.readable()
+    table, readable = model.embedding_table(), model.valid_tokens()
     run = random_run(5, seed=1, learning_rate=0.2)
     gammas = [0.0, 0.01, 0.1, 1.0, 10.0]
     runs = [dataclasses.replace(run, gamma=gamma) for gamma in gammas]

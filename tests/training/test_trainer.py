@@ -31,7 +31,7 @@ def task(model):
 @pytest.fixture(scope="module")
 def small_task(task):
     """The same training examples, and few others."""
-    return dataclasses.replace(task, dev=task.curve, test=task.curve[100])
+    return dataclasses.replace(task, dev=task.dev_subset, test=task.dev_subset[100])
 
 
 @pytest.fixture(scope="module")

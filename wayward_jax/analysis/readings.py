@@ -11,7 +11,7 @@ import numpy as np
 from wayward_jax import metrics
 from wayward_jax.analysis.selection import Comparison, Row
 from wayward_jax.models import LanguageModel
-from wayward_jax.projection import margins, neighbours
+from wayward_jax.projection import margins, neighbors
 from wayward_jax.readings import read_tokens
 
 # Vectors looked up at a time, whatever the length of the prompts that they belong to.
@@ -59,14 +59,14 @@ def read_prompts(
         rows: of their runs.
         prompts: `[L, D]` each.
         metric: one of `projection.METRICS`.
-        k: neighbours of each vector; fewer if the model has fewer tokens.
+        k: neighbors of each vector; fewer if the model has fewer tokens.
     """
-    table, valid = model.table(), model.readable()
+    table, valid = model.embedding_table(), model.valid_tokens()
     k = min(k, int(valid.sum()))
     vectors = np.concatenate(prompts)
     padding = -len(vectors) % VECTORS_AT_ONCE
     blocks = np.pad(vectors, [(0, padding), (0, 0)]).reshape(-1, VECTORS_AT_ONCE, table.shape[1])
-    found = [neighbours(table, jnp.asarray(block), valid, k=k, metric=metric) for block in blocks]
+    found = [neighbors(table, jnp.asarray(block), valid, k=k, metric=metric) for block in blocks]
     ids, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
     ends = np.cumsum([len(prompt) for prompt in prompts])
     return [

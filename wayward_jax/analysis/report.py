@@ -99,7 +99,7 @@ def page_data(
 
     Args:
         finished: the runs.
-        readings: by metric and run id; those of the first metric are shown with their neighbours.
+        readings: by metric and run id; those of the first metric are shown with their neighbors.
         token_texts: by model and id; a token that is not there is shown as its id.
     """
     tokens, targets, commands = _Index(), _Index(), _Index()

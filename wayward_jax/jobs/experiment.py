@@ -10,12 +10,12 @@ from wayward_jax.targets import Target
 
 if TYPE_CHECKING:
     from experiments.flags import Settings
-    from wayward_jax.jobs.probes import Bench, Measurement
+    from wayward_jax.jobs.probes import Measurement, ProbeContext
 
 RunsOf = Callable[["Settings", str, str, Sequence[Target]], list[Run]]
 """The runs of a model and a task, by name, towards targets, of which some may be p_star."""
 
-Measure = Callable[["Bench"], Iterable["Measurement"]]
+Measure = Callable[["ProbeContext"], Iterable["Measurement"]]
 """What is measured of finished prompts, with one model at a time."""
 
 

@@ -17,10 +17,10 @@ from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import finished, records
 from wayward_jax.jobs.object_stores import Mirror
-from wayward_jax.packing import PackShape
+from wayward_jax.packing import PackedShape
 from wayward_jax.runs import Run
 from wayward_jax.training.planning import Plan
-from wayward_jax.training.trainer import Progress
+from wayward_jax.training.trainer import TrainProgress
 
 Plans = list[tuple[str, Plan]]
 """Populations with the names of their tasks."""
@@ -155,7 +155,7 @@ class JobFolder:
         shutil.rmtree(folder)
         self._send()
 
-    def keep(self, kept: checkpoints.ProgressCheckpoints, progress: Progress) -> None:
+    def keep(self, kept: checkpoints.ProgressCheckpoints, progress: TrainProgress) -> None:
         """Writes how far a population has come, in the background unless there is a mirror."""
         with writing(self.path):
             kept.save(progress)
@@ -246,7 +246,7 @@ def _plan(record: Mapping[str, Any], runs: Mapping[str, Run]) -> tuple[str, Plan
     task, sizes = record["task"], {**record}
     del sizes["task"]
     members = tuple(runs[run] for run in record["runs"])
-    shapes = tuple(PackShape(**shape) for shape in record["shapes"])
+    shapes = tuple(PackedShape(**shape) for shape in record["shapes"])
     stops = tuple(record["stops"])
     return task, Plan(**{**sizes, "runs": members, "stops": stops, "shapes": shapes})
 

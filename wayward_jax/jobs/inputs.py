@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from experiments import command_line
 from experiments.flags import Settings
 from wayward_jax import assets, checkpoints, models, targets, tasks
-from wayward_jax.constraints import without_cell
+from wayward_jax.constraints import has_empty_cell
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.finished import FinishedRun, read_flags
 from wayward_jax.jobs.parts import part
-from wayward_jax.jobs.progress_bar import Watch
+from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import Run
@@ -94,7 +94,7 @@ def read(
     experiment: Experiment,
     loader: Loader,
     starts: Mapping[str, np.ndarray],
-    watch: Watch,
+    watch: ProgressReporter,
 ) -> dict[str, Inputs]:
     """What the job needs by model; each is loaded once, so that nothing bad is found later."""
     watch.doing("fetching and reading")
@@ -142,7 +142,7 @@ def _read_for(
             )
         ]
         planned[name] = experiment.runs(settings, model.name, name, found)
-        _check_starts(starts, planned[name], model.table().shape[1])
+        _check_starts(starts, planned[name], model.embedding_table().shape[1])
         _check_cells(model, planned[name])
     # Prompts are put before the examples of other tasks, too.
     longest = max(run.prompt_length for runs in planned.values() for run in runs)
@@ -231,10 +231,10 @@ def read_starts(settings: Settings) -> dict[str, np.ndarray]:
 
 def _check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
     """That something reads as each token that a prompt shall be kept to."""
-    readable = model.table()[: model.tokenizer.vocab_size]
+    readable = model.embedding_table()[: model.tokenizer.vocab_size]
     targets = {run.target_name: run.target_ids for run in runs if run.constraint != "penalty"}
     for name, ids in targets.items():
-        lacking = without_cell(readable, np.asarray(ids))
+        lacking = has_empty_cell(readable, np.asarray(ids))
         if lacking.any():
             token = ids[int(lacking.argmax())]
             raise InputError(

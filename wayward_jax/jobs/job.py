@@ -18,15 +18,15 @@ from wayward_jax.jobs.folder import JobFolder, Plans, of_shard
 from wayward_jax.jobs.inputs import Inputs, Loader, read, read_starts, reused
 from wayward_jax.jobs.object_stores import Mirror
 from wayward_jax.jobs.preemption import Interruption
-from wayward_jax.jobs.probes import Bench
-from wayward_jax.jobs.processes import agreed, first, is_first, on_first
-from wayward_jax.jobs.profiler import Trace
-from wayward_jax.jobs.progress_bar import Watch
-from wayward_jax.jobs.throughput import Meter, curve, outcome
+from wayward_jax.jobs.probes import ProbeContext
+from wayward_jax.jobs.processes import all_or_error, first, is_primary, primary_context
+from wayward_jax.jobs.profiler import Profiler
+from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.sharding import on_host
 from wayward_jax.training.planning import Plan, plan
-from wayward_jax.training.trainer import Progress, Steps, tune_population
+from wayward_jax.training.trainer import StepMetrics, TrainProgress, tune_population
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,11 +46,11 @@ class Finished:
     folder: Path
 
 
-def carry_out(
+def run_job(
     settings: Settings,
     experiment: Experiment,
     out_dir: Path,
-    watch: Watch,
+    watch: ProgressReporter,
     mirror: Mirror | None = None,
 ) -> Finished:
     """Tunes and evaluates every run of an experiment, and measures what it measures of them.
@@ -79,11 +79,11 @@ def carry_out(
     first(folder.look)
     starts = first(lambda: read_starts(settings))
     earlier = first(lambda: finished.read(settings.reuse))
-    with agreed():
+    with all_or_error():
         inputs = read(settings, experiment, loader, starts, watch)
     taken = first(lambda: reused(earlier, settings, inputs))
     work = _Work(settings, out_dir, loader, inputs, starts, folder, watch, Interruption())
-    with on_first(folder.claimed(watch.note)), work.interruption.heed():
+    with primary_context(folder.claimed(watch.note)), work.interruption.heed():
         first(lambda: _take_over(folder, taken))
         plans = first(lambda: _plans(settings, folder, inputs, loader.mesh))
         work.tune(plans)
@@ -107,7 +107,7 @@ class _Work:
     inputs: Mapping[str, Inputs]
     starts: Mapping[str, np.ndarray]
     folder: JobFolder
-    watch: Watch
+    watch: ProgressReporter
     interruption: Interruption
 
     def tune(self, plans: Plans) -> None:
@@ -115,26 +115,26 @@ class _Work:
         self.watch.planned(sum(each.runs[0].steps for _, each in plans))
         if not plans:
             return
-        meter = Meter(self.loader.dtype, self.loader.mesh)
-        trace = Trace(self.folder.path, self.settings.profile if is_first() else 0)
+        meter = ThroughputMeter(self.loader.dtype, self.loader.mesh)
+        trace = Profiler(self.folder.path, self.settings.profile if is_primary() else 0)
         for name, each in plans:
             self._tune(name, each, meter, trace)
 
-    def _tune(self, name: str, each: Plan, meter: Meter, trace: Trace) -> None:
+    def _tune(self, name: str, each: Plan, meter: ThroughputMeter, trace: Profiler) -> None:
         model = each.runs[0].model
         task = self.inputs[model].tasks[name]
         self.watch.doing(f"{model}, {name}, {len(each.runs)} prompts")
         self.watch.begun(f"{Path(name).name}-{each.runs[0].id}")
         meter.begin(self.loader.model(model))
 
-        def on_steps(steps: Steps) -> None:
+        def on_steps(steps: StepMetrics) -> None:
             self.watch.stepped(len(steps.task_loss), meter.steps(steps))
 
-        def on_progress(kept: ProgressCheckpoints | None, progress: Progress) -> None:
+        def on_progress(kept: ProgressCheckpoints | None, progress: TrainProgress) -> None:
             self._keep(kept, progress)
             trace.see(progress)
 
-        with on_first(self.folder.in_flight(name, each)) as kept, trace.of(each):
+        with primary_context(self.folder.in_flight(name, each)) as kept, trace.of(each):
             found = tune_population(
                 self.loader.model(model),
                 task,
@@ -150,7 +150,7 @@ class _Work:
             first(lambda: self.folder.add(rows, prompts.__getitem__))
         self.watch.tuned(curve(found), outcome(found))
 
-    def _keep(self, kept: ProgressCheckpoints | None, progress: Progress) -> None:
+    def _keep(self, kept: ProgressCheckpoints | None, progress: TrainProgress) -> None:
         before = progress.step - len(progress.losses[-1].task)
         every = self.settings.checkpoint_every
         asked = self.interruption.asked()
@@ -167,7 +167,7 @@ class _Work:
         """Takes what measurements with a model were not taken before."""
         experiment = self.settings.experiment
         done = first(self.folder.measured).get(experiment, {})
-        bench = Bench(
+        bench = ProbeContext(
             self.loader.model(model),
             self.loader.mesh,
             self.inputs[model].tasks,

@@ -22,7 +22,7 @@ Measurement = tuple[str, Callable[[], list[dict[str, Any]]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Bench:
+class ProbeContext:
     """A model, its tasks, and what was tuned.
 
     Attributes:
@@ -47,7 +47,7 @@ class Bench:
 
     def embeddings(self, ids: Sequence[int]) -> np.ndarray:
         """`c_proj` of L tokens: `[L, D]`."""
-        return on_host(c_proj(self.model.table(), np.asarray(ids, np.int32)))
+        return on_host(c_proj(self.model.embedding_table(), np.asarray(ids, np.int32)))
 
     def score(self, prompts: Sequence[np.ndarray], examples: EvaluationSet) -> np.ndarray:
         """`evaluation.score_prompts`, padded so that few lengths are compiled: `[N, E, C]`."""

@@ -61,7 +61,7 @@ def joined(place: Mapping[str, Any], *, independent: bool) -> Iterator[None]:
         os._exit(1)
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that writes and speaks."""
     return jax.process_index() == 0
 
@@ -75,7 +75,7 @@ def first(make: Callable[[], T]) -> T:
     if jax.process_count() == 1:
         return make()
     made, error = None, None
-    if is_first():
+    if is_primary():
         try:
             made = make()
         except InputError as raised:
@@ -87,7 +87,7 @@ def first(make: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def on_first(context: contextlib.AbstractContextManager[T]) -> Iterator[T | None]:
+def primary_context(context: contextlib.AbstractContextManager[T]) -> Iterator[T | None]:
     """Enters a context on the first process alone; the others get None.
 
     Raises:
@@ -101,7 +101,7 @@ def on_first(context: contextlib.AbstractContextManager[T]) -> Iterator[T | None
 
 
 @contextlib.contextmanager
-def agreed() -> Iterator[None]:
+def all_or_error() -> Iterator[None]:
     """Ends with an `InputError` on each process if it does on one."""
     error = None
     try:
@@ -150,9 +150,9 @@ def _in_cluster(independent: bool) -> bool:
 
 def _told(value: T) -> T:
     """What the first process gives, on each."""
-    data = np.frombuffer(pickle.dumps(value) if is_first() else b"", np.uint8)
+    data = np.frombuffer(pickle.dumps(value) if is_primary() else b"", np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))
-    data = data if is_first() else np.zeros(size, np.uint8)
+    data = data if is_primary() else np.zeros(size, np.uint8)
     return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
 
 

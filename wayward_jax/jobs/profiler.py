@@ -8,10 +8,10 @@ import jax
 
 from wayward_jax.jobs.folder import writing
 from wayward_jax.training.planning import Plan
-from wayward_jax.training.trainer import Progress
+from wayward_jax.training.trainer import TrainProgress
 
 
-class Trace:
+class Profiler:
     """Has JAX write to `profile` in `out_dir` what host and devices do in `steps` steps.
 
     They are of the first population, from the first point of its curves on: programs are compiled
@@ -31,7 +31,7 @@ class Trace:
         finally:
             self._end()
 
-    def see(self, progress: Progress) -> None:
+    def see(self, progress: TrainProgress) -> None:
         """Begins or ends the profile, if it is time to.
 
         Raises:

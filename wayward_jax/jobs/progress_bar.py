@@ -13,7 +13,7 @@ from rich.text import Text
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.selection import compare, is_aimed
 from wayward_jax.jobs.finished import Measured
-from wayward_jax.jobs.tensorboard import Board
+from wayward_jax.jobs.tensorboard import TensorBoardWriter
 from wayward_jax.jobs.throughput import Figures
 from wayward_jax.models.tokenizer import Tokenizer
 
@@ -22,13 +22,13 @@ OF_A_RUN = ("task", "target_name", "gamma", "accuracy", "prompt_f1")
 SECONDS_BETWEEN_LINES = 20
 
 
-class Watch:
+class ProgressReporter:
     """Shows how far a job has come: a bar on a terminal, now and then a line in a log.
 
-    The same figures go to a `Board`, if there is one.
+    The same figures go to a `TensorBoardWriter`, if there is one.
     """
 
-    def __init__(self, console: Console, board: Board | None = None) -> None:
+    def __init__(self, console: Console, board: TensorBoardWriter | None = None) -> None:
         self._console, self._board, self._step = console, board, 0
         self._last_line = time.monotonic()
         self._bar = Progress(
@@ -105,7 +105,7 @@ SHOWN = {
     "prompt_f1/mean": "prompt F1 {:.2f}",
     "distance/mean": "distance {:.3g}",
     "tokens_per_second": "{:.0f} tokens/s",
-    "utilisation": "{:.0%} of peak",
+    "mfu": "{:.0%} of peak",
     "memory_gib": "{:.1f} GiB",
 }
 

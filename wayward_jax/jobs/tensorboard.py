@@ -7,7 +7,7 @@ from wayward_jax.errors import InputError
 from wayward_jax.jobs.folder import writing
 
 
-class Board:
+class TensorBoardWriter:
     """Writes a job's figures: a folder of events a population, in `tensorboard` in `out_dir`.
 
     TensorBoard puts the curves of all of them into one plot a figure.

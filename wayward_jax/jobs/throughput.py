@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 
 from wayward_jax.models import LanguageModel
 from wayward_jax.training.flops import matrix_peak, needed_flops
-from wayward_jax.training.trainer import Result, Steps
+from wayward_jax.training.trainer import Result, StepMetrics
 
 Figures = dict[str, float]
 """Of what runs differ in there are `NAME/mean`, `NAME/p10` and `NAME/p90`, over the runs."""
 
 
-class Meter:
+class ThroughputMeter:
     """Makes figures of what populations report."""
 
     def __init__(self, dtype: jnp.dtype, mesh: Mesh) -> None:
@@ -30,10 +30,10 @@ class Meter:
         """Says that another population begins, and of which model."""
         self._model, self._last = model, None
 
-    def steps(self, steps: Steps) -> Figures:
+    def steps(self, steps: StepMetrics) -> Figures:
         """The last step's losses; since the steps before them, speed; and memory in use.
 
-        `utilisation` is the share of the peak that is needed to compute the tokens without padding.
+        `mfu` is the share of the peak that is needed to compute the tokens without padding.
         The first steps of a population have no speed: programs are compiled for them.
         """
         figures = {
@@ -46,7 +46,7 @@ class Meter:
             seconds = now - self._last
             figures["tokens_per_second"] = steps.work.tokens / seconds
             flops = needed_flops(self._model, steps.work)
-            figures["utilisation"] = flops / seconds / self._peak
+            figures["mfu"] = flops / seconds / self._peak
         self._last = now
         return figures
 

@@ -34,13 +34,13 @@ class LanguageModel:
     params: dict[str, Any]
     tokenizer: Tokenizer
 
-    def table(self) -> jax.Array:
+    def embedding_table(self) -> jax.Array:
         """The embedding table `[V, D]`."""
-        return self.module.apply(self.params, method="table")
+        return self.module.apply(self.params, method="embedding_table")
 
-    def readable(self) -> np.ndarray:
+    def valid_tokens(self) -> np.ndarray:
         """`[V]` bool, which rows of the table are tokens with a text, and so may be read."""
-        return np.arange(len(self.table())) < self.tokenizer.vocab_size
+        return np.arange(len(self.embedding_table())) < self.tokenizer.vocab_size
 
 
 def load(

@@ -6,7 +6,7 @@ computed once a run and every example of the run attends to them. Tokens a run a
 `B * (L + T)` to `L + B * T`; nothing is approximated, gradients included.
 
 The tokens of R runs form one *stream*: the prompts, then the examples end to end. All layers but
-attention see only the stream, which has next to no padding. Attention sees W *windows* of S slots,
+attention see only the stream, which has next to no padding. Attention sees W *rows* of S slots,
 each of which holds whole examples of one run.
 """
 
@@ -14,26 +14,26 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-KeysValues = tuple[jax.Array, jax.Array]
+LayerKVCache = tuple[jax.Array, jax.Array]
 """What a layer's attention keeps of the prompts: `[R, L, K, d]` keys and values."""
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 @struct.dataclass
-class Layout:
+class AttentionLayout:
     """Where the tokens of a stream stand and what they see.
 
     The stream is R prompts of L tokens, or none of them where their keys and values are given,
-    and then T tokens of examples. A -1 stands for nothing: an empty token, slot or window.
+    and then T tokens of examples. A -1 stands for nothing: an empty token, slot or row.
 
     prompt_mask: `[R, L]` bool, False where a prompt shorter than L is padded (at its end).
     positions: `[T]` int32, positions of the examples' tokens, the prompt counted in.
     slot: `[T]` int32, which of the `W * S` slots a token stands in.
     token: `[W, S]` int32, which of the T tokens stands in a slot.
-    run: `[W]` int32, the run whose prompt a window's tokens see.
-    windows: `[R, n]` int32, the windows of each run.
-    visible: `[W, S, S]` bool, whether a slot (second axis) sees another of its window (last).
+    run: `[W]` int32, the run whose prompt a row's tokens see.
+    rows: `[R, n]` int32, the rows of each run.
+    attention_mask: `[W, S, S]` bool, whether a slot (second axis) sees another of its row (last).
         Every slot sees itself, an empty one too, so that no softmax runs over nothing.
     """
 
@@ -42,8 +42,8 @@ class Layout:
     slot: jax.Array
     token: jax.Array
     run: jax.Array
-    windows: jax.Array
-    visible: jax.Array
+    rows: jax.Array
+    attention_mask: jax.Array
 
     def stream_positions(self, prompts: jax.Array) -> jax.Array:
         """Positions of the whole stream that begins with `prompts` `[R, L or 0, D]`."""
@@ -51,91 +51,89 @@ class Layout:
         return jnp.concatenate([jnp.tile(jnp.arange(length), runs), self.positions])
 
 
-def text_layout(texts: int, length: int) -> Layout:
-    """The layout of ordinary texts without a prompt: one run with L = 0, a window for each."""
+def text_layout(texts: int, length: int) -> AttentionLayout:
+    """The layout of ordinary texts without a prompt: one run with L = 0, a row for each."""
     tokens = jnp.arange(texts * length)
     causal = jnp.tril(jnp.ones((length, length), bool))
-    return Layout(
+    return AttentionLayout(
         prompt_mask=jnp.ones((1, 0), bool),
         positions=tokens % length,
         slot=tokens,
         token=tokens.reshape(texts, length),
         run=jnp.zeros(texts, jnp.int32),
-        windows=jnp.arange(texts)[None],
-        visible=jnp.broadcast_to(causal, (texts, length, length)),
+        rows=jnp.arange(texts)[None],
+        attention_mask=jnp.broadcast_to(causal, (texts, length, length)),
     )
 
 
-def prompt_layout(prompt_mask: jax.Array) -> Layout:
+def prompt_layout(prompt_mask: jax.Array) -> AttentionLayout:
     """The layout of prompts alone, with mask `[R, L]` and without any example."""
     nothing = jnp.zeros(0, jnp.int32)
-    return Layout(
+    return AttentionLayout(
         prompt_mask=prompt_mask,
         positions=nothing,
         slot=nothing,
         token=nothing.reshape(0, 0),
         run=nothing,
-        windows=jnp.zeros((len(prompt_mask), 0), jnp.int32),
-        visible=jnp.zeros((0, 0, 0), bool),
+        rows=jnp.zeros((len(prompt_mask), 0), jnp.int32),
+        attention_mask=jnp.zeros((0, 0, 0), bool),
     )
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout, past: KeysValues | None
-) -> tuple[jax.Array, KeysValues]:
-    """Softmax attention of every token to its run's prompt and to what it sees of its window.
+    q: jax.Array, k: jax.Array, v: jax.Array, layout: AttentionLayout, kv_cache: LayerKVCache | None
+) -> tuple[jax.Array, LayerKVCache]:
+    """Softmax attention of every token to its run's prompt and to what it sees of its row.
 
     Args:
-        q: `[R * L + T, H, d]` queries of the stream; `[T, H, d]` if `past` is given.
+        q: `[R * L + T, H, d]` queries of the stream; `[T, H, d]` if `kv_cache` is given.
         k: `[R * L + T, K, d]` keys; K divides H, query head h reads key head `h // (H / K)`.
         v: `[R * L + T, K, d]` values.
         layout: of the stream.
-        past: the prompts' keys and values, if the prompts are no part of the stream.
+        kv_cache: the prompts' keys and values, if the prompts are no part of the stream.
 
     Returns:
         `[R * L + T, H * d]` in the dtype of `v`, and the prompts' keys and values. Scores and
         softmax are in float32.
     """
     runs, length = layout.prompt_mask.shape
-    windows, slots = layout.token.shape
+    rows, slots = layout.token.shape
     width = q.shape[1] * q.shape[2]
-    prompt_tokens = 0 if past else runs * length
+    prompt_tokens = 0 if kv_cache else runs * length
     out = []
 
-    if past is None:
+    if kv_cache is None:
         q_prompt, k_prompt, v_prompt = (
             x[:prompt_tokens].reshape(runs, length, *x.shape[1:]) for x in (q, k, v)
         )
-        past = k_prompt, v_prompt
+        kv_cache = k_prompt, v_prompt
         causal = jnp.tril(jnp.ones((length, length), bool))
         out.append(_mix(q_prompt, k_prompt, v_prompt, causal).reshape(prompt_tokens, width))
 
-    if windows:
+    if rows:
         token = layout.token.ravel()
         q, k, v = (
-            _take(x[prompt_tokens:], token, layout.slot[:, None]).reshape(
-                windows, slots, *x.shape[1:]
-            )
+            _take(x[prompt_tokens:], token, layout.slot[:, None]).reshape(rows, slots, *x.shape[1:])
             for x in (q, k, v)
         )
         k, v = (
-            jnp.concatenate([_take(of_prompt, layout.run, layout.windows), x], axis=1)
-            for of_prompt, x in zip(past, (k, v), strict=True)
+            jnp.concatenate([_take(of_prompt, layout.run, layout.rows), x], axis=1)
+            for of_prompt, x in zip(kv_cache, (k, v), strict=True)
         )
         to_prompt = layout.prompt_mask[layout.run] & (layout.run >= 0)[:, None]
-        to_prompt = jnp.broadcast_to(to_prompt[:, None], (windows, slots, length))
-        visible = jnp.concatenate([to_prompt, layout.visible], axis=2)
-        mixed = _mix(q, k, v, visible[:, None, None]).reshape(windows * slots, width)
+        to_prompt = jnp.broadcast_to(to_prompt[:, None], (rows, slots, length))
+        attention_mask = jnp.concatenate([to_prompt, layout.attention_mask], axis=2)
+        mixed = _mix(q, k, v, attention_mask[:, None, None]).reshape(rows * slots, width)
         out.append(_take(mixed, layout.slot, token[:, None]))
 
-    return jnp.concatenate(out), past
+    return jnp.concatenate(out), kv_cache
 
 
-def _mix(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+def _mix(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array) -> jax.Array:
     """Softmax attention: `[N, S, H, d]`, `[N, Z, K, d]` twice -> `[N, S, H, d]`.
 
-    `visible` broadcasts to `[N, K, H / K, S, Z]`. Heads are moved to the front for the sake of
-    CPUs, where products of matrices that lie next to each other are two to three times faster.
+    `attention_mask` broadcasts to `[N, K, H / K, S, Z]`. Heads are moved to the front because CPUs
+    multiply matrices that lie next to each other in memory two to three times faster.
     """
     batch, slots, heads, d = q.shape
     keys, kv_heads = k.shape[1:3]
@@ -145,7 +143,7 @@ def _mix(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Ar
 
     scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, group, slots, keys)
-    scores = jnp.where(visible, scores, LOWEST).reshape(batch, kv_heads, group * slots, keys)
+    scores = jnp.where(attention_mask, scores, LOWEST).reshape(batch, kv_heads, group * slots, keys)
     highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True, initial=LOWEST))
     weights = jnp.exp(scores - highest)
     # Divided after they have been mixed: those are far fewer numbers than the weights.

@@ -10,9 +10,18 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from wayward_jax.models import LanguageModel
-from wayward_jax.models.causal_lm import Past
+from wayward_jax.models.causal_lm import KVCache
 from wayward_jax.objective import prediction_losses
-from wayward_jax.packing import Pack, PackShape, Piece, first_fit, make_pack, padded, sizes, spread
+from wayward_jax.packing import (
+    PackedBatch,
+    PackedShape,
+    Segment,
+    first_fit,
+    pack_segments,
+    padded,
+    sizes,
+    spread,
+)
 from wayward_jax.sharding import BY_RUN, on_host, place
 
 
@@ -26,30 +35,30 @@ class EvaluationSet:
         n_labels: C.
     """
 
-    parts: tuple[Pack, ...]
+    parts: tuple[PackedBatch, ...]
     labels: np.ndarray
     n_labels: int
 
 
 def evaluation_sets(
-    pieces: Sequence[Sequence[Piece]],
+    segments: Sequence[Sequence[Segment]],
     labels: Sequence[np.ndarray],
     n_labels: int,
     *,
     tokens: int,
     devices: int = 1,
 ) -> list[EvaluationSet]:
-    """Packs the pieces of several sets, all in one shape, so that one program scores them all.
+    """Packs the segments of several sets, all in one shape, so that one program scores them all.
 
     Args:
-        pieces: of each set, from `label_pieces`.
+        segments: of each set, from `label_segments`.
         labels: of each set, `[E]` int32.
         n_labels: C.
         tokens: of a pack, at most about so many; how many exactly is chosen to leave few unused.
         devices: X, packs that are scored side by side.
     """
-    totals = [sizes(each)[:, 0].sum() for each in pieces]
-    longest = max(sizes(each)[:, 0].max() for each in pieces)
+    totals = [sizes(each)[:, 0].sum() for each in segments]
+    longest = max(sizes(each)[:, 0].max() for each in segments)
 
     def computed(size: int) -> int:
         return size * sum(-(-total // (size * devices)) for total in totals)
@@ -57,7 +66,7 @@ def evaluation_sets(
     size = min(range(max(tokens // 2, longest), max(tokens, longest) + 1), key=computed)
     dealt = [
         spread(each, devices * -(-total // (size * devices)))
-        for each, total in zip(pieces, totals, strict=True)
+        for each, total in zip(segments, totals, strict=True)
     ]
     shape = _shape([pack for packs in dealt for pack in packs])
     return [
@@ -65,7 +74,7 @@ def evaluation_sets(
             tuple(
                 jax.tree.map(
                     lambda *x: np.stack(x),
-                    *(make_pack([pack], shape) for pack in packs[first : first + devices]),
+                    *(pack_segments([pack], shape) for pack in packs[first : first + devices]),
                 )
                 for first in range(0, len(packs), devices)
             ),
@@ -76,14 +85,14 @@ def evaluation_sets(
     ]
 
 
-def _shape(packs: Sequence[Sequence[Piece]]) -> PackShape:
+def _shape(packs: Sequence[Sequence[Segment]]) -> PackedShape:
     """The least shape for packs of one run each."""
     tokens, queries, predictions = np.max([sizes(pack).sum(axis=0) for pack in packs], axis=0)
-    slots = int(padded(max(len(piece.ids) for pack in packs for piece in pack)))
+    slots = int(padded(max(len(segment.ids) for pack in packs for segment in pack)))
     last = max(first_fit(sizes(pack)[None, :, 0], slots).max(initial=0) for pack in packs)
     needed = (int(padded(size)) for size in (tokens, queries, predictions))
-    windows = int(last // slots) + 1
-    return PackShape(*needed, windows=windows, run_windows=windows, slots=slots)
+    rows = int(last // slots) + 1
+    return PackedShape(*needed, rows=rows, run_rows=rows, slots=slots)
 
 
 def start_scoring(
@@ -103,14 +112,14 @@ def start_scoring(
     Returns:
         What `scores` makes scores of, as soon as the devices are done.
     """
-    past = _read(model.module, model.params, prompts, mask, mesh)
+    kv_cache = _read(model.module, model.params, prompts, mask, mesh)
     return [
         _score(
             model.module,
             model.params,
             prompts,
             mask,
-            past,
+            kv_cache,
             place(part, mesh, PartitionSpec("data")),
             mesh,
         )
@@ -159,7 +168,7 @@ def score_prompts(
         length: to which all are padded. Each other one is compiled anew.
     """
     places = -(-len(prompts) // mesh.shape["runs"]) * mesh.shape["runs"]
-    vectors = np.zeros((places, length, model.table().shape[1]), np.float32)
+    vectors = np.zeros((places, length, model.embedding_table().shape[1]), np.float32)
     mask = np.zeros((places, length), bool)
     for i, prompt in enumerate(prompts):
         vectors[i, : len(prompt)] = prompt
@@ -169,7 +178,9 @@ def score_prompts(
 
 
 @functools.partial(jax.jit, static_argnames=("module", "mesh"))
-def _read(module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, mesh: Mesh) -> Past:
+def _read(
+    module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, mesh: Mesh
+) -> KVCache:
     """What the module keeps of every prompt: `[R, 1, L, K, d]` keys and values."""
 
     @functools.partial(
@@ -180,9 +191,9 @@ def _read(module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, 
         axis_names={"runs", "data"},
         check_vma=False,
     )
-    def read_shard(params: dict, prompts: jax.Array, mask: jax.Array) -> Past:
-        def read(one: tuple[jax.Array, jax.Array]) -> Past:
-            return module.apply(params, one[0][None], one[1][None], method="read_prompts")
+    def read_shard(params: dict, prompts: jax.Array, mask: jax.Array) -> KVCache:
+        def read(one: tuple[jax.Array, jax.Array]) -> KVCache:
+            return module.apply(params, one[0][None], one[1][None], method="prefill")
 
         return jax.lax.map(read, (prompts, mask))
 
@@ -195,8 +206,8 @@ def _score(
     params: dict,
     prompts: jax.Array,
     mask: jax.Array,
-    past: Past,
-    part: Pack,
+    kv_cache: KVCache,
+    part: PackedBatch,
     mesh: Mesh,
 ) -> jax.Array:
     """`prediction_losses` of a part under every prompt, one prompt after the other: `[R, X, K]`."""
@@ -210,14 +221,16 @@ def _score(
         check_vma=False,
     )
     def score_shard(
-        params: dict, prompts: jax.Array, mask: jax.Array, past: Past, part: Pack
+        params: dict, prompts: jax.Array, mask: jax.Array, kv_cache: KVCache, part: PackedBatch
     ) -> jax.Array:
         pack = jax.tree.map(lambda x: x[0], part)
 
-        def score(one: tuple[jax.Array, jax.Array, Past]) -> jax.Array:
-            prompt, mask, past = one
-            return prediction_losses(module, params, prompt[None, :0], mask[None], pack, past)[None]
+        def score(one: tuple[jax.Array, jax.Array, KVCache]) -> jax.Array:
+            prompt, mask, kv_cache = one
+            return prediction_losses(module, params, prompt[None, :0], mask[None], pack, kv_cache)[
+                None
+            ]
 
-        return jax.lax.map(score, (prompts, mask, past))
+        return jax.lax.map(score, (prompts, mask, kv_cache))
 
-    return score_shard(params, prompts, mask, past, part)
+    return score_shard(params, prompts, mask, kv_cache, part)

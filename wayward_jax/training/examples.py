@@ -1,4 +1,4 @@
-"""A task's examples as token pieces, ready for training and evaluation (on the host)."""
+"""A task's examples as token segments, ready for training and evaluation (on the host)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 from wayward_jax.discrete import CONTENT_FREE
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
-from wayward_jax.packing import Piece, example_order, gold_pieces, label_pieces
+from wayward_jax.packing import Segment, example_order, gold_segments, label_segments
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
 from wayward_jax.training.evaluation import EvaluationSet, evaluation_sets
 
@@ -20,19 +20,19 @@ class EncodedTask:
     What is tuned and chosen on depends on the choice of examples, and so on a run's data seed.
 
     Attributes:
-        train: by data seed, one piece an example with its gold label.
-        curve: by data seed, a few dev examples, for the points of a training curve.
+        train: by data seed, one segment an example with its gold label.
+        dev_subset: by data seed, a few dev examples, for the points of a training dev_subset.
         dev: by data seed, what choices between runs go by.
         test: what is reported.
-        prior: a single example whose text has no content, see `discrete.calibrated`; its label
-            means nothing.
+        content_free: a single example whose text has no content, see `discrete.calibrated`; its
+            label means nothing.
     """
 
-    train: dict[int, list[Piece]]
-    curve: dict[int, EvaluationSet]
+    train: dict[int, list[Segment]]
+    dev_subset: dict[int, EvaluationSet]
     dev: dict[int, EvaluationSet]
     test: EvaluationSet
-    prior: EvaluationSet
+    content_free: EvaluationSet
 
 
 def encode_task(
@@ -49,9 +49,9 @@ def encode_task(
 ) -> EncodedTask:
     """Tokenises a task's examples for prompts of up to `prompt_length` tokens.
 
-    Dev and test are cut to `n_eval` random examples (0: all of them), the same for every run;
-    the curve's to `n_curve`. They are packed in parts of about `tokens` tokens, to be scored on
-    `devices` devices side by side. `samples` are the task's data by the data seed that they were
+    Dev and test are cut to `n_eval` random examples (0: all of them), the same for every run; the
+    dev subset is cut to `n_curve`. They are packed in parts of about `tokens` tokens, to be scored
+    on `devices` devices side by side. `samples` are the task's data by the data seed that they were
     chosen with; they differ in train and dev alone.
 
     Raises:
@@ -85,8 +85,8 @@ def encode_task(
         (last, some(last.test, n_eval)),
         (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32))),
     ]
-    *of_samples, test, prior = evaluation_sets(
-        [label_pieces(encoded(data, examples)) for data, examples in evaluated],
+    *of_samples, test, content_free = evaluation_sets(
+        [label_segments(encoded(data, examples)) for data, examples in evaluated],
         [examples.labels for _, examples in evaluated],
         len(last.task.labels),
         tokens=tokens,
@@ -94,11 +94,11 @@ def encode_task(
     )
     return EncodedTask(
         train={
-            seed: gold_pieces(encoded(data, data.train), data.train.labels)
+            seed: gold_segments(encoded(data, data.train), data.train.labels)
             for seed, data in samples.items()
         },
-        curve=dict(zip(samples, of_samples[: len(samples)], strict=True)),
+        dev_subset=dict(zip(samples, of_samples[: len(samples)], strict=True)),
         dev=dict(zip(samples, of_samples[len(samples) :], strict=True)),
         test=test,
-        prior=prior,
+        content_free=content_free,
     )

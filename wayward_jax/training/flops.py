@@ -15,7 +15,7 @@ from wayward_jax.training.step import Batches
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class StepCost:
     """What steps of tuning take, padding left out.
 
     Attributes:
@@ -36,25 +36,25 @@ class Work:
         )
 
 
-def work_of(batch: Batches, plan: Plan) -> Work:
+def step_cost(batch: Batches, plan: Plan) -> StepCost:
     """What the steps of a batch of `populations.batches`, still on the host, take."""
     packs = batch.packs
     real = packs.slot >= 0
     lengths = np.array([run.prompt_length for run in plan.padded_runs])
-    side = np.repeat(np.arange(plan.sides), plan.packs)[:, None] * plan.packs * plan.pack_runs
+    side = np.repeat(np.arange(plan.sides), plan.packs)[:, None] * plan.packs * plan.runs_per_pack
     of_member = lengths[batch.members + side]  # [n, packs, M]
-    of_window = np.take_along_axis(of_member[:, :, None], np.maximum(packs.run, 0), axis=-1)
-    window = packs.slot // packs.token.shape[-1]
-    seen = packs.positions + 1 + np.take_along_axis(of_window, np.maximum(window, 0), axis=-1)
+    of_row = np.take_along_axis(of_member[:, :, None], np.maximum(packs.run, 0), axis=-1)
+    row = packs.slot // packs.token.shape[-1]
+    seen = packs.positions + 1 + np.take_along_axis(of_row, np.maximum(row, 0), axis=-1)
     prompts = len(batch.members) * sum(run.prompt_length for run in plan.runs)
-    return Work(
+    return StepCost(
         tokens=int(real.sum()) + prompts,
         predictions=int((packs.weight > 0).sum()),
         pairs=int(np.where(real, seen, 0).sum()),
     )
 
 
-def needed_flops(model: LanguageModel, work: Work) -> float:
+def needed_flops(model: LanguageModel, work: StepCost) -> float:
     """Of the forward and backward pass through frozen weights.
 
     Four a weight and token. The last layer's output and MLP, and the logits, count only where a
@@ -70,7 +70,7 @@ def needed_flops(model: LanguageModel, work: Work) -> float:
         if path.startswith(f"layers_{layers - 1}/") and path.split("/")[1] not in first_half
     )
     everywhere = sum(x.size for x in kernels.values()) - last
-    table = model.table()
+    table = model.embedding_table()
     return 4 * (everywhere * work.tokens + (last + table.size) * work.predictions) + (
         12 * layers * table.shape[1] * work.pairs
     )

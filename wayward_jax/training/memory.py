@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import summed_losses
-from wayward_jax.packing import Pack, PackShape
+from wayward_jax.packing import PackedBatch, PackedShape
 from wayward_jax.runs import Run
 from wayward_jax.training.planning import Train, plan
 
@@ -34,13 +34,17 @@ def free_bytes(device: jax.Device) -> int:
     return stats["bytes_limit"] - stats["bytes_in_use"]
 
 
-def activation_bytes(model: LanguageModel, runs: int, prompt_length: int, shape: PackShape) -> int:
+def activation_bytes(
+    model: LanguageModel, runs: int, prompt_length: int, shape: PackedShape
+) -> int:
     """What JAX keeps from the forward to the backward pass of a pack; compilers need less.
 
     Nothing is computed and nothing compiled: the pass is followed with shapes alone.
     """
 
-    def kept(params: dict, prompts: jax.Array, mask: jax.Array, pack: Pack) -> list[jax.Array]:
+    def kept(
+        params: dict, prompts: jax.Array, mask: jax.Array, pack: PackedBatch
+    ) -> list[jax.Array]:
         def losses(prompts: jax.Array) -> jax.Array:
             return summed_losses(model.module, params, prompts, mask, pack)[0]
 
@@ -50,19 +54,21 @@ def activation_bytes(model: LanguageModel, runs: int, prompt_length: int, shape:
     def integers(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    in_slots = integers(shape.windows, shape.slots)
-    pack = Pack(
+    in_slots = integers(shape.rows, shape.slots)
+    pack = PackedBatch(
         *[integers(shape.tokens)] * 3,
         *[in_slots] * 3,
-        run=integers(shape.windows),
-        windows=integers(runs, shape.run_windows),
+        run=integers(shape.rows),
+        rows=integers(runs, shape.run_rows),
         query=integers(shape.queries),
         of=integers(shape.predictions),
         target=integers(shape.predictions),
         score=integers(shape.predictions),
         weight=jax.ShapeDtypeStruct((shape.predictions,), jnp.float32),
     )
-    prompts = jax.ShapeDtypeStruct((runs, prompt_length, model.table().shape[1]), jnp.float32)
+    prompts = jax.ShapeDtypeStruct(
+        (runs, prompt_length, model.embedding_table().shape[1]), jnp.float32
+    )
     mask = jax.ShapeDtypeStruct((runs, prompt_length), bool)
     residuals = jax.eval_shape(kept, model.params, prompts, mask, pack)
     return _bytes(residuals) - _bytes(model.params)

@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wayward_jax.packing import (
-    PackShape,
-    Piece,
+    PackedShape,
+    Segment,
     example_order,
     first_fit,
-    make_pack,
+    pack_segments,
     padded,
     size_classes,
     sizes,
@@ -44,7 +44,7 @@ class Plan:
         sides: parts of the mesh that have their own runs.
         data: X, to which the examples of each run are dealt out.
         packs: P, of each side.
-        pack_runs: M, of each pack.
+        runs_per_pack: M, of each pack.
         stops: the steps after which the runs are measured; the last is the last step.
         chunk: n, steps taken in one go, in packs of one shape; it divides every stop.
         shapes: that packs come in, by rising tokens.
@@ -55,10 +55,10 @@ class Plan:
     sides: int
     data: int
     packs: int
-    pack_runs: int
+    runs_per_pack: int
     stops: tuple[int, ...]
     chunk: int = 1
-    shapes: tuple[PackShape, ...] = ()
+    shapes: tuple[PackedShape, ...] = ()
 
     @property
     def data_seeds(self) -> list[int]:
@@ -71,11 +71,11 @@ class Plan:
 
         Those have no examples, so they hardly cost anything.
         """
-        places = self.sides * self.packs * self.pack_runs
+        places = self.sides * self.packs * self.runs_per_pack
         return [*self.runs, *[self.runs[-1]] * (places - len(self.runs))]
 
 
-Train = Mapping[int, Sequence[Piece]]
+Train = Mapping[int, Sequence[Segment]]
 """Training examples by the data seed that they were chosen with."""
 
 
@@ -124,11 +124,11 @@ def batches(train: Train, plan: Plan, first: int = 0) -> Iterator[Batches]:
     members = _members(_sizes(train, plan.runs), orders, plan)
     fits = [shape.tokens for shape in plan.shapes]
 
-    def examples(run: int, step: int, part: int) -> list[Piece]:
+    def examples(run: int, step: int, part: int) -> list[Segment]:
         if run >= len(orders):
             return []
-        pieces = train[plan.runs[run].data_seed]
-        return [pieces[i] for i in orders[run][step, part :: plan.data]]
+        segments = train[plan.runs[run].data_seed]
+        return [segments[i] for i in orders[run][step, part :: plan.data]]
 
     for begin in range(first, plan.runs[0].steps, plan.chunk):
         chunk = members[begin : begin + plan.chunk]  # [n, packs of all sides, M]
@@ -140,11 +140,11 @@ def batches(train: Train, plan: Plan, first: int = 0) -> Iterator[Batches]:
         ]
         most = max(sum(len(p.ids) for run in pack for p in run) for pack in dealt)
         shape = plan.shapes[int(np.searchsorted(fits, most))]
-        made = [make_pack(pack, shape) for pack in dealt]
+        made = [pack_segments(pack, shape) for pack in dealt]
         axes = (*chunk.shape[:2], plan.data)
         yield Batches(
             packs=jax.tree.map(lambda *x: np.stack(x).reshape(*axes, *x[0].shape), *made),  # noqa: B023
-            members=chunk % (plan.packs * plan.pack_runs),
+            members=chunk % (plan.packs * plan.runs_per_pack),
         )
 
 
@@ -166,13 +166,13 @@ def _plans(
     sides, data = mesh.shape["runs"], mesh.shape["data"]
     lengths = np.concatenate([each[:, 0] for each in train.values()])
     run_tokens = lengths.mean() * runs[0].batch_size / data + runs[-1].prompt_length
-    pack_runs = max(1, round(pack_tokens / run_tokens))
+    runs_per_pack = max(1, round(pack_tokens / run_tokens))
 
-    most = population or pack_runs * sides
+    most = population or runs_per_pack * sides
     size = -(-len(runs) // -(-len(runs) // most))
     groups = [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
-    packs = -(-size // (pack_runs * sides))
-    pack_runs = -(-size // (packs * sides))
+    packs = -(-size // (runs_per_pack * sides))
+    runs_per_pack = -(-size // (packs * sides))
     steps = runs[0].steps
     stops = tuple(sorted({max(1, round(steps * (i + 1) / points)) for i in range(points)}))
     prompts = np.array([group[-1].prompt_length for group in groups])
@@ -182,7 +182,7 @@ def _plans(
     plans = []
     for length in classes:
         alike = [
-            Plan(group, length, sides, data, packs, pack_runs, stops)
+            Plan(group, length, sides, data, packs, runs_per_pack, stops)
             for group, own in zip(groups, of_length, strict=True)
             if own == length
         ]
@@ -193,7 +193,7 @@ def _plans(
 
 
 def _demand(train: Mapping[int, np.ndarray], plan: Plan, longest: int) -> np.ndarray:
-    """`[steps, packs, 5]`: tokens, queries, predictions, windows, and the windows of one run."""
+    """`[steps, packs, 5]`: tokens, queries, predictions, rows, and the rows of one run."""
     slots = int(padded(longest))
     orders = [_order(run, len(train[run.data_seed])) for run in plan.runs]
     members = _members(train, orders, plan)
@@ -201,8 +201,8 @@ def _demand(train: Mapping[int, np.ndarray], plan: Plan, longest: int) -> np.nda
     for number, (run, order) in enumerate(zip(plan.runs, orders, strict=True)):
         for part in range(plan.data):
             own = train[run.data_seed][order[:, part :: plan.data]]  # [steps, B / X, 3]
-            windows = first_fit(own[:, :, 0], slots).max(axis=1) // slots + 1
-            needed[number, :, part] = np.column_stack([own.sum(axis=1), windows])
+            rows = first_fit(own[:, :, 0], slots).max(axis=1) // slots + 1
+            needed[number, :, part] = np.column_stack([own.sum(axis=1), rows])
     each = needed[members, np.arange(len(members))[:, None, None]]  # [steps, sides * P, M, X, 4]
     packs = np.concatenate([each.sum(axis=2), each[..., 3:].max(axis=2)], axis=-1)
     return packs.reshape(len(members), -1, 5)
@@ -210,7 +210,7 @@ def _demand(train: Mapping[int, np.ndarray], plan: Plan, longest: int) -> np.nda
 
 def _shapes(
     demand: np.ndarray, stops: Sequence[int], longest: int
-) -> tuple[int, tuple[PackShape, ...]]:
+) -> tuple[int, tuple[PackedShape, ...]]:
     """How many steps to take in one go, and a few shapes, one of which fits each such chunk.
 
     Args:
@@ -232,7 +232,7 @@ def _shapes(
     for tokens in classes:
         fitting = most[most[:, 0] <= tokens].max(axis=0).tolist()
         shapes.append(
-            PackShape(tokens, *fitting[1:4], most[:, 4].max().item(), int(padded(longest)))
+            PackedShape(tokens, *fitting[1:4], most[:, 4].max().item(), int(padded(longest)))
         )
     return chunk, tuple(shapes)
 
@@ -250,11 +250,11 @@ def _members(
         tokens[:, number] = train[run.data_seed][order, 0].sum(axis=1)
     by_side = tokens.reshape(len(tokens), plan.sides, -1)
     ranked = np.argsort(-by_side, axis=2, kind="stable")
-    rounds = ranked.reshape(*by_side.shape[:2], plan.pack_runs, plan.packs)
+    rounds = ranked.reshape(*by_side.shape[:2], plan.runs_per_pack, plan.packs)
     rounds[:, :, 1::2] = rounds[:, :, 1::2, ::-1].copy()
     first = np.arange(plan.sides)[:, None, None] * by_side.shape[2]
     members = rounds.swapaxes(2, 3) + first
-    return members.reshape(len(tokens), -1, plan.pack_runs).astype(np.int32)
+    return members.reshape(len(tokens), -1, plan.runs_per_pack).astype(np.int32)
 
 
 def _order(run: Run, n_examples: int) -> np.ndarray:

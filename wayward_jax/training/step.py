@@ -17,9 +17,9 @@ from flax import struct
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from wayward_jax.constraints import Cells, pulled_back, reach
+from wayward_jax.constraints import Cells, cell_exit, retract
 from wayward_jax.objective import distance, summed_losses
-from wayward_jax.packing import Pack
+from wayward_jax.packing import PackedBatch
 from wayward_jax.projection import c_proj
 from wayward_jax.sharding import BY_RUN
 
@@ -113,7 +113,7 @@ class Batches:
         a side is in one of its packs.
     """
 
-    packs: Pack
+    packs: PackedBatch
     members: jax.Array
 
 
@@ -160,7 +160,7 @@ def tune(
     def tune_shard(
         params: dict, population: Population, state: TuningState, batches: Batches
     ) -> tuple[TuningState, Losses]:
-        table = module.apply(params, method="table")
+        table = module.apply(params, method="embedding_table")
         targets = c_proj(table, population.targets)
 
         def pull(prompts: jax.Array, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -220,8 +220,8 @@ def held(
     if cells is None:
         return prompts, gamma
     table = table[: cells.vocab_size]
-    within = reach(table, population.targets, cells.nearest, prompts)
-    back = pulled_back(prompts, c_proj(table, population.targets), within, cells.share)
+    within = cell_exit(table, population.targets, cells.nearest, prompts)
+    back = retract(prompts, c_proj(table, population.targets), within, cells.share)
     hard = cells.hard[:, None] & population.mask
     outside = (cells.share[:, None] * within < 1) & population.mask
     change = cells.dual_rate * jnp.where(outside.any(axis=1), UP, -jnp.maximum(left - STAYING, 0))
@@ -239,7 +239,7 @@ def _summed_gradients(
     of all losses together holds each run's own.
     """
 
-    def of_pack(inputs: tuple[jax.Array, Pack]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def of_pack(inputs: tuple[jax.Array, PackedBatch]) -> tuple[jax.Array, jax.Array, jax.Array]:
         members, packs = inputs
         pack = jax.tree.map(lambda x: x[0], packs)  # one of the X is this device's
 

@@ -22,7 +22,7 @@ from wayward_jax.runs import Run
 from wayward_jax.sharding import BY_RUN, on_host, place
 from wayward_jax.training.evaluation import EvaluationSet, predictions, start_scoring
 from wayward_jax.training.examples import EncodedTask
-from wayward_jax.training.flops import Work, work_of
+from wayward_jax.training.flops import StepCost, step_cost
 from wayward_jax.training.planning import Plan, batches
 from wayward_jax.training.step import (
     BATCH_SPECS,
@@ -93,8 +93,8 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Steps:
-    """Steps that were just taken.
+class StepMetrics:
+    """StepMetrics that were just taken.
 
     Attributes:
         task_loss: `[n, R]` float32, each run's at each step.
@@ -104,11 +104,11 @@ class Steps:
 
     task_loss: np.ndarray
     distance: np.ndarray
-    work: Work
+    work: StepCost
 
 
 @struct.dataclass
-class Progress:
+class TrainProgress:
     """A population on its way: all that going on takes, and all that its results are made of.
 
     state: after the steps so far, given up when more are taken.
@@ -125,7 +125,7 @@ class Progress:
 
     @property
     def step(self) -> int:
-        """Steps taken."""
+        """StepMetrics taken."""
         return sum(len(chunk.task) for chunk in self.losses)
 
 
@@ -136,9 +136,9 @@ def tune_population(
     mesh: Mesh,
     *,
     starts: Mapping[str, np.ndarray] = MappingProxyType({}),
-    since: Progress | None = None,
-    on_steps: Callable[[Steps], None] = lambda steps: None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    since: TrainProgress | None = None,
+    on_steps: Callable[[StepMetrics], None] = lambda steps: None,
+    on_progress: Callable[[TrainProgress], None] = lambda progress: None,
 ) -> list[Result]:
     """Tunes and evaluates the runs of a population, all at once.
 
@@ -160,15 +160,15 @@ def tune_population(
     """
     began = time.perf_counter()
     runs, steps = plan.runs, plan.runs[0].steps
-    table = model.table()
+    table = model.embedding_table()
     population, state = begin(model, plan, mesh, starts)
-    now = Progress(state)
+    now = TrainProgress(state)
     if since is not None:
         now = since.replace(state=place(since.state, mesh, STATE_SPECS))
 
-    work = Work()
+    work = StepCost()
     for batch in batches(task.train, plan, now.step):
-        before, work = work, work_of(batch, plan)
+        before, work = work, step_cost(batch, plan)
         batch = place(batch, mesh, BATCH_SPECS)
         state, losses = tune(model.module, model.params, population, now.state, batch, steps, mesh)
         if now.losses:  # those of the chunk before, for which the wait is short
@@ -176,9 +176,9 @@ def tune_population(
         now = now.replace(state=state, losses=(*now.losses, losses))
         if now.step in plan.stops:
             scored = _start_scoring_samples(
-                model, state.prompts, population.mask, task.curve, plan, mesh
+                model, state.prompts, population.mask, task.dev_subset, plan, mesh
             )
-            nearest = d_proj(table, state.prompts, model.readable())
+            nearest = d_proj(table, state.prompts, model.valid_tokens())
             now = now.replace(scored=(*now.scored, scored), nearest=(*now.nearest, nearest))
         on_progress(now)
     on_steps(_steps(now.losses[-1], runs, work))
@@ -222,7 +222,7 @@ def begin(
     model: LanguageModel, plan: Plan, mesh: Mesh, starts: Mapping[str, np.ndarray]
 ) -> tuple[Population, TuningState]:
     """A population before its first step, on the mesh; `starts` as for `tune_population`."""
-    table = on_host(model.table()).astype(np.float32)
+    table = on_host(model.embedding_table()).astype(np.float32)
     vectors = [
         starts[run.id] if run.id in starts else STARTS[run.init](run, table)
         for run in plan.padded_runs
@@ -230,7 +230,7 @@ def begin(
     population = _population(model, plan)
     gamma = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
     # Hard cells hold from the start.
-    prompts, _ = held(model.table(), population, _padded(vectors, plan), gamma, left=1.0)
+    prompts, _ = held(model.embedding_table(), population, _padded(vectors, plan), gamma, left=1.0)
     state = start(prompts, gamma, plan.runs[0].steps)
     return place(population, mesh, BY_RUN), place(state, mesh, STATE_SPECS)
 
@@ -252,7 +252,7 @@ def _cells(model: LanguageModel, runs: Sequence[Run], targets: jax.Array) -> Cel
         return None
     vocab_size = model.tokenizer.vocab_size
     return Cells(
-        nearest=nearest(model.table()[:vocab_size], targets),
+        nearest=nearest(model.embedding_table()[:vocab_size], targets),
         share=jnp.asarray([1 - run.margin for run in runs], jnp.float32),
         hard=jnp.asarray([run.constraint == "cell" for run in runs]),
         dual_rate=jnp.asarray(
@@ -271,10 +271,10 @@ def _padded(arrays: Sequence[np.ndarray], plan: Plan) -> jax.Array:
     )
 
 
-def _steps(losses: Losses, runs: Sequence[Run], work: Work) -> Steps:
+def _steps(losses: Losses, runs: Sequence[Run], work: StepCost) -> StepMetrics:
     task, far = (x[:, : len(runs)] for x in on_host((losses.task, losses.distance)))
     aimed = [bool(run.target_ids) for run in runs]
-    return Steps(task, np.where(aimed, far, np.float32(np.nan)), work)
+    return StepMetrics(task, np.where(aimed, far, np.float32(np.nan)), work)
 
 
 def _start_scoring_samples(
@@ -304,13 +304,13 @@ def _accuracies(
 
 
 def _curves(
-    task: EncodedTask, plan: Plan, now: Progress, readings: Sequence[list[Reading]]
+    task: EncodedTask, plan: Plan, now: TrainProgress, readings: Sequence[list[Reading]]
 ) -> list[tuple[Point, ...]]:
     """Each run's curve, from what was set going at the plan's stops."""
     losses = on_host(now.losses)
     task_loss = np.concatenate([chunk.task for chunk in losses])
     far = np.concatenate([chunk.distance for chunk in losses])
-    accuracies = [_accuracies(scored, task.curve, plan) for scored in now.scored]
+    accuracies = [_accuracies(scored, task.dev_subset, plan) for scored in now.scored]
     stretches = list(zip([0, *plan.stops[:-1]], plan.stops, strict=True))
     return [
         tuple(

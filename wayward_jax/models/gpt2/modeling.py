@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wayward_jax.models.attention import KeysValues, Layout, attend
+from wayward_jax.models.attention import AttentionLayout, LayerKVCache, attend
 from wayward_jax.models.causal_lm import CausalLM
 
 ACTIVATIONS = {
@@ -62,15 +62,19 @@ class Block(nn.Module):
         self.mlp_proj = nn.Dense(c.n_embd)
 
     def __call__(
-        self, x: jax.Array, layout: Layout, past: KeysValues | None, at: jax.Array | None
-    ) -> tuple[jax.Array, KeysValues]:
+        self,
+        x: jax.Array,
+        layout: AttentionLayout,
+        kv_cache: LayerKVCache | None,
+        at: jax.Array | None,
+    ) -> tuple[jax.Array, LayerKVCache]:
         qkv = self.c_attn(self.ln_1(x)).reshape(len(x), 3 * self.config.n_head, -1)
-        mixed, past = attend(*jnp.split(qkv, 3, axis=1), layout, past)
+        mixed, kv_cache = attend(*jnp.split(qkv, 3, axis=1), layout, kv_cache)
         if at is not None:
             x, mixed = x[at], mixed[at]
         x = x + self.attn_proj(mixed)
         activation = ACTIVATIONS[self.config.activation_function]
-        return x + self.mlp_proj(activation(self.c_fc(self.ln_2(x)))), past
+        return x + self.mlp_proj(activation(self.c_fc(self.ln_2(x)))), kv_cache
 
 
 class GPT2(CausalLM):
@@ -87,8 +91,8 @@ class GPT2(CausalLM):
         self.layers = [Block(c) for _ in range(c.n_layer)]
         self.ln_f = _norm(c)
 
-    def enter(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
         return (x + self.wpe(positions),)
 
-    def leave(self, x: jax.Array) -> jax.Array:
+    def final_norm(self, x: jax.Array) -> jax.Array:
         return self.ln_f(x)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wayward_jax.models.attention import KeysValues, Layout, attend
+from wayward_jax.models.attention import AttentionLayout, LayerKVCache, attend
 from wayward_jax.models.causal_lm import CausalLM
 
 
@@ -105,22 +105,22 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        layout: Layout,
-        past: KeysValues | None,
+        layout: AttentionLayout,
+        kv_cache: LayerKVCache | None,
         at: jax.Array | None,
         angles: jax.Array,
-    ) -> tuple[jax.Array, KeysValues]:
+    ) -> tuple[jax.Array, LayerKVCache]:
         normed = self.input_layernorm(x)
         q, k, v = (
             project(normed).reshape(len(x), -1, self.config.head_dim)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed, past = attend(rotate(q, angles), rotate(k, angles), v, layout, past)
+        mixed, kv_cache = attend(rotate(q, angles), rotate(k, angles), v, layout, kv_cache)
         if at is not None:
             x, mixed = x[at], mixed[at]
         x = x + self.o_proj(mixed)
         normed = self.post_attention_layernorm(x)
-        return x + self.down_proj(nn.silu(self.gate_proj(normed)) * self.up_proj(normed)), past
+        return x + self.down_proj(nn.silu(self.gate_proj(normed)) * self.up_proj(normed)), kv_cache
 
 
 class Llama(CausalLM):
@@ -136,8 +136,8 @@ class Llama(CausalLM):
         self.layers = [Block(c) for _ in range(c.num_hidden_layers)]
         self.norm = nn.RMSNorm(epsilon=c.rms_norm_eps)
 
-    def enter(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
         return x, positions[:, None] * rope_frequencies(self.config)
 
-    def leave(self, x: jax.Array) -> jax.Array:
+    def final_norm(self, x: jax.Array) -> jax.Array:
         return self.norm(x)
