@@ -235,7 +235,7 @@ def token_texts(
     texts = {}
     for name, model in models.items():
         own = [run.row for run in finished if run.row["model"] == name]
-        ids = {id_ for row in own for id_ in (*row["target_ids"], *row["projected_ids"])}
+        ids = {id_ for row in own for id_ in (*row["target_ids"], *row["token_ids"])}
         for by_id in readings.values():
             ids.update(id_ for row in own for id_ in by_id[row["id"]].ids.ravel().tolist())
         texts[name] = {id_: model.tokenizer.decode([id_]) for id_ in sorted(ids)}

@@ -39,7 +39,7 @@ def measure(bench: ProbeContext) -> Iterator[Measurement]:
 def _beside(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
     prompts = {
         "continuous": bench.load_prompt(row),
-        "projected": bench.embeddings(row["projected_ids"]),
+        "projected": bench.embeddings(row["token_ids"]),
         "target": bench.embeddings(row["target_ids"]),
     }
     return [{"id": row["id"], **found} for found in _accuracies(bench, row["task"], prompts)]

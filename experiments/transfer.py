@@ -42,7 +42,7 @@ def _on_all_tasks(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
 
 
 def _as_text(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
-    prompt = bench.embeddings(bench.model.tokenizer.encode(row["projected_text"]))
+    prompt = bench.embeddings(bench.model.tokenizer.encode(row["text"]))
     examples = bench.tasks[row["task"]].test
     return [
         {

@@ -1,10 +1,14 @@
-"""What defines a run, and a name for it."""
+"""A run: what defines it, the id that follows from that, and the record of what came of it."""
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Self
 
+import numpy as np
+
+from wayward_jax import __version__
 from wayward_jax.targets import Target
 
 P_STAR = "p_star"
@@ -22,7 +26,8 @@ FIRST_GAMMA = 1.0
 class Run:
     """One prompt optimisation; equal runs give equal prompts.
 
-    A run without `target_ids` is unconstrained: a `p_star`, whose gamma is 0.
+    A run without `target_ids` is unconstrained: a `p_star`, whose gamma is 0. Nothing here depends
+    on where files lie.
 
     Attributes:
         model: name of the frozen model.
@@ -31,18 +36,24 @@ class Run:
         target_name: name of the target, or `P_STAR`.
         target_text: the text that the prompt shall read as.
         target_ids: its L tokens.
-        init: a start of `initialization.STARTS`.
-        constraint: one of `CONSTRAINTS`.
+        init: a start of `initialization.STARTS`, or `checkpoint:` and a digest of the prompt that
+            the run starts from.
+        constraint: one of `CONSTRAINTS`, or the `repr` of a constraint of the user's own.
         gamma: weight of the distance term; where it is found while tuning, the first one.
-        margin: of the cells, see `cells`; 0 where they do not matter.
+        margin: of the cells, see `constraints`; 0 where they do not matter.
         seed: of the start and the order of examples.
         steps: optimiser steps.
         batch_size: examples a step.
-        learning_rate: at the first step.
+        learning_rate: its peak.
+        optimizer: one of `training.optimizers.OPTIMIZERS`, or `custom` for the user's own.
+        warmup: steps in which the learning rate rises to its peak; after them it falls linearly.
+        weight_decay: decoupled from the gradient; 0 is none.
+        keep: the prompt that is kept, that of the `last` step or the `best` on dev.
         method: `direct` or `channel`.
         template: index of the task's template.
         k_shot: training examples a class; -1 is all of them.
         data_seed: of the choice of training examples.
+        model_digest: of the model's weights.
     """
 
     model: str
@@ -59,10 +70,15 @@ class Run:
     steps: int = 2000
     batch_size: int = 8
     learning_rate: float = 0.01
+    optimizer: str = "adamw"
+    warmup: int = 0
+    weight_decay: float = 0.0
+    keep: str = "last"
     method: str = "direct"
     template: int = 1
     k_shot: int = -1
     data_seed: int = 100
+    model_digest: str = ""
 
     @classmethod
     def towards(cls, target: Target, **settings: Any) -> Self:
@@ -76,7 +92,129 @@ class Run:
         )
 
     @property
+    def has_target(self) -> bool:
+        """False for a `p_star`."""
+        return bool(self.target_ids)
+
+    @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that all of the above decides."""
+        """Twelve hexadecimal digits that all attributes decide."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvePoint:
+    """A run while it was tuned.
+
+    Attributes:
+        step: steps taken.
+        task_loss: mean training loss since the point before, in nats a token.
+        distance: mean of `objective.distance` since the point before; None without a target.
+        dev_accuracy: on a few dev examples.
+        prompt_f1: of the prompt at this step; None without a target.
+    """
+
+    step: int
+    task_loss: float
+    distance: float | None
+    dev_accuracy: float
+    prompt_f1: float | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A finished run: its definition, and what came of it.
+
+    Attributes:
+        run: its definition.
+        n_train: training examples.
+        n_dev: dev examples.
+        n_eval: test examples.
+        accuracy: on the test examples.
+        macro_f1: on the test examples.
+        correct: `[n_eval]` bool, which test examples are predicted right, in the task's order.
+        dev_accuracy: on the dev examples; what choices between runs go by.
+        text: what the prompt reads as: the text of the tokens nearest to its vectors.
+        token_ids: those L tokens.
+        prompt_f1: F1 of the words of `text` against the target's; None without a target.
+        token_f1: F1 of the tokens; None without a target.
+        distance: `objective.distance` to the target; None without a target.
+        final_gamma: the last weight of the distance term, which may have been found while tuning.
+        task_loss: mean training loss since the last point of the curve but one.
+        diverged_at: the step whose loss or gradient was not finite, from which on the prompt stayed
+            as it was; None if that never happened.
+        seconds: the run's share of its population's time.
+        curve: the run while it was tuned.
+        version: of wayward_jax that made it.
+        prompt: `[L, D]` float32; None where the record was read from a file, for the prompt is in a
+            checkpoint then.
+    """
+
+    run: Run
+    n_train: int
+    n_dev: int
+    n_eval: int
+    accuracy: float
+    macro_f1: float
+    correct: np.ndarray
+    dev_accuracy: float
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_f1: float | None
+    token_f1: float | None
+    distance: float | None
+    final_gamma: float
+    task_loss: float
+    diverged_at: int | None
+    seconds: float
+    curve: tuple[CurvePoint, ...]
+    version: str = __version__
+    prompt: np.ndarray | None = None
+
+    @property
+    def id(self) -> str:
+        """That of the run."""
+        return self.run.id
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat object of plain values: the id, the run's attributes, then the record's own.
+
+        The prompt is left out, and `correct` is in hexadecimal digits, a bit an example.
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["run"], values["prompt"]
+        return {
+            "id": self.id,
+            **dataclasses.asdict(self.run),
+            **values,
+            "correct": np.packbits(self.correct).tobytes().hex(),
+            "curve": [dataclasses.asdict(point) for point in self.curve],
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        """The record that `to_json` made `row` of, without the prompt.
+
+        Raises:
+            ValueError: `row` lacks an entry, an entry is of the wrong kind, or the id is not the
+                run's.
+        """
+        names = {field.name for kind in (Run, cls) for field in dataclasses.fields(kind)}
+        if missing := sorted((names | {"id"}) - {"run", "prompt"} - row.keys()):
+            raise ValueError(f"lacks {', '.join(missing)}")
+        try:
+            run = Run(**{field.name: row[field.name] for field in dataclasses.fields(Run)})
+            run = dataclasses.replace(run, target_ids=tuple(run.target_ids))
+            bits = np.frombuffer(bytes.fromhex(row["correct"]), np.uint8)
+            own = {field.name: row[field.name] for field in dataclasses.fields(cls)[1:-1]}
+            own |= {
+                "correct": np.unpackbits(bits, count=row["n_eval"]).astype(bool),
+                "token_ids": tuple(row["token_ids"]),
+                "curve": tuple(CurvePoint(**point) for point in row["curve"]),
+            }
+        except TypeError as error:
+            raise ValueError(f"has an entry of the wrong kind ({error})") from error
+        if row["id"] != run.id:
+            raise ValueError("has an id that is not its run's")
+        return cls(run, **own)

@@ -34,7 +34,7 @@ def test_tables_and_figures_are_written_in_every_format(analysis):
 
 
 def test_the_table_of_targets_agrees_with_the_results(analysis, job):
-    rows = records.read(job / "runs" / "results.jsonl")
+    rows = records.read_lines(job / "runs" / "results.jsonl")
     p_star = np.mean([row["accuracy"] for row in rows if not row["target_ids"]])
     lines = pd.read_csv(analysis / "tables" / "targets.csv")
     assert len(lines) == 2
@@ -56,7 +56,7 @@ def test_the_group_has_the_mean_drop_of_its_targets(analysis):
 
 def test_the_page_has_the_neighbors_that_the_checkpoints_have(analysis, job, table):
     data = page_data(analysis)
-    rows = {row["id"]: row for row in records.read(job / "runs" / "results.jsonl")}
+    rows = {row["id"]: row for row in records.read_lines(job / "runs" / "results.jsonl")}
     assert sorted(run["id"] for run in data["runs"]) == sorted(rows)
     for run in data["runs"]:
         ids, distances = nearest(job, rows[run["id"]], table)
@@ -94,9 +94,11 @@ def test_the_command_of_a_row_repeats_this_row_alone(analysis, job):
     places = [f"--out_dir={again}", f"--cache_dir={job / 'cache'}"]
     process = toy_job.run(*command[3:], f"--only={run['id']}", *places)
     assert process.returncode == 0, process.stderr
-    (row,) = records.read(again / "results.jsonl")
-    (first,) = (r for r in records.read(job / "runs" / "results.jsonl") if r["id"] == row["id"])
-    for name in ("accuracy", "prompt_f1", "projected_ids", "correct"):
+    (row,) = records.read_lines(again / "results.jsonl")
+    (first,) = (
+        r for r in records.read_lines(job / "runs" / "results.jsonl") if r["id"] == row["id"]
+    )
+    for name in ("accuracy", "prompt_f1", "token_ids", "correct"):
         assert row[name] == first[name]
     assert row["distance"] == pytest.approx(first["distance"], rel=1e-3)
 
@@ -119,13 +121,13 @@ def test_without_the_model_the_page_is_made_and_says_so(job, analysis, tmp_path)
 def folder_of(rows, path):
     path.mkdir()
     (path / "flags.json").write_text("{}")
-    records.append(path / "results.jsonl", rows)
+    records.append_lines(path / "results.jsonl", rows)
     return path
 
 
 @pytest.fixture
 def rows(job):
-    return records.read(job / "runs" / "results.jsonl")
+    return records.read_lines(job / "runs" / "results.jsonl")
 
 
 def test_merged_jobs_have_each_run_once_in_order(rows, tmp_path):

@@ -40,7 +40,7 @@ def page(browser, analysis):
 
 @pytest.fixture
 def rows(job):
-    return {row["id"]: row for row in records.read(job / "runs" / "results.jsonl")}
+    return {row["id"]: row for row in records.read_lines(job / "runs" / "results.jsonl")}
 
 
 def find(page, selector):

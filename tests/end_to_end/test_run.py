@@ -14,6 +14,7 @@ from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.runs import RunRecord
 from wayward_jax.training import memory
 
 FIELDS = [
@@ -35,8 +36,8 @@ FIELDS = [
     "macro_f1",
     "prompt_f1",
     "token_f1",
-    "projected_text",
-    "projected_ids",
+    "text",
+    "token_ids",
     "distance",
     "task_loss",
     "seconds",
@@ -58,7 +59,7 @@ def finished(folder):
 
 
 def test_a_row_says_everything_that_users_rely_on(finished):
-    rows = records.read(finished[0] / "results.jsonl")
+    rows = records.read_lines(finished[0] / "results.jsonl")
     assert len(rows) == 4  # p_star and one target, two seeds
     for row in rows:
         assert set(FIELDS) <= set(row)
@@ -67,24 +68,24 @@ def test_a_row_says_everything_that_users_rely_on(finished):
 
 
 def test_a_row_says_which_examples_were_predicted_right(finished):
-    for row in records.read(finished[0] / "results.jsonl"):
-        assert records.correct(row).shape == (20,)
-        assert records.correct(row).mean() == pytest.approx(row["accuracy"])
+    for row in records.read_lines(finished[0] / "results.jsonl"):
+        assert RunRecord.from_json(row).correct.shape == (20,)
+        assert RunRecord.from_json(row).correct.mean() == pytest.approx(row["accuracy"])
 
 
 def test_a_strong_pull_makes_the_prompt_read_as_its_target(finished):
-    rows = [r for r in records.read(finished[0] / "results.jsonl") if r["target_ids"]]
+    rows = [r for r in records.read_lines(finished[0] / "results.jsonl") if r["target_ids"]]
     assert [row["prompt_f1"] for row in rows] == [1.0, 1.0]
-    assert {row["projected_text"] for row in rows} == {"w7 w8 w9"}
+    assert {row["text"] for row in rows} == {"w7 w8 w9"}
 
 
 def test_checkpoints_hold_the_prompts_that_were_read(finished, folder):
     out_dir, _ = finished
     table = pair("gpt2", folder / "again")[1].get_input_embeddings().weight.numpy()
-    for row in records.read(out_dir / "results.jsonl"):
+    for row in records.read_lines(out_dir / "results.jsonl"):
         prompt = checkpoints.load_prompt(out_dir / "checkpoints" / row["id"])
         distances = ((prompt[:, None] - table[None, :80]) ** 2).sum(-1)
-        assert distances.argmin(1).tolist() == row["projected_ids"]
+        assert distances.argmin(1).tolist() == row["token_ids"]
 
 
 def test_the_folder_has_the_flags_and_the_figure(finished):
@@ -173,7 +174,7 @@ def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
 
 def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     out_dir, _ = finished
-    row = records.read(out_dir / "results.jsonl")[-1]
+    row = records.read_lines(out_dir / "results.jsonl")[-1]
     checkpoint = out_dir / "checkpoints" / row["id"]
     given = settings(
         folder, folder / "continued", inits=(str(checkpoint),), steps=1, learning_rate=0.0

@@ -157,7 +157,9 @@ def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
     both = (tmp_path / "first", tmp_path / "second")
     rows, steps = run_job(folder, tmp_path / "third", gammas=(0.5, 0.1), reuse=both)
     assert (len(rows), steps) == (3, 0)
-    expected = {row["id"]: row for each in both for row in records.read(each / "results.jsonl")}
+    expected = {
+        row["id"]: row for each in both for row in records.read_lines(each / "results.jsonl")
+    }
     # Both have a p_star, tuned the same; that of the first counts.
     assert [{**row, "seconds": 0} for row in rows] == [
         {**expected[row["id"]], "seconds": 0} for row in rows
@@ -182,7 +184,7 @@ def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
     rows, _ = run_job(folder, tmp_path / "first")
     bare = tmp_path / "bare"
     bare.mkdir()
-    records.append(bare / "results.jsonl", rows)
+    records.append_lines(bare / "results.jsonl", rows)
     with pytest.raises(InputError, match=r"--reuse: .*checkpoints"):
         run_job(folder, tmp_path / "again", reuse=(bare,))
 

@@ -209,7 +209,7 @@ def test_projections_of_the_same_prompts_agree_with_their_rows(folder, first, me
     aimed = [row for row in aimed if row["target_ids"]]
     for line, row in zip(euclidean, aimed, strict=True):
         assert (line["prompt_f1"], line["token_f1"]) == (row["prompt_f1"], row["token_f1"])
-        assert line["top_1"] == np.mean(np.equal(row["projected_ids"], row["target_ids"]))
+        assert line["top_1"] == np.mean(np.equal(row["token_ids"], row["target_ids"]))
         assert line["top_1"] <= line["top_5"] <= line["top_10"]
     table = toy_models.pair("gpt2", folder / "again")[1].get_input_embeddings().weight.numpy()[:80]
     best = [x for x in lines if x["metric"] == "dot" and x["prompt"] == "p_star"]
@@ -263,5 +263,5 @@ def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, me
     for name in ("path", "discrete", "transfer"):
         assert (tmp_path / "out" / "figures" / f"{name}.png").exists()
     assert "accuracy on test counts" in (tmp_path / "out" / "report.html").read_text()
-    rows = records.read(folder / "path" / "results.jsonl")
+    rows = records.read_lines(folder / "path" / "results.jsonl")
     assert len(rows) == 6

@@ -102,7 +102,7 @@ def analyze(*args: str) -> subprocess.CompletedProcess:
 def assert_same_outcome(row: dict, expected: dict) -> None:
     """A run's rows of two jobs agree, but for rounding: it was computed beside other runs."""
     assert row.keys() == expected.keys()
-    for name in ("id", "correct", "dev_accuracy", "projected_ids", "n_train", "n_eval"):
+    for name in ("id", "correct", "dev_accuracy", "token_ids", "n_train", "n_eval"):
         assert row[name] == expected[name]
     assert row["task_loss"] == pytest.approx(expected["task_loss"], rel=1e-3)
     if row["target_ids"]:

@@ -61,7 +61,7 @@ def events(monitored):
 def populations(monitored):
     """The rows of each population by the id of its first run."""
     out_dir, _ = monitored
-    rows = {row["id"]: row for row in records.read(out_dir / "results.jsonl")}
+    rows = {row["id"]: row for row in records.read_lines(out_dir / "results.jsonl")}
     plans = json.loads((out_dir / "plan.json").read_text())["populations"]
     return {plan["runs"][0]: [rows[run] for run in plan["runs"]] for plan in plans}
 

@@ -104,12 +104,12 @@ def test_a_job_of_other_flags_is_refused_by_its_url(folder, url, undisturbed):
 
 
 def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
-    rows = records.read(undisturbed / "results.jsonl")
+    rows = records.read_lines(undisturbed / "results.jsonl")
     for number, own in enumerate((rows[:1], rows[1:])):
         shard = tmp_path / f"shard-{number}-of-2"
         (shard / "in_flight").mkdir(parents=True)
         (shard / "in_flight" / "large").touch()
-        records.append(shard / "results.jsonl", own)
+        records.append_lines(shard / "results.jsonl", own)
     STORE.put(str(tmp_path), "/bucket/job", recursive=True)
     with local([url, str(undisturbed)]) as folders:
         assert [run.row for run in finished.read(folders)] == rows

@@ -77,8 +77,8 @@ def wait_until_tuning(started, out_dir):
 
 
 def assert_same_table(out_dir, alone):
-    expected = {row["id"]: row for row in records.read(alone / "results.jsonl")}
-    rows = records.read(out_dir / "results.jsonl")
+    expected = {row["id"]: row for row in records.read_lines(alone / "results.jsonl")}
+    rows = records.read_lines(out_dir / "results.jsonl")
     assert sorted(row["id"] for row in rows) == sorted(expected)
     for row in rows:
         toy_job.assert_same_outcome(row, expected[row["id"]])

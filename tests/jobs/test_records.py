@@ -9,39 +9,39 @@ import pytest
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import records
 
-ROWS = [{"id": f"{i:012x}", "projected_text": "日本 'w7'\n", "accuracy": i / 7} for i in range(5)]
+ROWS = [{"id": f"{i:012x}", "text": "日本 'w7'\n", "accuracy": i / 7} for i in range(5)]
 
 
 def test_rows_come_back_in_the_order_they_were_added(tmp_path):
     path = tmp_path / "results.jsonl"
-    records.append(path, ROWS[:2])
-    records.append(path, ROWS[2:])
-    assert records.read(path) == ROWS
+    records.append_lines(path, ROWS[:2])
+    records.append_lines(path, ROWS[2:])
+    assert records.read_lines(path) == ROWS
 
 
 def test_rows_that_do_not_fit_on_the_disk_leave_no_trace(tmp_path):
     """The system writes as much as the limit allows, as it does on a disk that gets full."""
     path = tmp_path / "results.jsonl"
-    records.append(path, ROWS[:2])
+    records.append_lines(path, ROWS[:2])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, limits[1]))
     try:
         with pytest.raises(OSError) as error:  # noqa: PT011 - its number is checked below
-            records.append(path, ROWS[2:])
+            records.append_lines(path, ROWS[2:])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.errno in (errno.ENOSPC, errno.EFBIG)
-    assert records.read(path) == ROWS[:2]
-    records.append(path, ROWS[2:])
-    assert records.read(path) == ROWS
+    assert records.read_lines(path) == ROWS[:2]
+    records.append_lines(path, ROWS[2:])
+    assert records.read_lines(path) == ROWS
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4])
 def test_a_row_cut_anywhere_is_dropped_and_the_others_stay(tmp_path, rows):
     path = tmp_path / "results.jsonl"
-    records.append(path, ROWS[:rows])
+    records.append_lines(path, ROWS[:rows])
     whole = path.read_bytes()
-    records.append(path, [ROWS[rows]])
+    records.append_lines(path, [ROWS[rows]])
     longer = path.read_bytes()
     for end in range(len(whole) + 1, len(longer)):
         path.write_bytes(longer[:end])
@@ -51,7 +51,7 @@ def test_a_row_cut_anywhere_is_dropped_and_the_others_stay(tmp_path, rows):
 
 def test_whole_rows_need_no_repair(tmp_path):
     path = tmp_path / "results.jsonl"
-    records.append(path, ROWS)
+    records.append_lines(path, ROWS)
     before = path.read_bytes()
     assert not records.repair(path)
     assert path.read_bytes() == before
@@ -61,4 +61,4 @@ def test_a_broken_row_among_others_is_named(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text(f"{json.dumps(ROWS[0])}\n{{broken\n{json.dumps(ROWS[1])}\n")
     with pytest.raises(InputError, match=r"results.jsonl:2"):
-        records.read(path)
+        records.read_lines(path)

@@ -88,7 +88,7 @@ def stop(folder, out_dir, after=10, **changed):
 
 
 def table(out_dir):
-    rows = records.read(out_dir / "results.jsonl")
+    rows = records.read_lines(out_dir / "results.jsonl")
     return [{name: row[name] for name in row if name != "seconds"} for row in rows]
 
 

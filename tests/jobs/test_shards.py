@@ -98,7 +98,7 @@ def test_another_number_of_shards_or_none_is_refused(folder, in_shards, whole):
     assert sorted(in_shards.rglob("*")) == before
     with pytest.raises(InputError, match=r"--out_dir=.* without --shard: "):
         run_job(folder, folder / "whole", shard=(0, 2))
-    assert len(records.read(folder / "whole" / "results.jsonl")) == len(whole)
+    assert len(records.read_lines(folder / "whole" / "results.jsonl")) == len(whole)
 
 
 def test_a_shard_of_other_flags_is_refused(folder, in_shards):

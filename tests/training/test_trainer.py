@@ -71,16 +71,16 @@ def test_unconstrained_prompts_learn_the_task(results):
 
 def test_constrained_prompts_read_as_their_target(results, runs):
     for result in results[:2]:
-        assert result.reading.text == toy_models.TARGET
-        assert result.reading.ids == runs[0].target_ids
-        assert result.reading.prompt_f1 == result.reading.token_f1 == 1
-    assert results[2].reading.token_f1 < 1
+        assert result.text == toy_models.TARGET
+        assert result.token_ids == runs[0].target_ids
+        assert result.prompt_f1 == result.token_f1 == 1
+    assert results[2].token_f1 < 1
     assert results[1].distance < results[0].distance < results[2].distance
 
 
 def test_a_run_without_target_is_not_compared_with_one(results):
     for result in results[3:]:
-        assert result.distance is result.reading.prompt_f1 is result.reading.token_f1 is None
+        assert result.distance is result.prompt_f1 is result.token_f1 is None
 
 
 def test_results_are_of_their_runs_and_complete(results, runs, model, task):
@@ -90,9 +90,9 @@ def test_results_are_of_their_runs_and_complete(results, runs, model, task):
     losses = start_scoring(model, jnp.asarray(prompts), jnp.asarray(mask), task.test, make_mesh())
     for result, expected in zip(results, predictions(losses, task.test), strict=True):
         assert result.prompt.shape == (result.run.prompt_length, toy_models.WIDTH)
-        assert len(result.reading.ids) == result.run.prompt_length
+        assert len(result.token_ids) == result.run.prompt_length
         assert (result.n_train, result.n_dev, result.n_eval) == (40, 30, 50)
-        np.testing.assert_array_equal(result.predictions, expected)
+        np.testing.assert_array_equal(result.correct, expected == task.test.labels)
         assert result.accuracy == np.mean(expected == task.test.labels)
         assert result.diverged_at is None
         assert [point.step for point in result.curve] == [STEPS // 2, STEPS]
@@ -142,7 +142,7 @@ def test_given_starts_hold_and_chunks_end_at_the_curves_points(runs, model, smal
     )
     np.testing.assert_array_equal(results[3].prompt, given)
     assert (results[4].prompt != given).any()
-    assert results[1].reading.ids == runs[1].target_ids
+    assert results[1].token_ids == runs[1].target_ids
     assert results[1].distance == 0
     assert [point.step for point in results[1].curve] == [2, 5]
     assert sum(told) == 5

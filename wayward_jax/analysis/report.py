@@ -119,13 +119,13 @@ def page_data(
             "set": tables.target_set(row["target_name"]),
             "target": targets.of((row["target_text"], *index(row, row["target_ids"]))),
             "command": commands.of((run.folder, row["model"], row["task"])),
-            "text": row["projected_text"],
+            "text": row["text"],
             "diverged": row["diverged_at"],
             "curve": [
                 [point[name] for name in ("step", "dev_accuracy", "prompt_f1", "task_loss")]
                 for point in row["curve"]
             ],
-            "ids": index(row, row["projected_ids"]),
+            "ids": index(row, row["token_ids"]),
         }
         if row["constraint"] == "dual":
             entry["gamma"] = float(f"{row['final_gamma']:.3g}")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from wayward_jax.analysis.statistics import Interval, drop_over_examples
-from wayward_jax.jobs import records
 from wayward_jax.runs import P_STAR
 
 Row = dict[str, Any]
@@ -68,9 +67,15 @@ class Comparison:
     def drop(self) -> Interval:
         """The accuracy drop in percent, and how far other test examples might move it."""
         p_star, wayward = (
-            np.stack([records.correct(row) for row in rows]) for rows in (self.p_star, self.wayward)
+            np.stack([correct(row) for row in rows]) for rows in (self.p_star, self.wayward)
         )
         return drop_over_examples(p_star, wayward)
+
+
+def correct(row: Row) -> np.ndarray:
+    """Which test examples a row's run predicted right: `[n_eval]` bool, in the task's order."""
+    bits = np.frombuffer(bytes.fromhex(row["correct"]), np.uint8)
+    return np.unpackbits(bits, count=row["n_eval"]).astype(bool)
 
 
 def is_aimed(row: Row) -> bool:
@@ -152,7 +157,7 @@ def _by_seed(rows: Sequence[Row]) -> dict[int, np.ndarray]:
     """How often the runs of each seed predict each example right: `[E]` float32."""
     correct: dict[int, list[np.ndarray]] = {}
     for row in rows:
-        correct.setdefault(row["seed"], []).append(records.correct(row))
+        correct.setdefault(row["seed"], []).append(correct(row))
     return {seed: np.mean(each, axis=0, dtype=np.float32) for seed, each in correct.items()}
 
 

@@ -59,7 +59,7 @@ def reservations(rows: Sequence[Row], readings: Mapping[str, Reading]) -> list[s
             "is counted like the others."
         )
     anew = [(row, readings[row["id"]]) for row in rows if row["id"] in readings]
-    if other := [1 for row, found in anew if found.ids[:, 0].tolist() != row["projected_ids"]]:
+    if other := [1 for row, found in anew if found.ids[:, 0].tolist() != row["token_ids"]]:
         said.append(
             f"{count(len(other), 'prompt')} read otherwise here than when they were tuned, as "
             "happens to near-ties where embeddings have another precision. Tables and figures have "

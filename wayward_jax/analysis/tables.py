@@ -288,7 +288,7 @@ def measurements(rows: Sequence[Row], measured: Measured, name: str) -> pd.DataF
 
 def by_run(rows: Sequence[Row]) -> pd.DataFrame:
     """The results as they are, a line a run."""
-    nested = ("curve", "correct", "target_ids", "projected_ids")
+    nested = ("curve", "correct", "target_ids", "token_ids")
     return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
 
 

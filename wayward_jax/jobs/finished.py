@@ -20,7 +20,7 @@ INCIDENTAL = ("seconds",)
 REQUIRED = {
     *("id", "accuracy", "dev_accuracy", "correct", "curve", "distance", "diverged_at"),
     *("n_train", "n_dev", "n_eval"),
-    *("prompt_f1", "token_f1", "projected_text", "projected_ids"),
+    *("prompt_f1", "token_f1", "text", "token_ids"),
     *(field.name for field in dataclasses.fields(runs.Run)),
 }
 
@@ -79,7 +79,7 @@ def read(folders: Sequence[Path]) -> list[FinishedRun]:
     found: dict[str, FinishedRun] = {}
     for folder in itertools.chain.from_iterable(map(_of_job, folders)):
         path = folder / "results.jsonl"
-        rows = records.read(path)
+        rows = records.read_lines(path)
         if not rows:
             raise InputError(f"{path} is empty: give the --out_dir of a finished job")
         for number, row in enumerate(rows, start=1):
@@ -102,7 +102,7 @@ def read_measurements(folders: Sequence[Path]) -> Measured:
     found: Measured = {}
     for folder in itertools.chain.from_iterable(map(_of_job, folders)):
         path = folder / MEASUREMENTS
-        for number, line in enumerate(records.read(path) if path.exists() else [], start=1):
+        for number, line in enumerate(records.read_lines(path) if path.exists() else [], start=1):
             try:
                 found.setdefault(line["measurement"], {}).setdefault(line["key"], line["rows"])
             except (TypeError, KeyError) as error:

@@ -113,7 +113,7 @@ class JobFolder:
 
     def rows(self) -> dict[str, dict]:
         """The rows of all finished runs by run id, in the order they came."""
-        rows = records.read(self._results) if self._results.exists() else []
+        rows = records.read_lines(self._results) if self._results.exists() else []
         return {row["id"]: row for row in rows}
 
     def checkpoint(self, run: str) -> Path:
@@ -170,7 +170,7 @@ class JobFolder:
             new = [row for row in rows if row["id"] not in done]
             for row in new:
                 checkpoints.save_prompt(self.checkpoint(row["id"]), load_prompt(row["id"]))
-            records.append(self._results, new)
+            records.append_lines(self._results, new)
 
     def measured(self) -> finished.Measured:
         """What was measured of the runs, in this process or before."""
@@ -180,7 +180,7 @@ class JobFolder:
         """Writes the rows of one measurement, all in a line."""
         with writing(self.path):
             line = {"measurement": measurement, "key": key, "rows": rows}
-            records.append(self._measurements, [line])
+            records.append_lines(self._measurements, [line])
         self._send()
 
     def _send(self) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from experiments.flags import Settings, as_flags
 from wayward_jax import checkpoints
 from wayward_jax.checkpoints import ProgressCheckpoints
-from wayward_jax.jobs import finished, records
+from wayward_jax.jobs import finished
 from wayward_jax.jobs.experiment import Experiment, Measure
 from wayward_jax.jobs.finished import FinishedRun, Measured
 from wayward_jax.jobs.folder import JobFolder, Plans, of_shard
@@ -145,8 +145,8 @@ class _Work:
                 on_steps=on_steps,
                 on_progress=functools.partial(on_progress, kept),
             )
-            rows = [records.to_row(result, task.test.labels) for result in found]
-            prompts = {result.run.id: result.prompt for result in found}
+            rows = [record.to_json() for record in found]
+            prompts = {record.id: record.prompt for record in found}
             first(lambda: self.folder.add(rows, prompts.__getitem__))
         self.watch.tuned(curve(found), outcome(found))
 

@@ -161,7 +161,7 @@ def _table(frame: pd.DataFrame) -> Table:
 def _token_strip(row: dict, tokenizer: Tokenizer) -> Table:
     """A target's tokens beside those that the prompt reads as, a line each."""
     strip = Table("target", "reads as", box=None, pad_edge=False)
-    for target, projected in zip(row["target_ids"], row["projected_ids"], strict=True):
+    for target, projected in zip(row["target_ids"], row["token_ids"], strict=True):
         color = "green" if projected == target else "red"
         strip.add_row(
             Text(_visible(tokenizer, target)), Text(_visible(tokenizer, projected), style=color)

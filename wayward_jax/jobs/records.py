@@ -1,69 +1,54 @@
-"""Results as JSON lines: one object a run, appended."""
+"""Records and measurements of finished runs on disk: JSON lines, appended, read and merged."""
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wayward_jax.errors import InputError, reason
-from wayward_jax.training.trainer import Result
+from wayward_jax.jobs.layout import JobLayout
+from wayward_jax.runs import RunRecord
+
+# What two records of the same run may differ in.
+INCIDENTAL = ("seconds", "version")
+
+Measured = dict[str, dict[str, list[dict[str, Any]]]]
+"""Rows by what was measured (the name of an experiment) and each measurement's own key."""
 
 
-def to_row(result: Result, labels: np.ndarray) -> dict[str, Any]:
-    """A result as a flat object of plain values: what defines the run, then what became of it.
+@dataclasses.dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A run of a finished job.
 
-    The prompt itself is not in it (see `checkpoints`). Of the predictions it has which are right.
-
-    Args:
-        result: of a run.
-        labels: `[n_eval]`, the right ones of the test examples.
+    Attributes:
+        record: of the run.
+        job: the job's folder.
     """
-    reading = result.reading
-    return {
-        "id": result.run.id,
-        **dataclasses.asdict(result.run),
-        "n_train": result.n_train,
-        "n_dev": result.n_dev,
-        "n_eval": result.n_eval,
-        "accuracy": result.accuracy,
-        "macro_f1": result.macro_f1,
-        "correct": np.packbits(result.predictions == labels).tobytes().hex(),
-        "dev_accuracy": result.dev_accuracy,
-        "prompt_f1": reading.prompt_f1,
-        "token_f1": reading.token_f1,
-        "projected_text": reading.text,
-        "projected_ids": list(reading.ids),
-        "distance": result.distance,
-        "final_gamma": result.final_gamma,
-        "task_loss": result.task_loss,
-        "diverged_at": result.diverged_at,
-        "seconds": result.seconds,
-        "curve": [dataclasses.asdict(point) for point in result.curve],
-    }
+
+    record: RunRecord
+    job: JobLayout
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the prompt is."""
+        return self.job.checkpoint(self.record.id)
 
 
-def correct(row: dict[str, Any]) -> np.ndarray:
-    """Which test examples a row's run predicted right: `[n_eval]` bool, in the task's order."""
-    bits = np.frombuffer(bytes.fromhex(row["correct"]), np.uint8)
-    return np.unpackbits(bits, count=row["n_eval"]).astype(bool)
-
-
-def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Adds rows to a results file, which is made if need be: all of them or, on an error, none.
+def append_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Appends objects to a file of JSON lines: all of them or, on an error, none.
 
     Raises:
         OSError: they cannot be written.
     """
-    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects).encode()
     with path.open("ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
-            if file.write(data) < len(data):
+            if file.write(lines) < len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         except OSError:
@@ -72,7 +57,7 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def repair(path: Path) -> bool:
-    """Drops what a crash left of a row at the end of a results file; whether there was any."""
+    """Drops a last line that a crash left without its end; returns whether there was one."""
     with path.open("rb+") as file:
         content = file.read()
         whole = content.rfind(b"\n") + 1
@@ -80,21 +65,116 @@ def repair(path: Path) -> bool:
     return whole < len(content)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file.
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines.
 
     Raises:
-        InputError: there is no such file, or a line of it is no JSON object.
+        InputError: there is no such file, or a line is not a JSON object.
     """
     if not os.path.isfile(path):
-        raise InputError(f"{path} does not exist: give the --out_dir of a finished job")
-    rows = []
+        raise InputError(None, path, "does not exist: give the --out_dir of a finished job")
+    found = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                rows.append(json.loads(line))
+                found.append(json.loads(line))
+                if not isinstance(found[-1], dict):
+                    raise ValueError(f"a {type(found[-1]).__name__}")
             except (ValueError, RecursionError) as error:
                 raise InputError(
-                    f"{path}:{number}: not a JSON object ({reason(error)}): mend or remove the line"
+                    None,
+                    f"{path}:{number}",
+                    f"not a JSON object ({reason(error)}): mend or remove the line",
                 ) from error
-    return rows
+    return found
+
+
+def read_records(job: JobLayout) -> list[RunRecord]:
+    """The records of a job's finished runs, without prompts, in the order they came.
+
+    Raises:
+        InputError: there are none, or a line is no record of this version.
+    """
+    found = []
+    for number, row in enumerate(read_lines(job.results), start=1):
+        try:
+            found.append(RunRecord.from_json(row))
+        except ValueError as error:
+            raise InputError(
+                None,
+                f"{job.results}:{number}",
+                f"{reason(error)}: it was made by another version of wayward_jax, so run the job "
+                "again",
+            ) from error
+    return found
+
+
+def read_jobs(folders: Sequence[Path]) -> list[FinishedRun]:
+    """The runs of all jobs in order; a run that several jobs have is given once.
+
+    Args:
+        folders: of jobs, or of the shards of one.
+
+    Raises:
+        InputError: a folder has no results or not all shards, or two folders disagree on what
+            became of a run.
+    """
+    found: dict[str, FinishedRun] = {}
+    for job in itertools.chain.from_iterable(map(_parts, folders)):
+        records = read_records(job)
+        if not records:
+            raise InputError(None, job.results, "is empty: give the --out_dir of a finished job")
+        for number, record in enumerate(records, start=1):
+            first = found.setdefault(record.id, FinishedRun(record, job))
+            if names := _differing(first.record, record):
+                raise InputError(
+                    None,
+                    f"{job.results}:{number}",
+                    f"run {record.id} differs from that in {first.job.folder} in "
+                    f"{', '.join(names)}: leave out one of the two folders",
+                )
+    return list(found.values())
+
+
+def read_measurements(folders: Sequence[Path]) -> Measured:
+    """What all jobs measured of their runs; what several have is given once.
+
+    Raises:
+        InputError: a line is no measurement.
+    """
+    found: Measured = {}
+    for job in itertools.chain.from_iterable(map(_parts, folders)):
+        lines = read_lines(job.measurements) if job.measurements.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                found.setdefault(line["measurement"], {}).setdefault(line["key"], line["rows"])
+            except (TypeError, KeyError) as error:
+                raise InputError(
+                    None, f"{job.measurements}:{number}", "not a measurement: remove the line"
+                ) from error
+    return found
+
+
+def _parts(folder: Path) -> list[JobLayout]:
+    """The shards of a job or, without any, the job itself."""
+    job = JobLayout(folder)
+    shards = job.shards()
+    for _, count in shards:
+        if missing := [str(number) for number in range(count) if (number, count) not in shards]:
+            raise InputError(
+                None,
+                folder,
+                f"lacks shard {', '.join(missing)} of {count}: run it, or give the folders of the "
+                "others one by one",
+            )
+    return list(shards.values()) or [job]
+
+
+def _differing(first: RunRecord, second: RunRecord) -> list[str]:
+    """Names of the entries in which two records of one run differ; NaN equals NaN."""
+    rows = first.to_json(), second.to_json()
+    return [
+        name
+        for name in rows[0]
+        if name not in INCIDENTAL and json.dumps(rows[0][name]) != json.dumps(rows[1][name])
+    ]

@@ -10,8 +10,9 @@ import psutil
 from jax.sharding import Mesh
 
 from wayward_jax.models import LanguageModel
+from wayward_jax.runs import RunRecord
 from wayward_jax.training.flops import matrix_peak, needed_flops
-from wayward_jax.training.trainer import Result, StepMetrics
+from wayward_jax.training.trainer import StepMetrics
 
 Figures = dict[str, float]
 """Of what runs differ in there are `NAME/mean`, `NAME/p10` and `NAME/p90`, over the runs."""
@@ -56,7 +57,7 @@ class ThroughputMeter:
         return stats["bytes_in_use"] if stats else psutil.Process().memory_info().rss
 
 
-def curve(results: Sequence[Result]) -> dict[int, Figures]:
+def curve(results: Sequence[RunRecord]) -> dict[int, Figures]:
     """By step, what was measured of a population's runs on their way."""
     return {
         points[0].step: {
@@ -67,7 +68,7 @@ def curve(results: Sequence[Result]) -> dict[int, Figures]:
     }
 
 
-def outcome(results: Sequence[Result]) -> Figures:
+def outcome(results: Sequence[RunRecord]) -> Figures:
     """What became of a population's runs."""
     return {
         **_spread("accuracy", [result.accuracy for result in results]),

@@ -18,7 +18,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.readings import Reading, read_tokens
-from wayward_jax.runs import Run
+from wayward_jax.runs import CurvePoint, Run, RunRecord
 from wayward_jax.sharding import BY_RUN, on_host, place
 from wayward_jax.training.evaluation import EvaluationSet, predictions, start_scoring
 from wayward_jax.training.examples import EncodedTask
@@ -37,59 +37,6 @@ from wayward_jax.training.step import (
 
 # How fast gammas are found: a rate of one step, times the number of steps.
 DUAL_TRAVEL = 30.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """A run seen on its way: after `step` steps, with the losses averaged since the last point."""
-
-    step: int
-    task_loss: float
-    distance: float | None
-    dev_accuracy: float
-    prompt_f1: float | None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Result:
-    """What became of a run.
-
-    Attributes:
-        run: its definition.
-        prompt: `[L, D]` float32.
-        reading: what the prompt reads as.
-        distance: mean squared distance to the target's embeddings; None without a target.
-        final_gamma: the last weight of the distance term, which may have been found on the way.
-        task_loss: mean training loss over the curve's last stretch.
-        predictions: `[n_eval]` labels predicted for the test examples.
-        accuracy: on the test examples.
-        macro_f1: on the test examples.
-        dev_accuracy: on the dev examples; what choices between runs go by.
-        n_train: training examples.
-        n_dev: dev examples.
-        n_eval: test examples.
-        curve: the run on its way.
-        diverged_at: the step at which its loss or gradient was no longer finite, from which on
-            its prompt stayed as it was; None if that never happened.
-        seconds: the run's share of its population's time.
-    """
-
-    run: Run
-    prompt: np.ndarray
-    reading: Reading
-    distance: float | None
-    final_gamma: float
-    task_loss: float
-    predictions: np.ndarray
-    accuracy: float
-    macro_f1: float
-    dev_accuracy: float
-    n_train: int
-    n_dev: int
-    n_eval: int
-    curve: tuple[Point, ...]
-    diverged_at: int | None
-    seconds: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,7 +86,7 @@ def tune_population(
     since: TrainProgress | None = None,
     on_steps: Callable[[StepMetrics], None] = lambda steps: None,
     on_progress: Callable[[TrainProgress], None] = lambda progress: None,
-) -> list[Result]:
+) -> list[RunRecord]:
     """Tunes and evaluates the runs of a population, all at once.
 
     The devices are always a chunk of steps ahead of what the host waits for.
@@ -196,14 +143,17 @@ def tune_population(
     curves = _curves(task, plan, now, readings)
     seconds = (time.perf_counter() - began) / len(runs)
     return [
-        Result(
+        RunRecord(
             run=run,
             prompt=prompts[r, : run.prompt_length],
-            reading=readings[-1][r],
+            text=readings[-1][r].text,
+            token_ids=readings[-1][r].ids,
+            prompt_f1=readings[-1][r].prompt_f1,
+            token_f1=readings[-1][r].token_f1,
             distance=float(far[r]) if run.target_ids else None,
             final_gamma=float(final_gamma[r]),
             task_loss=curves[r][-1].task_loss,
-            predictions=test[r],
+            correct=test[r] == task.test.labels,
             accuracy=metrics.accuracy(test[r], task.test.labels),
             macro_f1=metrics.macro_f1(test[r], task.test.labels),
             dev_accuracy=dev_accuracies[r],
@@ -305,7 +255,7 @@ def _accuracies(
 
 def _curves(
     task: EncodedTask, plan: Plan, now: TrainProgress, readings: Sequence[list[Reading]]
-) -> list[tuple[Point, ...]]:
+) -> list[tuple[CurvePoint, ...]]:
     """Each run's curve, from what was set going at the plan's stops."""
     losses = on_host(now.losses)
     task_loss = np.concatenate([chunk.task for chunk in losses])
@@ -314,7 +264,7 @@ def _curves(
     stretches = list(zip([0, *plan.stops[:-1]], plan.stops, strict=True))
     return [
         tuple(
-            Point(
+            CurvePoint(
                 step=last,
                 task_loss=float(task_loss[first:last, r].mean()),
                 distance=float(far[first:last, r].mean()) if run.target_ids else None,

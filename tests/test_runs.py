@@ -1,0 +1,80 @@
+"""Runs, their ids, and the records of what came of them."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from wayward_jax.runs import CurvePoint, Run, RunRecord
+from wayward_jax.targets import Target
+
+RUN = Run.towards(
+    Target("words/1", "日本 'two'", (5, 3)), model="gpt2", task="sst2", gamma=0.1, init="target"
+)
+RECORD = RunRecord(
+    run=RUN,
+    n_train=40,
+    n_dev=12,
+    n_eval=11,
+    accuracy=8 / 11,
+    macro_f1=0.7,
+    correct=np.arange(11) < 8,
+    dev_accuracy=0.5,
+    text="one two",
+    token_ids=(5, 4),
+    prompt_f1=2 / 3,
+    token_f1=0.5,
+    distance=1.25,
+    final_gamma=0.1,
+    task_loss=0.3,
+    diverged_at=None,
+    seconds=1.5,
+    curve=(CurvePoint(5, 0.5, 2.0, 0.25, 0.0), CurvePoint(10, math.nan, 1.25, 0.5, 2 / 3)),
+    prompt=np.ones((2, 3), np.float32),
+)
+
+
+def test_a_record_comes_back_from_a_line_of_json_but_for_its_prompt():
+    back = RunRecord.from_json(json.loads(json.dumps(RECORD.to_json())))
+    assert back.run == RUN
+    assert back.prompt is None
+    np.testing.assert_array_equal(back.correct, RECORD.correct)
+    assert back.correct.dtype == bool
+    assert json.dumps(back.to_json()) == json.dumps(RECORD.to_json())
+
+
+@pytest.mark.parametrize("name", [*RECORD.to_json()])
+def test_a_record_without_one_of_its_entries_is_refused(name):
+    row = RECORD.to_json()
+    del row[name]
+    with pytest.raises(ValueError, match=name):
+        RunRecord.from_json(row)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"correct": 5},
+        {"correct": "xy"},
+        {"curve": [5]},
+        {"curve": [{"step": 5}]},
+        {"token_ids": 5},
+        {"target_ids": None},
+        {"n_eval": "many"},
+        {"id": "0123456789ab"},
+        {"gamma": 0.2},
+    ],
+    ids=str,
+)
+def test_a_record_with_a_wrong_entry_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"wrong kind|not its run's|hexadecimal"):
+        RunRecord.from_json(RECORD.to_json() | wrong)
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Run), ids=lambda field: field.name)
+def test_every_attribute_of_a_run_decides_its_id(field):
+    value = getattr(RUN, field.name)
+    other = (*value, 7) if isinstance(value, tuple) else value + type(value)("1")
+    assert dataclasses.replace(RUN, **{field.name: other}).id != RUN.id
