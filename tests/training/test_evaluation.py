@@ -104,7 +104,7 @@ def losses_in(pair):
 
     @jax.jit
     def read_before(params, pack):
-        kv_cache = module.apply(params, PROMPTS, MASK, method="read_prompts")
+        kv_cache = module.apply(params, PROMPTS, MASK, method="prefill")
         return prediction_losses(module, params, PROMPTS[:, :0], MASK, pack, kv_cache)
 
     def losses(runs, read=False):

@@ -155,10 +155,10 @@ def correctness(comparisons: Sequence[Comparison]) -> tuple[np.ndarray, np.ndarr
 
 def _by_seed(rows: Sequence[Row]) -> dict[int, np.ndarray]:
     """How often the runs of each seed predict each example right: `[E]` float32."""
-    correct: dict[int, list[np.ndarray]] = {}
+    by_seed: dict[int, list[np.ndarray]] = {}
     for row in rows:
-        correct.setdefault(row["seed"], []).append(correct(row))
-    return {seed: np.mean(each, axis=0, dtype=np.float32) for seed, each in correct.items()}
+        by_seed.setdefault(row["seed"], []).append(correct(row))
+    return {seed: np.mean(each, axis=0, dtype=np.float32) for seed, each in by_seed.items()}
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:
