@@ -86,7 +86,7 @@ def run(program: Callable[[], None]) -> None:
                 raise InputError(f"{argv[1]} is not a flag: write --name=value")
             program()
         except InputError as error:
-            _refuse(error)
+            _refuse(error.as_flag())
         except KeyboardInterrupt as interrupt:
             print(f"stopped{interrupt}", file=sys.stderr)
             sys.exit(STOPPED)
@@ -98,9 +98,9 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        return _refuse(error)
+        return _refuse(str(error))
 
 
-def _refuse(error: Exception) -> None:
-    print("error:", *str(error).splitlines(), file=sys.stderr)
+def _refuse(message: str) -> None:
+    print("error:", *message.splitlines(), file=sys.stderr)
     sys.exit(2)

@@ -33,6 +33,8 @@ class InputError(ValueError):
         self.argument, self.value, self.remedy = argument, value, remedy
 
     def __str__(self) -> str:
+        if not self.remedy:  # LEGACY: a whole message; goes when all places are converted
+            return str(self.argument)
         return FLAG.sub(r"\1", self._line("", repr))
 
     def as_flag(self) -> str:

@@ -79,10 +79,10 @@ def first(make: Callable[[], T]) -> T:
         try:
             made = make()
         except InputError as raised:
-            error = str(raised)
+            error = raised
     made, error = _told((made, error))
     if error is not None:
-        raise InputError(error)
+        raise error
     return made
 
 
