@@ -184,7 +184,7 @@ def test_a_text_keeps_at_least_one_token(tokenizer, method):
         TASKS["trec"], ["one two"], tokenizer, template=0, method=method, max_tokens=6
     )
     assert "one" in "".join(tokenizer.read(encoded.contexts[0] + encoded.continuations[0]))
-    with pytest.raises(InputError, match=r"--template=0.*--prompt_length"):
+    with pytest.raises(InputError, match=r"template=0.*prompt_length"):
         encode(TASKS["trec"], ["one two"], tokenizer, template=0, method=method, max_tokens=5)
 
 
@@ -197,10 +197,10 @@ def test_order_and_number_are_kept(tokenizer):
 @pytest.mark.parametrize(
     ("task", "texts", "options", "message"),
     [
-        (TASKS["sst2"], ["x"], {"template": 4}, r"--template=4: task sst2 has templates 0 to 3"),
-        (TASKS["sst2"], ["x"], {"template": -1}, r"--template=-1"),
-        (own_task(("%s",), ("a", "b")), ["x"], {}, r"--template=1: .* templates 0 to 0"),
-        (TASKS["sst2"], ["x"], {"method": "noisy"}, r"--method=noisy: .*direct, channel"),
+        (TASKS["sst2"], ["x"], {"template": 4}, r"template=4: task sst2 has templates 0 to 3"),
+        (TASKS["sst2"], ["x"], {"template": -1}, r"template=-1"),
+        (own_task(("%s",), ("a", "b")), ["x"], {}, r"template=1: .* templates 0 to 0"),
+        (TASKS["sst2"], ["x"], {"method": "noisy"}, r"method='noisy': .*direct, channel"),
         (own_task(("%s",), ("a", "b", "a")), ["x"], {"template": 0}, r"two label words"),
         (TASKS["sst2"], ["x", ""], {}, r"text 1 has no tokens"),
     ],

@@ -254,8 +254,8 @@ def test_one_row_is_too_few_to_split(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "k", "message"),
     [
-        (5, 11, r"20 example\(s\) of 'very negative' where --k_shot=11 needs 22"),
-        (2, 1, r"0 example\(s\) of 'neutral' where --k_shot=1 needs 2"),
+        (5, 11, r"k_shot=11: .* 20 example\(s\) of 'very negative' and needs 22: lower it"),
+        (2, 1, r"k_shot=1: .* 0 example\(s\) of 'neutral' and needs 2: lower it"),
     ],
 )
 def test_a_class_with_too_few_examples_for_k_is_named(tmp_path, labels, k, message):
@@ -268,15 +268,15 @@ def test_a_class_with_too_few_examples_for_k_is_named(tmp_path, labels, k, messa
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("sst2", {"k_shot": 0}, r"--k_shot=0: .*-1 for all"),
-        ("sst2", {"k_shot": -2}, r"--k_shot=-2"),
-        ("sst2", {"data_seed": -1}, r"--data_seed=-1"),
-        ("sst2", {"data_seed": 2**32}, r"--data_seed=4294967296"),
-        ("sst2", {}, r"--task=sst2: set --data_dir"),
-        ("mnli", {}, r"--task=mnli: not one of reviews, plots, sst2, .* task\.json"),
+        ("sst2", {"k_shot": 0}, r"k_shot=0: .*-1 for all"),
+        ("sst2", {"k_shot": -2}, r"k_shot=-2"),
+        ("sst2", {"data_seed": -1}, r"data_seed=-1"),
+        ("sst2", {"data_seed": 2**32}, r"data_seed=4294967296"),
+        ("sst2", {}, r"task='sst2': set data_dir"),
+        ("mnli", {}, r"task='mnli': not one of reviews, plots, sst2, .* task\.json"),
     ],
 )
-def test_bad_flags_are_named(name, options, message):
+def test_bad_arguments_are_named(name, options, message):
     with pytest.raises(InputError, match=message) as caught:
         load_from(None, name, **options)
     assert "\n" not in str(caught.value)

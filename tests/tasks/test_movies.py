@@ -119,7 +119,7 @@ def test_sentences_end_where_a_reader_ends_them():
     one = "Mr. J. R. Smith of St. Louis asks Dr. Who for 2.5 million dollars!"
     two = '"Is this all that there is to it, my dear friend?"'
     three = "(He says so in every one of the movies that he makes.)"
-    assert movies.sentences(f"{one} {two}\n\n{three}  No.") == [one, two, three, "No."]
+    assert movies.split_sentences(f"{one} {two}\n\n{three}  No.") == [one, two, three, "No."]
 
 
 def test_k_shot_draws_train_and_dev_from_their_own_movies(tmp_path):
@@ -136,9 +136,8 @@ def test_k_shot_draws_train_and_dev_from_their_own_movies(tmp_path):
 
 def test_too_few_reviews_for_k_are_an_error(tmp_path):
     path = write_corpus(tmp_path / "c.bz2", corpus_rows())
-    with pytest.raises(
-        InputError, match=r"c\.bz2 \(dev\): \d+ example\(s\) of 'rotten' where --k_"
-    ):
+    said = r"k_shot=30: .*c\.bz2 \(dev\) has \d+ example\(s\) of 'rotten' and needs 30: lower it"
+    with pytest.raises(InputError, match=said):
         load_from(path, k_shot=30)
 
 

@@ -85,7 +85,7 @@ def test_ninety_ten_shuffles_as_numpy_does():
 
 def test_k_shot_takes_classes_in_order_of_first_appearance():
     labels = (np.arange(20) % 2).astype(np.int32)
-    train, dev = sampling.k_shot(labels, k=3, seed=100)
+    train, dev = sampling.draw_k_shot(labels, k=3, seed=100)
     # The odd rows come first, for row 17 leads SHUFFLED.
     assert train == [17, 19, 11, 18, 6, 16]
     assert dev == [13, 1, 9, 14, 12, 2]
