@@ -1,4 +1,4 @@
-"""Built-in sets, files, and the language of `--targets`."""
+"""Built-in sets, files of texts, and the list of sets that `--targets` takes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TASKS = ("reviews", "plots", "sst2", "sst5", "agnews", "trec", "subj")
 
 
 class Letters:
-    """A token is a letter."""
+    """A tokenizer whose tokens are letters."""
 
     def encode(self, text):
         return [ord(letter) for letter in text]
@@ -100,18 +100,18 @@ def test_a_text_may_hold_control_characters():
     assert target.ids == (0, 9, 27)
 
 
-def test_a_number_takes_the_first_ones_and_a_name_takes_one():
+def test_a_number_selects_the_first_texts_and_a_name_selects_one():
     names = list(texts("instructions"))
     assert list(texts("instructions:2")) == names[:2]
     assert list(texts(names[4])) == [names[4]]
 
 
-def test_sets_are_joined_in_the_order_that_is_asked_for():
+def test_sets_are_joined_in_the_given_order():
     names = list(texts("code:1, sentences:2, text=x,y"))
     assert [name.partition("/")[0] for name in names] == ["code", "sentences", "sentences", "text"]
 
 
-def test_a_target_that_is_asked_for_twice_is_given_once():
+def test_a_text_that_is_asked_for_twice_is_given_once():
     assert texts("instructions/02,instructions:2") == texts("instructions/02,instructions/01")
 
 
@@ -119,7 +119,7 @@ def test_a_number_larger_than_the_set_takes_all_of_it():
     assert texts("sentences:999") == texts("sentences")
 
 
-def test_a_file_has_selectors_too(tmp_path):
+def test_texts_of_a_file_can_be_selected(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text('{"a": "one", "b:1/c": "two"}')
     assert texts(f"{file}:1") == {"mine/a": "one"}
@@ -219,7 +219,7 @@ def test_the_papers_true_definitions_are_those_of_the_task(task, data_dir):
         ("text=half \ud83d", "not Unicode"),
     ],
 )
-def test_what_is_not_there_is_refused_with_a_remedy(spec, said):
+def test_an_unknown_set_name_or_text_is_refused_with_a_remedy(spec, said):
     with pytest.raises(InputError, match=said) as refusal:
         found(spec)
     assert "\n" not in str(refusal.value)
@@ -259,7 +259,7 @@ def test_a_length_below_1_is_refused(length):
         found("sentences", prompt_length=length)
 
 
-def test_a_huge_file_is_refused_unread(tmp_path):
+def test_a_huge_file_is_refused_without_reading_it(tmp_path):
     with (tmp_path / "t.txt").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(InputError, match=r"t\.txt: the file is larger than 64 MiB"):
