@@ -40,9 +40,10 @@ from wayward_jax.training.evaluation import evaluation_sets, scores, start_scori
 from wayward_jax.training.examples import EncodedTask, encode_task
 from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops, step_cost
 from wayward_jax.training.memory import busy_tokens, pack_tokens
-from wayward_jax.training.planning import batches, plan
-from wayward_jax.training.step import BATCH_SPECS, Batches, tune
-from wayward_jax.training.trainer import begin
+from wayward_jax.training.optimizers import named_optimizer
+from wayward_jax.training.planning import iter_batches, plan_populations
+from wayward_jax.training.step import BATCH_SPECS, Batches, train_steps
+from wayward_jax.training.trainer import init_population
 
 _QUICK = flags.DEFINE_bool("quick", False, "Fewer rounds: under ten minutes on two CPU cores.")
 _MODELS = flags.DEFINE_list(
@@ -92,11 +93,12 @@ class Tuner:
             for i in range(population)
         ]
         tokens = pack_tokens(model, task.train, runs, self.mesh)
-        (self.plan,) = plan(
+        (self.plan,) = plan_populations(
             task.train, runs, population=population, pack_tokens=tokens, mesh=self.mesh
         )
-        self.population, self.state = begin(model, self.plan, self.mesh, {})
-        self.batches = batches(task.train, self.plan)
+        self.optimizer = named_optimizer("adamw", STEPS)
+        self.population, self.state = init_population(model, self.plan, self.mesh, self.optimizer)
+        self.batches = iter_batches(task.train, self.plan)
         self.compiled: dict[int, float] = {}
 
     def chunk(self) -> tuple[float, np.ndarray, StepCost, int]:
@@ -106,12 +108,13 @@ class Tuner:
         """
         began = time.perf_counter()
         batch = next(self.batches)
-        self.state, losses = tune(
+        self.state, losses = train_steps(
             self.model.module,
             self.model.params,
             self.population,
             self.state,
             place(batch, self.mesh, BATCH_SPECS),
+            self.optimizer,
             STEPS,
             self.mesh,
         )
@@ -124,7 +127,7 @@ class Tuner:
 
     def _computed(self, batch: Batches) -> int:
         """Tokens that go through the model, padding counted in."""
-        prompts = self.plan.chunk * PROMPT_LENGTH * len(self.plan.padded_runs)
+        prompts = self.plan.steps_per_call * PROMPT_LENGTH * len(self.plan.padded_runs)
         return batch.packs.ids.size + prompts
 
 
@@ -153,7 +156,7 @@ def tuning_row(name: str, population: int, seconds: float) -> Row:
         "real tokens/s": work.tokens / taken,
         "tokens/s": computed / taken,
         "real share": work.tokens / computed,
-        "run-steps/s": chunks * tuner.plan.chunk * population / taken,
+        "run-steps/s": chunks * tuner.plan.steps_per_call * population / taken,
         "mfu": needed_flops(model, work) / taken / peak,
         "peak GFLOP/s": peak / 1e9,
         "programs": len(tuner.compiled),
@@ -211,7 +214,7 @@ def comparison_rows(name: str, populations: Sequence[int], rounds: int) -> list[
         for turn in range(-1, rounds):
             while math.isnan(elapsed := tuner.chunk()[0]):
                 pass
-            here = elapsed / tuner.plan.chunk / population
+            here = elapsed / tuner.plan.steps_per_call / population
             for side, other in sides.items():
                 batch = order[turn + 1]
                 began = time.perf_counter()
