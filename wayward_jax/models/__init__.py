@@ -23,16 +23,25 @@ from wayward_jax.sharding import make_mesh, place_params
 class LanguageModel:
     """A language model that is never trained.
 
-    name: what it was loaded by.
-    module: the maths, as in `module.apply(params, ids, method="text_logits")`.
-    params: the weights, of one dtype, on the devices.
-    tokenizer: ids from its `vocab_size` on may have a row in the embedding table, but no text.
+    Attributes:
+        name: a short name for results: a built-in or hub name as it was given, and of a path the
+            last component without `.gguf`.
+        module: the mathematics, as in `module.apply(params, ids, method="text_logits")`.
+        params: the weights, of one dtype, on the devices.
+        tokenizer: the model's. The embedding table may have rows for ids from
+            `tokenizer.vocab_size` on; these ids have no text.
+        digest: 16 hexadecimal digits of a sha256 over the published weights: the names of all
+            tensors that the model uses (without the family's prefix), their shapes, and their
+            values in float32 before they are cast to the dtype of `params`. It covers neither the
+            configuration nor the tokenizer, and it does not depend on the path, on how the weights
+            are split into files, or on `dtype`. It is empty if the weights were not loaded.
     """
 
     name: str
     module: CausalLM
     params: dict[str, Any]
     tokenizer: Tokenizer
+    digest: str = ""
 
     def embedding_table(self) -> jax.Array:
         """The embedding table `[V, D]`."""
@@ -70,8 +79,9 @@ def load(
         cache_dir / "models" / _key(source, dtype.name),
         lambda folder: conversion.convert(sources.read(source), dtype, folder),
     )
-    module, params, tokenizer = conversion.open_converted(converted)
-    return LanguageModel(name, module, place_params(params, mesh or make_mesh()), tokenizer)
+    module, params, tokenizer, digest = conversion.open_converted(converted)
+    params = place_params(params, mesh or make_mesh())
+    return LanguageModel(sources.short_name(name), module, params, tokenizer, digest)
 
 
 def _key(source: Path, dtype: str) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints as parameters of our modules: checked once, then kept to be mapped into memory."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from wayward_jax.models.family import Family
 from wayward_jax.models.tokenizer import Tokenizer
 
 # Raised whenever the same checkpoint would be converted to something else than before.
-VERSION = 2
+VERSION = 3
 
 PARAMS, CONFIG, TOKENIZER = "params", "config.json", "tokenizer.json"
 # What comes of numbers and tensors that do not fit together, before or while JAX sees them.
@@ -28,6 +29,7 @@ WRONG = (
     SafetensorError,
 )
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+DIGEST_DIGITS = 16
 
 
 def convert(checkpoint: Checkpoint, dtype: np.dtype, folder: Path) -> None:
@@ -38,13 +40,14 @@ def convert(checkpoint: Checkpoint, dtype: np.dtype, folder: Path) -> None:
     """
     try:
         family = _family(checkpoint.config)
-        params = _params(checkpoint, family, dtype)
+        params, digest = _params(checkpoint, family, dtype)
     except WRONG as error:
         raise InputError(f"--model: {checkpoint.path}: {reason(error)}") from error
     config = {
         **checkpoint.config,
         "eos_token_id": checkpoint.tokenizer.eos_id,
         "params_dtype": dtype.name,
+        "digest": digest,
         "params": [path.replace("/", ".") for path in params],
     }
     (folder / PARAMS).mkdir(parents=True)
@@ -54,8 +57,8 @@ def convert(checkpoint: Checkpoint, dtype: np.dtype, folder: Path) -> None:
         np.save(folder / PARAMS / name, array)
 
 
-def open_converted(folder: Path) -> tuple[CausalLM, dict[str, Any], Tokenizer]:
-    """The module, its parameters (NumPy, mapped) and the tokenizer that `convert` wrote.
+def open_converted(folder: Path) -> tuple[CausalLM, dict[str, Any], Tokenizer, str]:
+    """The module, its parameters (NumPy, mapped), the tokenizer and the digest from `convert`.
 
     Raises:
         InputError: a file of the folder is missing or broken.
@@ -63,7 +66,7 @@ def open_converted(folder: Path) -> tuple[CausalLM, dict[str, Any], Tokenizer]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tokenizer = Tokenizer.open(folder / TOKENIZER, config["eos_token_id"])
-        dtype = jnp.dtype(config["params_dtype"])
+        dtype, digest = jnp.dtype(config["params_dtype"]), config["digest"]
         # .npy has no name for bfloat16, and keeps it as two bytes of no type.
         flat = {
             name: np.load(folder / PARAMS / f"{name}.npy", mmap_mode="r").view(dtype)
@@ -72,7 +75,7 @@ def open_converted(folder: Path) -> tuple[CausalLM, dict[str, Any], Tokenizer]:
     except Exception as error:  # tokenizers has no exception of its own
         raise InputError(f"{folder} is broken ({error}): delete it and start again") from error
     module = _family(config).module_of(config)
-    return module, {"params": traverse_util.unflatten_dict(flat, sep=".")}, tokenizer
+    return module, {"params": traverse_util.unflatten_dict(flat, sep=".")}, tokenizer, digest
 
 
 def _family(config: Mapping[str, Any]) -> Family:
@@ -82,8 +85,14 @@ def _family(config: Mapping[str, Any]) -> Family:
     return FAMILIES[kind]
 
 
-def _params(checkpoint: Checkpoint, family: Family, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """The module's parameters by path, such as `layers_0/q_proj/kernel`, in `dtype`."""
+def _params(
+    checkpoint: Checkpoint, family: Family, dtype: np.dtype
+) -> tuple[dict[str, np.ndarray], str]:
+    """Reads the weights once, for the module's parameters and for `LanguageModel.digest`.
+
+    Returns:
+        The parameters in `dtype` by path, such as `layers_0/q_proj/kernel`, and the digest.
+    """
     module = family.module_of(checkpoint.config)
     layers, held = module.config.depth, len(checkpoint.tensors)
     if layers > held:
@@ -111,13 +120,14 @@ def _params(checkpoint: Checkpoint, family: Family, dtype: np.dtype) -> dict[str
     if (eos := checkpoint.tokenizer.eos_id) not in range(tokens):
         raise ValueError(f"the tokenizer's token that ends a text is {eos!r}, and it has {tokens}")
 
-    params = {}
+    params, digests = {}, {}
     for path, shape in shapes.items():
         array = tensors[names[path]]()
-        if path[-1] == "kernel" and family.linear_out_in:
-            array = array.T
-        params["/".join(path)] = _checked(array, shape, dtype, names[path])
-    return params
+        ours = array.T if path[-1] == "kernel" and family.linear_out_in else array
+        params["/".join(path)] = _checked(ours, shape, dtype, names[path])
+        digests[names[path]] = _tensor_digest(array)
+    digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    return params, digest[:DIGEST_DIGITS]
 
 
 def _shapes(module: CausalLM) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -126,6 +136,14 @@ def _shapes(module: CausalLM) -> dict[tuple[str, ...], tuple[int, ...]]:
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
     flat = traverse_util.flatten_dict(variables["params"])
     return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _tensor_digest(array: np.ndarray) -> str:
+    """The sha256 of a tensor's shape and its values in float32, the widest dtype of a run."""
+    digest = hashlib.sha256(str(array.shape).encode())
+    with np.errstate(over="ignore"):
+        digest.update(np.ascontiguousarray(array, "<f4"))
+    return digest.hexdigest()
 
 
 def _checked(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:

@@ -43,6 +43,14 @@ def locate(name: str, cache_dir: Path, assets_dir: Path | None) -> Path:
     )
 
 
+def short_name(name: str) -> str:
+    """The `LanguageModel.name` of the model that `locate` finds under `name`."""
+    path = os.path.expanduser(name)
+    if name in ASSET_NAMES or name in HUB_NAMES or not os.path.exists(path):
+        return name
+    return os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
+
+
 def files(source: Path) -> list[Path]:
     """The files that `read(source)` depends on."""
     if source.is_file():
