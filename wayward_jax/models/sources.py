@@ -84,7 +84,7 @@ def _fetch_from_hub(name: str) -> Path:
         raise InputError(
             "model",
             name,
-            "there is no such folder, and it cannot be fetched from the Hugging Face hub "
+            "no local folder has this name, and the Hugging Face hub does not supply it "
             f"({reason(error)}): check name and network, or give a folder with config.json, "
             "model.safetensors and the tokenizer's files",
         ) from error

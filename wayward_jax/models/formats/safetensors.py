@@ -67,11 +67,11 @@ def _weight_files(folder: Path) -> list[Path]:
                 raise InputError(None, index, remedy)
         return [folder / part for part in sorted(set(parts))]
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED)
-    found = f"pickled weights ({pickled[0]}), which can run code" if pickled else "no weights"
+    found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "no weights"
     raise InputError(
         None,
         folder,
-        f"the folder has only {found}, and weights are read from model.safetensors: "
+        f"the folder has {found}, and weights are read from model.safetensors: "
         "save the model with transformers' save_pretrained",
     )
 
