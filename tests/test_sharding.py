@@ -10,6 +10,7 @@ import pytest
 from flax import traverse_util
 
 from tests.helpers import toy_models
+from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.packing import gold_segments
 from wayward_jax.sharding import make_mesh, place, place_params
 from wayward_jax.training.examples import encode_task
@@ -35,7 +36,9 @@ def model_of(tmp_path_factory):
 
     def on_mesh(family, mesh):
         model = models[family]
-        return dataclasses.replace(model, params=place_params(model.params, mesh))
+        return dataclasses.replace(
+            model, params=place_params(model.params, mesh, model.family.partition_spec)
+        )
 
     return on_mesh
 
@@ -173,7 +176,7 @@ def test_each_device_of_a_model_axis_holds_its_share(model_of, family, halves):
 
 def test_what_cannot_be_split_evenly_is_copied():
     params = {"embed": {"embedding": jnp.zeros((9, 4))}, "c_fc": {"kernel": jnp.zeros((4, 8))}}
-    placed = place_params(params, make_mesh(model=2))
+    placed = place_params(params, make_mesh(model=2), GPT2_FAMILY.partition_spec)
     assert placed["embed"]["embedding"].addressable_shards[1].data.shape == (9, 4)
     assert placed["c_fc"]["kernel"].addressable_shards[1].data.shape == (4, 4)
 

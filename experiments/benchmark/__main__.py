@@ -32,6 +32,7 @@ from experiments.command_line import default_cache_dir
 from wayward_jax import assets, models, tasks
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
+from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.packing import example_order, label_segments
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place
@@ -70,7 +71,7 @@ def load_model(name: str) -> LanguageModel:
     module = GPT2(GPT2Config())
     params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), method="text_logits")
     return LanguageModel(
-        name, module, jax.tree.map(lambda x: x.astype(dtype), params), model.tokenizer
+        name, GPT2_FAMILY, module, jax.tree.map(lambda x: x.astype(dtype), params), model.tokenizer
     )
 
 

@@ -12,6 +12,7 @@ from tests.helpers import toy_models
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
+from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.objective import summed_losses
 from wayward_jax.packing import PackedShape, gold_segments, pack_segments
 from wayward_jax.runs import Run
@@ -27,7 +28,7 @@ def zeros(config):
     module = GPT2(config)
     text = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), text, method="text_logits"))
-    return LanguageModel("zeros", module, jax.tree.map(jnp.zeros_like, shapes), None)
+    return LanguageModel("zeros", GPT2_FAMILY, module, jax.tree.map(jnp.zeros_like, shapes), None)
 
 
 @pytest.fixture(scope="module")

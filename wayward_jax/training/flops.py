@@ -56,24 +56,25 @@ def step_cost(batches: Batches, plan: PopulationPlan) -> StepCost:
 
 
 def needed_flops(model: LanguageModel, cost: StepCost) -> float:
-    """Of the forward and backward pass through frozen weights.
+    """Counts the FLOPs of the forward and backward pass through frozen weights.
 
-    Four a weight and token. The last layer's output and MLP, and the logits, count only where a
-    token is predicted.
+    A weight takes four FLOPs per token: a product and a sum, forward and backward. The last layer's
+    output and MLP, and the logits, count only for tokens with a prediction. Each pair of a token
+    and a token that it attends to takes 12 FLOPs per channel and layer: a query times a key and a
+    weight times a value, forward and for both factors backward.
     """
-    flat = traverse_util.flatten_dict(model.params["params"], sep="/")
-    kernels = {path: x for path, x in flat.items() if path.endswith("kernel")}
-    layers = model.module.config.depth
-    first_half = ("c_attn", "q_proj", "k_proj", "v_proj")
-    last = sum(
-        x.size
-        for path, x in kernels.items()
-        if path.startswith(f"layers_{layers - 1}/") and path.split("/")[1] not in first_half
+    flat = traverse_util.flatten_dict(model.params["params"])
+    kernels = {path: x.size for path, x in flat.items() if path[-1] == "kernel"}
+    config = model.module.config
+    predicting = sum(
+        size
+        for path, size in kernels.items()
+        if path[0] == f"layers_{config.depth - 1}" and path[-2] not in model.family.attention_inputs
     )
-    everywhere = sum(x.size for x in kernels.values()) - last
-    table = model.embedding_table()
-    return 4 * (everywhere * cost.tokens + (last + table.size) * cost.predictions) + (
-        12 * layers * table.shape[1] * cost.pairs
+    everywhere = sum(kernels.values()) - predicting
+    table = model.embedding_table().size
+    return 4 * (everywhere * cost.tokens + (predicting + table) * cost.predictions) + (
+        12 * config.depth * config.attention_width * cost.pairs
     )
 
 
