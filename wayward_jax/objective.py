@@ -54,15 +54,15 @@ def summed_losses(
 
 
 def distance(prompts: jax.Array, targets: jax.Array, prompt_mask: jax.Array) -> jax.Array:
-    """`mean_i ||p_i - t_i||^2`: summed over the D dimensions, averaged over the prompt's tokens.
+    """`mean_i ||p_i - t_i||^2`: a sum over the D dimensions, a mean over the prompt's L vectors.
 
     Args:
-        prompts: `[R, L, D]`.
-        targets: `[R, L, D]` embeddings of the targets, `c_proj(target)`.
-        prompt_mask: `[R, L]` bool.
+        prompts: `[..., L, D]` float32.
+        targets: `[..., L, D]` float32, the embeddings `c_proj(target)` of the targets.
+        prompt_mask: `[..., L]` bool, False where a prompt is padded.
 
     Returns:
-        `[R]`.
+        `[...]` float32.
     """
     squared = jnp.square(prompts - targets).sum(axis=-1)
-    return jnp.where(prompt_mask, squared, 0).sum(axis=1) / prompt_mask.sum(axis=1)
+    return jnp.where(prompt_mask, squared, 0).sum(axis=-1) / prompt_mask.sum(axis=-1)

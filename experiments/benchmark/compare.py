@@ -91,7 +91,7 @@ def _compare_tuning(
     for step in steps[1:]:
         while math.isnan(elapsed := tuner.tune_chunk().seconds):
             pass
-        seconds["here"].append(elapsed / len(tuner.plan.runs) / tuner.plan.chunk)
+        seconds["here"].append(elapsed / len(tuner.plan.runs) / tuner.plan.steps_per_call)
         for side, other in sides.items():
             seconds[side].append(_time(lambda other=other, step=step: other.step(*step)))
     return [_make_row(name, what, side, seconds) for side in sides]

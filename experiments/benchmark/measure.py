@@ -37,7 +37,7 @@ def measure_tuning(name: str, population: int, seconds: float) -> Row:
         "real tokens/s": cost.tokens / taken,
         "tokens/s": computed_tokens / taken,
         "real share": cost.tokens / computed_tokens,
-        "run-steps/s": chunks * tuner.plan.chunk * population / taken,
+        "run-steps/s": chunks * tuner.plan.steps_per_call * population / taken,
         "mfu": needed_flops(model, cost) / taken / peak,
         "peak GFLOP/s": peak / 1e9,
         "programs": len(first_calls),

@@ -16,14 +16,16 @@ from experiments.command_line import default_cache_dir
 from wayward_jax import assets, models, tasks
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
+from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place
 from wayward_jax.training.examples import EncodedTask, encode_task
 from wayward_jax.training.flops import StepCost, step_cost
 from wayward_jax.training.memory import pack_tokens
-from wayward_jax.training.planning import batches, plan
-from wayward_jax.training.step import BATCH_SPECS, Batches, tune
-from wayward_jax.training.trainer import begin
+from wayward_jax.training.optimizers import named_optimizer
+from wayward_jax.training.planning import iter_batches, plan_populations
+from wayward_jax.training.step import BATCH_SPECS, Batches, train_steps
+from wayward_jax.training.trainer import init_population
 
 PROMPT_LENGTH = 14
 BATCH_SIZE = 8
@@ -41,9 +43,8 @@ def load_model(name: str) -> LanguageModel:
         return model
     module = GPT2(GPT2Config())
     params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), method="text_logits")
-    return LanguageModel(
-        name, module, jax.tree.map(lambda x: x.astype(dtype), params), model.tokenizer
-    )
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return LanguageModel(name, GPT2_FAMILY, module, params, model.tokenizer)
 
 
 def load_model_pair(name: str, folder: Path) -> tuple[LanguageModel, Any]:
@@ -111,23 +112,27 @@ class Tuner:
             for i in range(population)
         ]
         tokens = pack_tokens(model, task.train, runs, self._mesh)
-        (self.plan,) = plan(
+        (self.plan,) = plan_populations(
             task.train, runs, population=population, pack_tokens=tokens, mesh=self._mesh
         )
-        self._population, self.state = begin(model, self.plan, self._mesh, {})
-        self._batches = batches(task.train, self.plan)
+        self._optimizer = named_optimizer("adamw", STEPS)
+        self._population, self.state = init_population(
+            model, self.plan, self._mesh, self._optimizer
+        )
+        self._batches = iter_batches(task.train, self.plan)
         self.compile_seconds: dict[int, float] = {}
 
     def tune_chunk(self) -> Chunk:
         """Takes the next chunk of steps, and measures it."""
         began = time.perf_counter()
         batch = next(self._batches)
-        self.state, losses = tune(
+        self.state, losses = train_steps(
             self._model.module,
             self._model.params,
             self._population,
             self.state,
             place(batch, self._mesh, BATCH_SPECS),
+            self._optimizer,
             STEPS,
             self._mesh,
         )
@@ -140,5 +145,5 @@ class Tuner:
         return Chunk(seconds, task_loss, cost, self._count_tokens(batch))
 
     def _count_tokens(self, batch: Batches) -> int:
-        prompts = self.plan.chunk * PROMPT_LENGTH * len(self.plan.padded_runs)
+        prompts = self.plan.steps_per_call * PROMPT_LENGTH * len(self.plan.padded_runs)
         return batch.packs.ids.size + prompts

@@ -221,7 +221,9 @@ def opens(path):
 
 
 def module_or_error(config):
-    with contextlib.suppress(*conversion.WRONG):  # conversion turns these into an `InputError`
+    with contextlib.suppress(
+        *conversion.MISFIT_ERRORS
+    ):  # conversion turns these into an `InputError`
         families.FAMILIES[config["model_type"]].module_of(config)
 
 
@@ -280,7 +282,7 @@ ENTRIES = SCALARS | st.one_of(
 NAMES = sorted(
     {
         *(BYTE_LEVEL.keys() | SENTENCEPIECE.keys()),
-        *(f"llama.{name}" for name in (*gguf_format.CONFIG, *gguf_format.CHECKED)),
+        *(f"llama.{name}" for name in (*gguf_format.CONFIG_NAMES, *gguf_format.CHECKED_NAMES)),
         "split.count",
     }
 )
