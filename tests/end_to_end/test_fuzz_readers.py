@@ -223,7 +223,7 @@ def opens(path):
 def module_or_error(config):
     with contextlib.suppress(
         *conversion.MISFIT_ERRORS
-    ):  # conversion turns these into an `InputError`
+    ):  # refused by conversion
         families.FAMILIES[config["model_type"]].module_of(config)
 
 
