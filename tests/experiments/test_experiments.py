@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from experiments import flags, grid, length, main
 from tests.helpers import toy_job
-from tests.helpers.toy_models import WORDS, pair
+from tests.helpers.toy_models import WORDS, make
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import experiment, job, records
@@ -20,7 +20,7 @@ from wayward_jax.targets import Target
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = toy_job.make(tmp_path_factory.mktemp("experiments"))
-    pair("llama", made)
+    make("llama", made)
     (made / "words.txt").write_text("w7 w8 w9 w3 w1\nw3 w3 great\n")
     return made
 

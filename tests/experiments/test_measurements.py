@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from rich.console import Console
 
 from experiments.path import between
@@ -33,7 +32,7 @@ def flipped(path):
 def folder(tmp_path_factory):
     """Two models and two tasks, of which one has the other's labels the wrong way round."""
     made = toy_job.make(tmp_path_factory.mktemp("measurements"))
-    toy_models.pair("llama", made)
+    toy_models.make("llama", made)
     shutil.copytree(made / "mood", made / "opposite")
     for split in ("train", "dev", "test"):
         flipped(made / "opposite" / f"{split}.jsonl")
@@ -131,7 +130,9 @@ def test_texts_as_prompts_stand_beside_the_prompts_and_the_references(first, mea
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, tmp_path):
     """And one without tokens as the text alone, by transformers' pass over plain ids."""
-    ours, theirs = toy_models.pair(family, tmp_path)
+    torch = pytest.importorskip("torch")
+    ours = toy_models.make(family, tmp_path)
+    theirs = toy_models.load_published(family, tmp_path)
     encoded = toy_models.examples(5, n_labels=2, seed=1)
     (examples,) = evaluation_sets(
         [label_segments(encoded)], [np.zeros(5, np.int32)], 2, tokens=10**6
@@ -211,7 +212,7 @@ def test_projections_of_the_same_prompts_agree_with_their_rows(folder, first, me
         assert (line["prompt_f1"], line["token_f1"]) == (row["prompt_f1"], row["token_f1"])
         assert line["top_1"] == np.mean(np.equal(row["token_ids"], row["target_ids"]))
         assert line["top_1"] <= line["top_5"] <= line["top_10"]
-    table = toy_models.pair("gpt2", folder / "again")[1].get_input_embeddings().weight.numpy()[:80]
+    table = toy_models.make_table()
     best = [x for x in lines if x["metric"] == "dot" and x["prompt"] == "p_star"]
     p_stars = [row for row in first if not row["target_ids"]]
     for line, row in zip(best, p_stars, strict=True):
@@ -240,7 +241,7 @@ def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, m
     assert last["accuracy"] == pytest.approx(np.mean(at_target))
     assert min(at_target) <= last["least"] <= last["accuracy"] <= last["most"] <= max(at_target)
     assert set(table["prompts"]) == {2}
-    model = toy_models.pair("gpt2", folder / "once_more")[0]
+    model = toy_models.make("gpt2", folder / "once_more")
     console = Console(width=100, record=True, file=io.StringIO())
     progress_bar.show(first, found, {first[0]["model"]: model.tokenizer}, ["path"], console)
     assert len([line for line in console.export_text().splitlines() if "mood" in line]) == 21

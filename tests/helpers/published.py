@@ -2,11 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 
 
 def assert_same_logits(ours, theirs, length=24):
     """The logits of a `LanguageModel` and of a transformers model agree to 1e-4 of the largest."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, (2, length))
     with torch.no_grad():

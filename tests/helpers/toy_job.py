@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from experiments.flags import Settings
-from tests.helpers.toy_models import pair
+from tests.helpers.toy_models import make as make_model
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
 
 def make(folder: Path) -> Path:
     """Puts a published model `gpt2` and a task `mood`, which one word of each text decides."""
-    pair("gpt2", folder)
+    make_model("gpt2", folder)
     task = folder / "mood"
     task.mkdir()
     (task / "task.json").write_text(

@@ -6,9 +6,7 @@ import json
 import gguf
 import numpy as np
 import pytest
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from tests.helpers.published import assert_same_logits
 from wayward_jax import models
@@ -93,7 +91,11 @@ def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
             name.split(".")[-2]
         )
         stored = gguf.quantize(permute(array, heads) if heads else array, kind)
-        weights.copy_(torch.from_numpy(gguf.dequantize(gguf.quantize(array, kind), kind)))
+        weights.copy_(
+            pytest.importorskip("torch").from_numpy(
+                gguf.dequantize(gguf.quantize(array, kind), kind)
+            )
+        )
         for theirs, ours in NAMES.items():
             name = name.replace(theirs, ours)
         writer.add_tensor(name, stored, raw_dtype=kind)
@@ -211,6 +213,9 @@ def test_files_cut_short_are_refused_and_named(share, publish, tokenizer, tmp_pa
 
 
 def test_smollm2_against_transformers_own_reading(asset, tmp_path):
+    pytest.importorskip("torch")
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
     file = asset("smollm2-135m")
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     theirs = AutoModelForCausalLM.from_config(config).eval()

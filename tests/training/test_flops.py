@@ -13,7 +13,7 @@ from wayward_jax.training.planning import iter_batches, plan_populations
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return toy_models.pair("gpt2", tmp_path_factory.mktemp("work"))[0]
+    return toy_models.make("gpt2", tmp_path_factory.mktemp("work"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ STEPS = 200
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return toy_models.pair("gpt2", tmp_path_factory.mktemp("tiny"))[0]
+    return toy_models.make("gpt2", tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
