@@ -17,7 +17,7 @@ from wayward_jax.initialization import STARTS
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.projection import c_proj, d_proj
-from wayward_jax.readings import Reading, read_tokens
+from wayward_jax.readings import ReadTokens, read_tokens
 from wayward_jax.runs import CurvePoint, Run, RunRecord
 from wayward_jax.sharding import BY_RUN, on_host, place
 from wayward_jax.training.evaluation import EvaluationSet, predictions, start_scoring
@@ -254,7 +254,7 @@ def _accuracies(
 
 
 def _curves(
-    task: EncodedTask, plan: Plan, now: TrainProgress, readings: Sequence[list[Reading]]
+    task: EncodedTask, plan: Plan, now: TrainProgress, readings: Sequence[list[ReadTokens]]
 ) -> list[tuple[CurvePoint, ...]]:
     """Each run's curve, from what was set going at the plan's stops."""
     losses = on_host(now.losses)
@@ -277,8 +277,8 @@ def _curves(
     ]
 
 
-def _readings(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[Reading]:
+def _readings(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[ReadTokens]:
     return [
-        read_tokens(model.tokenizer, ids[: run.prompt_length], run.target_text, run.target_ids)
+        read_tokens(model.tokenizer, ids[: run.prompt_length], run.target)
         for run, ids in zip(runs, on_host(nearest).tolist(), strict=False)
     ]
