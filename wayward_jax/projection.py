@@ -38,9 +38,7 @@ def c_proj(table: jax.Array, ids: Array) -> jax.Array:
     return table[ids].astype(jnp.float32)
 
 
-def d_proj(
-    table: jax.Array, prompts: Array, valid: Array, metric: str = "euclidean"
-) -> jax.Array:
+def d_proj(table: jax.Array, prompts: Array, valid: Array, metric: str = "euclidean") -> jax.Array:
     """Finds the nearest token of every prompt vector.
 
     Args:

@@ -89,6 +89,13 @@ class Run:
         return bool(self.target_ids)
 
     @property
+    def target(self) -> Target | None:
+        """The target; None for a `p_star`."""
+        if not self.has_target:
+            return None
+        return Target(self.target_name, self.target_text, self.target_ids)
+
+    @property
     def id(self) -> str:
         """Twelve hexadecimal digits that all attributes decide."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)

@@ -221,7 +221,9 @@ def opens(path):
 
 
 def module_or_error(config):
-    with contextlib.suppress(*conversion.MISFIT_ERRORS):  # conversion turns these into an `InputError`
+    with contextlib.suppress(
+        *conversion.MISFIT_ERRORS
+    ):  # conversion turns these into an `InputError`
         families.FAMILIES[config["model_type"]].module_of(config)
 
 

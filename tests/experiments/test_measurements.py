@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from rich.console import Console
+from wayward_jax.discrete import MOST_DEMONSTRATIONS, calibrated, demonstrations
 
 from experiments.path import between
 from tests.helpers import toy_job, toy_models
 from wayward_jax import checkpoints
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.selection import compare
-from wayward_jax.discrete import MOST_DEMONSTRATIONS, calibrated, demonstrations
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import experiment, finished, job, progress_bar, records
 from wayward_jax.packing import gold_segments, label_segments

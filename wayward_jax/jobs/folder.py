@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import finished, records
+from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.object_stores import Mirror
 from wayward_jax.runs import Run
 from wayward_jax.training.planning import PopulationPlan
@@ -49,7 +50,7 @@ def of_shard(out_dir: Path, shard: tuple[int, int]) -> Path:
                 f"--out_dir={out_dir} is a job without --shard: leave out --shard to continue it, "
                 "or name a new folder"
             )
-        others = {count for _, count in finished.shards(out_dir)} - {shards}
+        others = {count for _, count in JobLayout(out_dir).shards()} - {shards}
     if others:
         raise InputError(
             f"--out_dir={out_dir} has shards of {others.pop()}: give --shard={number} of as many, "
@@ -175,9 +176,9 @@ class JobFolder:
                 checkpoints.save_prompt(self.checkpoint(row["id"]), load_prompt(row["id"]))
             records.append_lines(self._results, new)
 
-    def measured(self) -> finished.Measured:
+    def measured(self) -> records.Measured:
         """What was measured of the runs, in this process or before."""
-        return finished.read_measurements([self.path])
+        return records.read_measurements([self.path])
 
     def add_measurement(self, measurement: str, key: str, rows: Sequence[dict[str, Any]]) -> None:
         """Writes the rows of one measurement, all in a line."""
@@ -192,7 +193,7 @@ class JobFolder:
 
     @property
     def _measurements(self) -> Path:
-        return self.path / finished.MEASUREMENTS
+        return JobLayout(self.path).measurements
 
     @property
     def _results(self) -> Path:
