@@ -37,7 +37,7 @@ from wayward_jax.packing import example_order, label_segments
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place
 from wayward_jax.tasks.paper import TASKS
-from wayward_jax.training.evaluation import evaluation_sets, scores, start_scoring
+from wayward_jax.training.evaluation import evaluation_sets, nll, start_scoring
 from wayward_jax.training.examples import EncodedTask, encode_task
 from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops, step_cost
 from wayward_jax.training.memory import busy_tokens, pack_tokens
@@ -260,7 +260,7 @@ def _scoring_row(
     prompts, mask = jnp.asarray(prompt)[None], jnp.ones((1, len(prompt)), bool)
 
     def here() -> np.ndarray:
-        return scores(start_scoring(model, prompts, mask, ours, mesh), ours)[0]
+        return nll(start_scoring(model, prompts, mask, ours, mesh), ours)[0]
 
     _check(f"{name}, {what}", here()[: len(some)], paper.scores(some))
     seconds: dict[str, list[float]] = {"here": [], "paper-style": []}
