@@ -20,8 +20,6 @@ PROGRAM_PARTS = ["wayward_jax.jobs", "wayward_jax.analysis.analyze"]
 
 # Imports against the direction that are still to be removed.
 OFFENDERS = {
-    ("wayward_jax.checkpoints", "wayward_jax.training.step"),
-    ("wayward_jax.checkpoints", "wayward_jax.training.trainer"),
     ("wayward_jax.jobs.experiment", "experiments.flags"),
     ("wayward_jax.jobs.finished", "wayward_jax.analysis.selection"),
     ("wayward_jax.jobs.inputs", "experiments.command_line"),

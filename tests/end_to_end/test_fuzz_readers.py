@@ -221,9 +221,7 @@ def opens(path):
 
 
 def module_or_error(config):
-    with contextlib.suppress(
-        *conversion.MISFIT_ERRORS
-    ):  # conversion turns these into an `InputError`
+    with contextlib.suppress(*conversion.MISFIT_ERRORS):  # refused by conversion
         families.FAMILIES[config["model_type"]].module_of(config)
 
 
