@@ -4,8 +4,7 @@
 gradients are summed. `model`: the weights of a model too large for one device.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,14 +15,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("runs", "data", "model")
 BY_RUN = PartitionSpec("runs")
-
-# Linear layers in pairs: the first split by what it gives, the second by what it takes, so that
-# only the second's sum crosses devices (Shoeybi et al., 2019). Tables are split by tokens.
-MODEL_SHARDING = (
-    (r"(c_attn|c_fc|q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel", PartitionSpec(None, "model")),
-    (r"(attn_proj|mlp_proj|o_proj|down_proj)/kernel", PartitionSpec("model", None)),
-    (r"(embed|head)/embedding", PartitionSpec("model", None)),
-)
 
 
 def make_mesh(runs: int = 1, data: int = 1, model: int = 1) -> Mesh:
@@ -70,15 +61,26 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def place_params(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Puts a model's weights onto the mesh, sharded over `model` where they can be split evenly."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    specs = {path: _model_spec(path, x.shape, mesh.shape["model"]) for path, x in flat.items()}
-    return traverse_util.unflatten_dict(place(flat, mesh, specs), sep="/")
+def place_params(
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    partition_spec: Callable[[tuple[str, ...]], PartitionSpec],
+) -> dict[str, Any]:
+    """Puts a model's weights onto the mesh, sharded over the axis `model`.
 
+    Args:
+        params: the weights as a nested dictionary.
+        mesh: the mesh.
+        partition_spec: gives the sharding of the parameter at a path, see `Family`. A parameter
+            whose sharded dimension cannot be split evenly is copied to all devices.
+    """
+    flat = traverse_util.flatten_dict(params)
 
-def _model_spec(path: str, shape: tuple[int, ...], devices: int) -> PartitionSpec:
-    for pattern, spec in MODEL_SHARDING:
-        if re.search(pattern, path) and shape[spec.index("model")] % devices == 0:
-            return spec
-    return PartitionSpec()
+    def spec(path: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
+        wanted = partition_spec(path)
+        if "model" in wanted and shape[wanted.index("model")] % mesh.shape["model"] == 0:
+            return wanted
+        return PartitionSpec()
+
+    specs = {path: spec(path, x.shape) for path, x in flat.items()}
+    return traverse_util.unflatten_dict(place(flat, mesh, specs))

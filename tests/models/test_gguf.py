@@ -129,6 +129,15 @@ def test_variants(variant, publish, tokenizer, tmp_path):
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
 
+def test_a_file_of_unrounded_weights_has_the_digest_of_the_folder(publish, tokenizer, tmp_path):
+    folder, theirs = publish(LlamaConfig(**LLAMA))
+    digest = models.load(str(folder), cache_dir=tmp_path).digest
+    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer)
+    assert models.load(str(file), cache_dir=tmp_path).digest == digest
+    rounded = write_gguf(tmp_path / "rounded.gguf", theirs, tokenizer, kinds=QUANTISATIONS)
+    assert models.load(str(rounded), cache_dir=tmp_path).digest != digest
+
+
 def test_linear_rope_scaling(publish, tokenizer, tmp_path):
     rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
     _, theirs = publish(LlamaConfig(**LLAMA, rope_parameters=rope))

@@ -25,8 +25,9 @@ from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
-from wayward_jax.training.planning import Plan, plan
-from wayward_jax.training.trainer import StepMetrics, TrainProgress, tune_population
+from wayward_jax.training.planning import PopulationPlan, plan_populations
+from wayward_jax.training.progress import StepMetrics, TrainProgress
+from wayward_jax.training.trainer import tune_population
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,7 +122,9 @@ class _Work:
         for name, each in plans:
             self._tune(name, each, meter, trace)
 
-    def _tune(self, name: str, each: Plan, meter: ThroughputMeter, trace: Profiler) -> None:
+    def _tune(
+        self, name: str, each: PopulationPlan, meter: ThroughputMeter, trace: Profiler
+    ) -> None:
         model = each.runs[0].model
         task = self.inputs[model].tasks[name]
         self.watch.doing(f"{model}, {name}, {len(each.runs)} prompts")
@@ -141,8 +144,8 @@ class _Work:
                 task,
                 each,
                 self.loader.mesh,
-                starts={r.id: self.starts[r.init] for r in each.runs if r.init in self.starts},
-                since=first(lambda: kept.restore(self._on_broken)),
+                starts=self.starts,
+                resume_from=first(lambda: kept.restore(self._on_broken)),
                 on_steps=on_steps,
                 on_progress=functools.partial(on_progress, kept),
             )
@@ -212,7 +215,7 @@ def _plans(
             (name, each)
             for of_model in inputs.values()
             for name, of_task in of_model.runs.items()
-            for each in plan(
+            for each in plan_populations(
                 of_model.tasks[name].train,
                 [run for run in of_task if run.id not in done],
                 population=settings.population,
