@@ -206,9 +206,10 @@ def encoded(data_dir, tokenizer):
 def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, population):
     """For one run towards each built-in instruction; prompts and their padding are counted."""
     train, mesh = {100: encoded(name, k_shot)[0]}, make_mesh()
+    instructions = targets.tokenize(targets.load_texts("instructions"), tokenizer)
     runs = [
         Run.towards(target, model="smollm2-135m", task=name, seed=seed)
-        for seed, target in enumerate(targets.load("instructions", tokenizer, task=name))
+        for seed, target in enumerate(instructions)
     ]
     plans = plan(train, runs, population=population, pack_tokens=busy_tokens(mesh), mesh=mesh)
     needed = computed = 0

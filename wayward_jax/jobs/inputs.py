@@ -130,16 +130,11 @@ def _read_for(
 ) -> Inputs:
     planned = {}
     for name in datasets:
+        texts = targets.load_texts(settings.targets, task=name, data_dir=settings.data_dir)
         found = [
             target
             for length in settings.prompt_lengths or (None,)
-            for target in targets.load(
-                settings.targets,
-                model.tokenizer,
-                task=name,
-                data_dir=settings.data_dir,
-                prompt_length=length,
-            )
+            for target in targets.tokenize(texts, model.tokenizer, length)
         ]
         planned[name] = experiment.runs(settings, model.name, name, found)
         _check_starts(starts, planned[name], model.embedding_table().shape[1])
