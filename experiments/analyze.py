@@ -9,27 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import flags
-
-from experiments import command_line
+from experiments import flags
 from wayward_jax.errors import InputError
+from wayward_jax.jobs.settings import AnalysisSettings, Settings
 
 if TYPE_CHECKING:
     from wayward_jax.analysis.readings import Reading
     from wayward_jax.jobs.finished import FinishedRun, Measured
     from wayward_jax.models import LanguageModel
-
-flags.adopt_module_key_flags(command_line)
-
-_RUNS = flags.DEFINE_list(
-    "runs",
-    [],
-    "Folders of finished jobs (their --out_dir), also on object stores, to be merged; shards are "
-    "merged by themselves.",
-)
-_OUT_DIR = flags.DEFINE_string(
-    "out_dir", None, "Folder for the analysis, new or empty; runs/<time>-analysis by default."
-)
 
 PROMPTS_AT_ONCE = 256
 
@@ -81,26 +68,24 @@ NOTES = (
 )
 
 
-def main() -> None:
+def main(given: flags.Given) -> None:
     """Reads the jobs, reads their prompts anew, and writes what came of it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    if not _RUNS.value:
-        raise InputError("--runs is empty: give folders of finished jobs, separated by commas")
+    settings = AnalysisSettings.parse(given)
+    if not settings.runs:
+        raise InputError("runs", None, "give folders of finished jobs, separated by commas")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    out_dir = command_line.path(_OUT_DIR.value or f"runs/{stamp}-analysis")
+    out_dir = settings.out_dir or Path(f"runs/{stamp}-analysis")
     if os.path.exists(out_dir) and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise InputError(f"--out_dir={out_dir} is not empty: name a new folder")
-    cache_dir, assets_dir = command_line.cache_dir(), command_line.assets_dir()
+        raise InputError("out_dir", str(out_dir), "is not empty: name a new folder")
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from wayward_jax.jobs import object_stores
 
-    with object_stores.local(_RUNS.value) as folders:
-        analyze(folders, cache_dir, assets_dir, out_dir)
+    with object_stores.local(settings.runs) as folders:
+        analyze(folders, settings, out_dir)
 
 
-def analyze(
-    folders: Sequence[Path], cache_dir: Path, assets_dir: Path | None, out_dir: Path
-) -> None:
+def analyze(folders: Sequence[Path], settings: AnalysisSettings, out_dir: Path) -> None:
     """Analyses the jobs in folders on this machine."""
     from wayward_jax.jobs import finished
 
@@ -108,15 +93,26 @@ def analyze(
     for run in runs:
         if not run.checkpoint.is_dir():
             raise InputError(f"{run.checkpoint} is not there: bring the job's checkpoints, too")
-    models, missing = load_models({run.row["model"] for run in runs}, cache_dir, assets_dir)
+    models, missing = load_models(
+        {run.row["model"]: _source(run) for run in runs}, settings.cache_dir, settings.assets_dir
+    )
     readings = read_anew(runs, models)
     measured = finished.read_measurements(folders)
-    write(runs, models, readings, measured, missing, out_dir)
+    write(runs, models, readings, measured, missing, out_dir, settings.select)
     print(f"{len(runs)} runs. Open {out_dir / 'report.html'}")
 
 
+def _source(run: "FinishedRun") -> str:
+    from wayward_jax.jobs.layout import JobLayout
+    from wayward_jax.jobs.settings import read_flags
+    from wayward_jax.models.sources import short_name
+
+    named = Settings.parse({"model": read_flags(JobLayout(run.folder))["model"]}).model
+    return next((x for x in named if short_name(x) == run.row["model"]), run.row["model"])
+
+
 def load_models(
-    names: set[str], cache_dir: Path, assets_dir: Path | None
+    names: Mapping[str, str], cache_dir: Path, assets_dir: Path | None
 ) -> tuple[dict[str, "LanguageModel"], list[str]]:
     """The models that are on this machine by name, and what to say of the others."""
     from wayward_jax import models
@@ -126,7 +122,7 @@ def load_models(
         try:
             # Looking for built-in models where they are kept once fetched spares the network.
             found[name] = models.load(
-                name, cache_dir=cache_dir, assets_dir=assets_dir or cache_dir / "assets"
+                names[name], cache_dir=cache_dir, assets_dir=assets_dir or cache_dir / "assets"
             )
         except InputError as error:
             missing.append(
@@ -176,6 +172,7 @@ def write(
     measured: "Measured",
     missing: Sequence[str],
     out_dir: Path,
+    select: str,
 ) -> None:
     """Writes tables, figures and the page."""
     import jax
@@ -185,7 +182,7 @@ def write(
     from wayward_jax.analysis.selection import compare
 
     rows = [run.row for run in finished]
-    comparisons = compare(rows, command_line.select())
+    comparisons = compare(rows, select)
     anew = {c.wayward[0]["id"]: agreements(c, readings) for c in comparisons}
     projection = measured.get("projection", {}) | {
         key: found for key, found in anew.items() if found
@@ -205,7 +202,7 @@ def write(
         notes=[
             *missing,
             *summary.reservations(rows, readings["euclidean"]),
-            *(note.format(select=command_line.select()) for note in NOTES),
+            *(note.format(select=select) for note in NOTES),
         ],
         made={FIGURE_CAPTIONS[name]: figure for name, figure in made.items()},
         frames={TABLE_CAPTIONS[name]: frame for name, frame in frames.items()},
@@ -243,4 +240,4 @@ def token_texts(
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    flags.run(main, AnalysisSettings)

@@ -28,8 +28,8 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments.command_line import default_cache_dir
 from wayward_jax import assets, models, tasks
+from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
 from wayward_jax.packing import example_order, label_segments

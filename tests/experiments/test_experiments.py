@@ -30,7 +30,7 @@ def run_job(folder, out_dir, chosen=main.EXPERIMENT, **changed):
     settings = toy_job.settings(folder, out_dir, **changed)
     with toy_job.CountingReporter() as watch:
         finished = job.run_job(settings, chosen, out_dir, watch)
-        return finished.rows, watch.steps
+        return [record.to_json() for record in finished.records], watch.steps
 
 
 @pytest.mark.parametrize("name", flags.EXPERIMENTS)
@@ -53,8 +53,8 @@ def test_every_experiment_has_runs_tables_and_defaults_that_flags_take(given, na
 
 
 def test_what_the_user_gives_comes_before_an_experiments_defaults(given):
-    assert given(experiment="length").prompt_lengths == (4, 7, 14, 28, 56)
-    assert given(experiment="length", prompt_length=["5"]).prompt_lengths == (5,)
+    assert given(experiment="length").prompt_length == (4, 7, 14, 28, 56)
+    assert given(experiment="length", prompt_length=["5"]).prompt_length == (5,)
     assert given(experiment="length").targets != given(experiment="length", targets="code").targets
 
 
@@ -80,13 +80,13 @@ def test_gammas_of_models_that_do_not_fit_are_refused(given, gamma, said):
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "x"])
 def test_prompt_lengths_are_whole_numbers(given, value):
-    with pytest.raises(InputError, match="--prompt_length"):
+    with pytest.raises(InputError, match="prompt_length"):
         given(prompt_length=["4", value])
 
 
 def test_the_grid_has_each_target_in_every_way_and_a_p_star_of_each_length(folder):
     settings = toy_job.settings(
-        folder, None, gammas=(0.0, 0.5), inits=("target", "vocab"), seeds=(1, 2)
+        folder, None, gamma=(0.0, 0.5), init=("target", "vocab"), seeds=(1, 2)
     )
     targets = [Target("one", "a b", (1, 2)), Target("two", "a b c", (1, 2, 3))]
     runs = grid.runs(settings, "gpt2", "mood", targets)
@@ -101,18 +101,18 @@ def test_the_grid_has_each_target_in_every_way_and_a_p_star_of_each_length(folde
 
 def test_several_models_are_tuned_in_one_job_as_each_alone(folder, tmp_path):
     models = (str(folder / "gpt2"), str(folder / "llama"))
-    together, _ = run_job(folder, tmp_path / "both", models=models, population=2)
+    together, _ = run_job(folder, tmp_path / "both", model=models, population=2)
     assert [row["model"] for row in together] == [models[0]] * 2 + [models[1]] * 2
     for model in models:
         out_dir = tmp_path / model.rpartition("/")[2]
-        alone, _ = run_job(folder, out_dir, models=(model,), population=2)
+        alone, _ = run_job(folder, out_dir, model=(model,), population=2)
         own = [row for row in together if row["model"] == model]
         assert [{**row, "seconds": 0} for row in alone] == [{**row, "seconds": 0} for row in own]
 
 
 def test_a_model_that_is_not_there_is_refused_before_the_others_are_tuned(folder, tmp_path):
-    with pytest.raises(InputError, match="--model=nothing"):
-        run_job(folder, tmp_path / "refused", models=(str(folder / "gpt2"), "nothing"))
+    with pytest.raises(InputError, match="model=nothing"):
+        run_job(folder, tmp_path / "refused", model=(str(folder / "gpt2"), "nothing"))
     assert not (tmp_path / "refused").exists()
 
 
@@ -122,7 +122,7 @@ def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
         tmp_path / "lengths",
         length.EXPERIMENT,
         targets=str(folder / "words.txt"),
-        prompt_lengths=(2, 3, 5),
+        prompt_length=(2, 3, 5),
     )
     aimed = [row for row in rows if row["target_ids"]]
     assert sorted((row["target_name"], row["target_text"]) for row in aimed) == [
@@ -136,9 +136,9 @@ def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
 
 
 def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_path):
-    first, _ = run_job(folder, tmp_path / "first", gammas=(0.5,))
+    first, _ = run_job(folder, tmp_path / "first", gamma=(0.5,))
     again, steps = run_job(
-        folder, tmp_path / "again", gammas=(0.5, 0.1), reuse=(tmp_path / "first",)
+        folder, tmp_path / "again", gamma=(0.5, 0.1), reuse=(tmp_path / "first",)
     )
     assert steps == 2
     assert again[: len(first)] == first
@@ -152,10 +152,10 @@ def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_p
 
 
 def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
-    run_job(folder, tmp_path / "first", gammas=(0.5,))
-    run_job(folder, tmp_path / "second", gammas=(0.1,))
+    run_job(folder, tmp_path / "first", gamma=(0.5,))
+    run_job(folder, tmp_path / "second", gamma=(0.1,))
     both = (tmp_path / "first", tmp_path / "second")
-    rows, steps = run_job(folder, tmp_path / "third", gammas=(0.5, 0.1), reuse=both)
+    rows, steps = run_job(folder, tmp_path / "third", gamma=(0.5, 0.1), reuse=both)
     assert (len(rows), steps) == (3, 0)
     expected = {
         row["id"]: row for each in both for row in records.read_lines(each / "results.jsonl")
@@ -168,14 +168,14 @@ def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
 
 def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first")
-    with pytest.raises(InputError, match=r"--reuse=.*n_dev=12 there and 5 here"):
+    with pytest.raises(InputError, match=r"reuse=.*n_dev=12 there and 5 here"):
         run_job(folder, tmp_path / "again", reuse=(tmp_path / "first",), n_eval=5)
     assert not (tmp_path / "again").exists()
 
 
 def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first", dtype="bfloat16")
-    with pytest.raises(InputError, match=r"--reuse=.*first has runs of --dtype=bfloat16"):
+    with pytest.raises(InputError, match=r"reuse=.*first has runs of --dtype=bfloat16"):
         run_job(folder, tmp_path / "again", dtype="float32", reuse=(tmp_path / "first",))
     assert not (tmp_path / "again").exists()
 
@@ -185,18 +185,18 @@ def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     records.append_lines(bare / "results.jsonl", rows)
-    with pytest.raises(InputError, match=r"--reuse: .*checkpoints"):
+    with pytest.raises(InputError, match=r"reuse: .*checkpoints"):
         run_job(folder, tmp_path / "again", reuse=(bare,))
 
 
 def test_a_start_of_another_width_is_refused(folder, tmp_path):
     checkpoints.save_prompt(tmp_path / "start", np.zeros((3, 5), np.float32))
-    with pytest.raises(InputError, match=r"--init=.* has 3 tokens of width 5"):
-        run_job(folder, tmp_path / "refused", inits=("target", str(tmp_path / "start")))
+    with pytest.raises(InputError, match=r"init=.* has 3 tokens of width 5"):
+        run_job(folder, tmp_path / "refused", init=("target", str(tmp_path / "start")))
 
 
 @pytest.mark.parametrize(
-    "held", [{"constraints": ("cell",)}, {"gammas": ("auto",)}], ids=["cell", "auto"]
+    "held", [{"constraint": ("cell",)}, {"gamma": ("auto",)}], ids=["cell", "auto"]
 )
 def test_targets_that_nothing_can_read_as_are_refused(folder, tmp_path, held):
     """The embedding of w9 is made that of w8: the first of the two is what is read."""
@@ -206,8 +206,8 @@ def test_targets_that_nothing_can_read_as_are_refused(folder, tmp_path, held):
     w8, w9 = WORDS.index("w8"), WORDS.index("w9")
     weights[name][w9] = weights[name][w8]
     save_file(weights, twins / "model.safetensors", {"format": "pt"})
-    changed = {"models": (str(twins),), "targets": "text=w7 w8 w9", **held}
-    with pytest.raises(InputError, match=rf"^--targets: nothing reads as 'w9' \(token {w9}\)"):
+    changed = {"model": (str(twins),), "targets": "text=w7 w8 w9", **held}
+    with pytest.raises(InputError, match=rf"^targets: nothing reads as 'w9' \(token {w9}\)"):
         run_job(folder, tmp_path / "out", **changed)
     assert not (tmp_path / "out").exists()
     changed["targets"] = "text=w7 w8"

@@ -1,7 +1,6 @@
 """One HTML page about a set of runs, with everything in it that it needs."""
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from matplotlib.figure import Figure
 from wayward_jax.analysis import figures, style, tables
 from wayward_jax.analysis.readings import Reading
 from wayward_jax.analysis.selection import F1_THRESHOLD, Row, is_aimed, p_stars, setting
-from wayward_jax.jobs.finished import FinishedRun, read_flags
+from wayward_jax.jobs.finished import FinishedRun
+from wayward_jax.jobs.layout import JobLayout
+from wayward_jax.jobs.settings import read_flags, repeating_command
 from wayward_jax.metrics import accuracy_drop
 
 # Colours of figures to the page's, which differ in the dark.
@@ -159,15 +160,7 @@ def page_data(
 
 def command(folder: Path, model: str, task: str) -> str:
     """What repeats a run of a job and nothing else, once `--only=<its id>` stands at the end."""
-    flags = {**read_flags(folder), "model": model, "task": task}
-    of_model = (str(gamma).rpartition(":") for gamma in flags["gamma"])
-    flags["gamma"] = [gamma for of, _, gamma in of_model if of in ("", model)]
-    words = [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in flags.items()
-        if value is not None
-    ]
-    return shlex.join(["python", "-m", "experiments.run", *words])
+    return repeating_command(read_flags(JobLayout(folder)), model, task)
 
 
 class _Index:

@@ -175,9 +175,7 @@ class JobFolder:
     def take_over(self, finished: Sequence[FinishedRun]) -> None:
         """Copies runs that other jobs have finished."""
         paths = {run.record.id: run.checkpoint for run in finished}
-        self._add(
-            [run.record for run in finished], lambda run: checkpoints.load_prompt(paths[run])
-        )
+        self._add([run.record for run in finished], lambda run: checkpoints.load_prompt(paths[run]))
 
     @on_primary
     def measured(self) -> Measured:
@@ -243,9 +241,7 @@ class JobFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _add(
-        self, finished: Sequence[RunRecord], load_prompt: Callable[[str], np.ndarray]
-    ) -> None:
+    def _add(self, finished: Sequence[RunRecord], load_prompt: Callable[[str], np.ndarray]) -> None:
         with writing(self.layout.folder):
             done = self._records()
             new = [record for record in finished if record.id not in done]

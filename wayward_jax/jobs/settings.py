@@ -6,6 +6,8 @@ the flags and their help, the checks of values, `flags.json`, the comparison wit
 earlier start, and the command that repeats a run.
 """
 
+# ruff: noqa: RUF009 - what `_setting` makes are fields of dataclasses.
+
 import csv
 import dataclasses
 import io
@@ -218,7 +220,7 @@ def _address(text: str) -> str:
     return text
 
 
-TEXT = Value("a text", str)
+TEXT = Value("text", str)
 BOOLEAN = Value(
     "true or false", ("false", "true").index, lambda value: "true" if value else "false"
 )
@@ -600,13 +602,16 @@ class Settings(CommonSettings):
             raise InputError("out_dir", None, "is missing: give the same one for all of --shard")
 
     def _check_place(self) -> None:
-        given = [each is not None for each in (self.coordinator, self.num_processes, self.process_id)]
+        given = [
+            each is not None for each in (self.coordinator, self.num_processes, self.process_id)
+        ]
         if not any(given):
             return
         if not all(given):
             raise InputError(
-                "coordinator", self.coordinator, "give all three of --coordinator, "
-                "--num_processes and --process_id, or none",
+                "coordinator",
+                self.coordinator,
+                "give all three of --coordinator, --num_processes and --process_id, or none",
             )
         if self.process_id >= self.num_processes:
             raise InputError(
