@@ -52,7 +52,7 @@ def run_job(folder, out_dir, name, **changed):
 
 
 def rows_of(finished):
-    return [record.to_json() for record in finished.records]
+    return toy_job.rows(finished.records)
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def assert_same(url, undisturbed):
     """Rows and prompts to the bit, and the same files, as who reads the store finds them."""
     with local([url]) as (found,):
         rows, expected = (
-            [{**run.record.to_json(), "seconds": 0} for run in read_jobs([each])]
+            [{**row, "seconds": 0} for row in toy_job.rows(run.record for run in read_jobs([each]))]
             for each in (found, undisturbed)
         )
         assert rows == expected
@@ -116,7 +116,7 @@ def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
         records.append_lines(shard / "results.jsonl", own)
     STORE.put(str(tmp_path), "/bucket/job", recursive=True)
     with local([url, str(undisturbed)]) as folders:
-        assert [run.record.to_json() for run in read_jobs(folders)] == rows
+        assert toy_job.rows(run.record for run in read_jobs(folders)) == rows
         assert not list(folders[0].rglob("large"))
         assert folders[1] == undisturbed
     assert not folders[0].exists()

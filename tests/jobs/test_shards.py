@@ -37,13 +37,9 @@ def run_job(folder, out_dir, **changed):
         return job.run_job(settings, main.EXPERIMENT, out_dir, watch)
 
 
-def rows(finished):
-    return [record.to_json() for record in finished.records]
-
-
 @pytest.fixture(scope="module")
 def whole(folder):
-    return rows(run_job(folder, folder / "whole"))
+    return toy_job.rows(run_job(folder, folder / "whole").records)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +56,13 @@ def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
     for row in whole:
         run = found[row["id"]]
         assert run.checkpoint.is_dir()
-        toy_job.assert_same_outcome(run.record.to_json(), row)
+        toy_job.assert_same_outcome(*toy_job.rows([run.record]), row)
 
 
 def test_a_run_done_alone_sees_the_texts_that_it_sees_in_the_whole_job(folder, whole):
     """Though the longest prompt, for which texts are cut, is another's."""
     short = next(row for row in whole if row["prompt_length"] == 3)
-    (row,) = rows(run_job(folder, folder / "alone", only=(short["id"],)))
+    (row,) = toy_job.rows(run_job(folder, folder / "alone", only=(short["id"],)).records)
     toy_job.assert_same_outcome(row, short)
 
 

@@ -583,11 +583,12 @@ class Settings(CommonSettings):
         }
 
     def _check_gammas(self) -> None:
-        named = {gamma.model for gamma in self.gamma} - {""}
-        if unknown := sorted(named - set(self.model)):
-            raise InputError("gamma", f"{unknown[0]}:...", "name this model in --model, too")
-        general = any(not gamma.model for gamma in self.gamma)
-        if not general and (without := [model for model in self.model if model not in named]):
+        for gamma in self.gamma:
+            if gamma.model and gamma.model not in self.model:
+                raise InputError("gamma", _gamma_text(gamma), "name this model in --model, too")
+        named = {gamma.model for gamma in self.gamma}
+        without = [model for model in self.model if model not in named]
+        if "" not in named and without:
             raise InputError("gamma", None, f"has none for --model={without[0]}: give one")
 
     def _check_shard(self) -> None:
