@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from tests.helpers import toy_job
-from tests.helpers.finished_runs import as_rows
 from tests.helpers.nearest import nearest
 from tests.helpers.toy_models import WORDS
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import records
-from wayward_jax.jobs.finished import read_flags
+from wayward_jax.jobs.layout import JobLayout
+from wayward_jax.jobs.settings import read_flags
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
@@ -161,7 +161,7 @@ def test_merged_jobs_have_each_run_once_in_order(rows, tmp_path):
     second = folder_of([{**row, "seconds": 9.0} for row in rows[3:]], tmp_path / "second")
     merged = records.read_jobs([first, second])
     expected = rows[:6] + [{**row, "seconds": 9.0} for row in rows[6:]]
-    assert as_rows([run.record for run in merged]) == expected
+    assert toy_job.rows([run.record for run in merged]) == expected
     assert [run.job.folder for run in merged] == [first] * 6 + [second] * (len(rows) - 6)
 
 
@@ -190,4 +190,4 @@ def test_flags_that_cannot_be_read_are_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "flags.json").write_text(text)
     with pytest.raises(InputError, match=r"flags.json: cannot be read"):
-        read_flags(tmp_path)
+        read_flags(JobLayout(tmp_path))

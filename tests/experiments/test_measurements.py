@@ -11,16 +11,16 @@ import pytest
 import torch
 from rich.console import Console
 
+from experiments import flags
 from experiments.discrete import MOST_DEMONSTRATIONS, calibrate, demonstrations
 from experiments.path import between
 from tests.helpers import toy_job, toy_models
-from tests.helpers.finished_runs import as_rows
 from wayward_jax import checkpoints
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.selection import compare
 from wayward_jax.analysis.terminal import show
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import experiment, job, records
+from wayward_jax.jobs import job, records
 from wayward_jax.packing import gold_segments, label_segments
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import evaluation_sets, score_prompts
@@ -43,13 +43,13 @@ def folder(tmp_path_factory):
     return made
 
 
-SETTINGS = {"gammas": (0.0, 0.5), "seeds": (1, 2), "inits": ("vocab",), "learning_rate": 0.1}
+SETTINGS = {"gamma": (0.0, 0.5), "seeds": (1, 2), "init": ("vocab",), "learning_rate": 0.1}
 
 
 def run_job(folder, out_dir, name, **changed):
     settings = toy_job.settings(folder, out_dir, experiment=name, **{**SETTINGS, **changed})
     with toy_job.CountingReporter() as watch:
-        finished = job.run_job(settings, experiment.find(name), out_dir, watch)
+        finished = job.run_job(settings, flags.find_experiment(name), out_dir, watch)
         return finished, watch.steps
 
 
@@ -65,7 +65,7 @@ def measured(folder, first):
     def measure(name):
         finished, steps = run_job(folder, folder / name, name, steps=20, reuse=(folder / "first",))
         assert steps == 0
-        assert as_rows(finished.records) == as_rows(first)
+        assert toy_job.rows(finished.records) == toy_job.rows(first)
         return finished.measured[name]
 
     return measure
@@ -183,9 +183,7 @@ def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
 
 
 def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(folder, tmp_path):
-    finished, _ = run_job(
-        folder, tmp_path / "job", "transfer", steps=20, tasks=("mood", "opposite")
-    )
+    finished, _ = run_job(folder, tmp_path / "job", "transfer", steps=20, task=("mood", "opposite"))
     records = {record.id: record for record in finished.records}
     found = finished.measured["transfer"]
     assert len(found) == 2 * (2 + 2)  # of both tasks p_star and the target, two seeds
@@ -198,7 +196,7 @@ def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(fo
 
 def test_every_models_readings_are_given_to_every_model(folder, tmp_path):
     models = tuple(str(folder / name) for name in ("gpt2", "llama"))
-    finished, _ = run_job(folder, tmp_path / "job", "transfer", models=models, seeds=(1,))
+    finished, _ = run_job(folder, tmp_path / "job", "transfer", model=models, seeds=(1,))
     of = {record.id: record.run.model for record in finished.records}
     lines = [line for found in finished.measured["transfer"].values() for line in found]
     pairs = {(of[line["id"]], line["to_model"], line["as_text"]) for line in lines}
@@ -255,7 +253,7 @@ def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, m
 def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, measured, tmp_path):
     for name in ("path", "discrete", "projection"):
         measured(name)
-    run_job(folder, folder / "two", "transfer", tasks=("mood", "opposite"), seeds=(1,))
+    run_job(folder, folder / "two", "transfer", task=("mood", "opposite"), seeds=(1,))
     runs = ",".join(str(folder / name) for name in ("path", "discrete", "projection", "two"))
     process = toy_job.analyze(
         f"--runs={runs}",
