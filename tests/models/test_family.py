@@ -169,7 +169,7 @@ def test_the_familys_layers_are_split_over_the_model_axis(load):
     assert [shard.data.shape for shard in table] == [(VOCABULARY // 2, WIDTH)] * 2
 
 
-def test_a_mesh_gives_the_logits_of_one_device(load):
+def test_a_model_axis_gives_the_logits_of_one_device(load):
     ids = jnp.arange(12)[None]
     one, two = (
         model.module.apply(model.params, ids, method="text_logits")
@@ -179,7 +179,7 @@ def test_a_mesh_gives_the_logits_of_one_device(load):
 
 
 def test_the_familys_flops_are_counted(load):
-    """By hand: of the last layer, a token without a prediction needs only Q, K and V."""
+    """Expected by hand: in the last layer, a token without a prediction needs only Q, K and V."""
     model = load()
     first = WIDTH * 3 * HEADS * HEAD_WIDTH
     rest = HEADS * HEAD_WIDTH * WIDTH + 2 * WIDTH * INNER
