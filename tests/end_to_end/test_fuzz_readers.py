@@ -214,7 +214,7 @@ def gguf_file(path, metadata):
 
 def opens(path):
     """Reads a model; what is read is either a configuration of ours or refused as one."""
-    found = reads_or_refuses(gguf.read, path)
+    found = reads_or_refuses(gguf_format.read, path)
     if found is not None:
         found.tokenizer.encode("a b ab")
         module_or_error(found.config)
