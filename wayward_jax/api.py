@@ -58,7 +58,7 @@ def load_model(
         cache_dir: keeps fetched and converted models; None is the user's cache folder.
         assets_dir: a folder with the files of built-in models, to use no network.
         dtype: of the weights; None is bfloat16 on accelerators and float32 on CPU.
-        mesh: devices; None is all devices, for runs.
+        mesh: devices that its prompts will be tuned on; None is all of them, for different runs.
 
     Raises:
         InputError: there is no such model, or it cannot be used.
@@ -68,7 +68,7 @@ def load_model(
         cache_dir=cache_dir or default_cache_dir(),
         assets_dir=assets_dir,
         dtype=dtype or models.default_dtype(),
-        mesh=mesh or default_mesh(),
+        mesh=mesh or make_mesh(runs=jax.device_count()),
     )
 
 
@@ -120,11 +120,6 @@ def load_targets(
     return load_texts(spec, task=task, data_dir=data_dir)
 
 
-def default_mesh() -> Mesh:
-    """All devices, each with runs of its own."""
-    return make_mesh(runs=jax.device_count())
-
-
 class Records(list[RunRecord]):
     """Records of runs."""
 
@@ -160,7 +155,6 @@ def tune(
     template: int | None = None,
     n_eval: int = 256,
     population: int | None = None,
-    mesh: Mesh | None = None,
     callback: Callable[[StepMetrics], None] | None = None,
     progress: bool = True,
 ) -> Any:
@@ -198,7 +192,6 @@ def tune(
         template: index of the task's template; None is the paper's.
         n_eval: examples of dev and of test that are evaluated; 0 is all of them.
         population: the most runs to tune at once; None is as many as keep the devices busy.
-        mesh: devices; None is all devices, for runs.
         callback: is called with the metrics of every few steps.
         progress: whether to show a progress bar.
 
@@ -272,7 +265,6 @@ def tune(
             model,
             task,
             list(runs),
-            mesh=mesh or default_mesh(),
             n_eval=n_eval,
             population=population,
             callback=callback,
@@ -333,7 +325,6 @@ def evaluate(
     n_eval: int = 0,
     method: str = "direct",
     template: int | None = None,
-    mesh: Mesh | None = None,
 ) -> list[Evaluation]:
     """Evaluates prompts on the test examples of a task.
 
@@ -344,14 +335,13 @@ def evaluate(
         n_eval: test examples, chosen at random; 0 is all of them.
         method: `direct` or `channel`.
         template: index of the task's template; None is the paper's.
-        mesh: devices; None is all devices, for runs.
 
     Raises:
         InputError: a prompt is not an array of finite numbers `[L, D]`.
     """
     vectors = [_checked_prompt(model, prompt) for prompt in prompts]
     length = max(map(len, vectors))
-    mesh = mesh or default_mesh()
+    mesh = _mesh_of(model)
     encoded = encode_task(
         model,
         {task.data_seed: task},
@@ -466,12 +456,16 @@ def _checked_prompt(model: LanguageModel, prompt: ArrayLike) -> np.ndarray:
     return vectors
 
 
+def _mesh_of(model: LanguageModel) -> Mesh:
+    """The devices that the model's weights are on."""
+    return jax.tree.leaves(model.params)[0].sharding.mesh
+
+
 def _tune_runs(
     model: LanguageModel,
     task: TaskData,
     runs: Sequence[Run],
     *,
-    mesh: Mesh,
     n_eval: int,
     population: int | None,
     callback: Callable[[StepMetrics], None] | None,
@@ -479,6 +473,7 @@ def _tune_runs(
     **options: Any,
 ) -> list[RunRecord]:
     """The records of runs, in order; `options` are those of `tune_population`."""
+    mesh = _mesh_of(model)
     encoded = encode_task(
         model,
         {task.data_seed: task},
