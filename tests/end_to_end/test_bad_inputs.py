@@ -366,16 +366,16 @@ FILES = {
 
 # Flags of the analysis; "JOB" is a copy of a finished job.
 ANALYSES = {
-    "no jobs": ({"runs": ""}, "--runs is empty", "give folders"),
+    "no jobs": ({"runs": ""}, "--runs: give folders"),
     "job that is not there": ({"runs": "nowhere"}, "nowhere/results.jsonl", "give the --out_dir"),
     "job of a long name": ({"runs": "x" * 5000}, "x/results.jsonl", "give the --out_dir"),
     "analysis in the job's folder": (
         {"runs": "JOB", "out_dir": "JOB"},
-        *("--out_dir=", "is not empty", "name a new folder"),
+        *("--out_dir=", ": is not empty", "name a new folder"),
     ),
     "analysis that cannot be": (
         {"runs": "JOB", "out_dir": "/proc/analysis"},
-        *("--out_dir=/proc/analysis cannot be made", "name a folder that can"),
+        *("--out_dir=/proc/analysis: cannot be made", "name a folder that can"),
     ),
     "flag of a job": ({"runs": "JOB", "steps": 3}, "steps", "Unknown"),
     "assets of the analysis": (
