@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from experiments.flags import AUTO, Settings
-from wayward_jax.runs import FIRST_GAMMA, Run
+from wayward_jax.constraints import FIRST_GAMMA
+from wayward_jax.runs import Run
 from wayward_jax.targets import Target
 
 

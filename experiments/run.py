@@ -18,7 +18,8 @@ def main() -> None:
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from rich.console import Console
 
-    from wayward_jax.analysis import figures
+    from wayward_jax.analysis.figures import training_curves
+    from wayward_jax.analysis.terminal import show
     from wayward_jax.jobs import folder, inputs, job, object_stores, processes, progress_bar
     from wayward_jax.jobs.tensorboard import TensorBoardWriter
 
@@ -39,12 +40,12 @@ def main() -> None:
             finished = job.run_job(settings, experiment, path, watch, mirror)
         if first:
             with folder.writing(out_dir):
-                curves = figures.training_curves(finished.rows)
+                curves = training_curves(finished.records)
                 curves.savefig(finished.folder / "training.png", dpi=160)
             if mirror is not None:
                 mirror.send()
-            progress_bar.show(
-                finished.rows,
+            show(
+                finished.records,
                 finished.measured,
                 finished.tokenizers,
                 experiment.tables,

@@ -1,4 +1,4 @@
-"""Hand-worked cases, and properties."""
+"""Metrics against cases worked out by hand, and their properties."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ TOKENS = st.lists(st.integers(0, 5), max_size=8)
 
 
 @pytest.mark.parametrize(
-    ("projected", "target", "wanted"),
+    ("text", "target", "expected"),
     [
         ("write a story", "write a story", 1.0),
         ("Write the story!", "write a story", 1.0),  # case, articles and punctuation do not count
@@ -29,12 +29,12 @@ TOKENS = st.lists(st.integers(0, 5), max_size=8)
         ("the", "story", 0.0),
     ],
 )
-def test_prompt_f1_is_squads(projected, target, wanted):
-    assert prompt_f1(projected, target) == pytest.approx(wanted)
+def test_prompt_f1_is_squads(text, target, expected):
+    assert prompt_f1(text, target) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-    ("projected", "target", "wanted"),
+    ("text", "target", "expected"),
     [
         ("*", "*", 1.0),
         ("// ", "//", 1.0),
@@ -45,8 +45,8 @@ def test_prompt_f1_is_squads(projected, target, wanted):
         ("word", "*", 0.0),
     ],
 )
-def test_a_target_that_vanishes_is_compared_as_it_stands(projected, target, wanted):
-    assert prompt_f1(projected, target) == pytest.approx(wanted)
+def test_a_target_of_only_punctuation_or_articles_is_compared_unchanged(text, target, expected):
+    assert prompt_f1(text, target) == pytest.approx(expected)
 
 
 @given(TOKENS, TOKENS)
@@ -60,7 +60,7 @@ def test_token_f1_is_the_harmonic_mean_of_precision_and_recall(found, wanted):
 
 
 @given(TOKENS, TOKENS)
-def test_token_f1_is_1_for_the_same_tokens_in_any_order_alone(found, wanted):
+def test_token_f1_is_1_only_for_the_same_tokens_in_any_order(found, wanted):
     assert (token_f1(found, wanted) == 1) == (sorted(found) == sorted(wanted))
 
 
@@ -70,12 +70,12 @@ def test_token_f1_is_symmetric(found, wanted):
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-def test_prompt_f1_is_a_share_and_1_for_the_text_itself(projected, target):
-    assert 0 <= prompt_f1(projected, target) <= 1
+def test_prompt_f1_is_between_0_and_1_and_1_for_the_text_itself(text, target):
+    assert 0 <= prompt_f1(text, target) <= 1
     assert prompt_f1(target, target) == 1
 
 
-def test_accuracy_is_the_share_of_right_predictions():
+def test_accuracy_is_the_fraction_of_right_predictions():
     assert accuracy(np.array([0, 1, 2, 1]), np.array([0, 1, 1, 0])) == 0.5
 
 

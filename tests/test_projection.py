@@ -14,7 +14,7 @@ every_metric = pytest.mark.parametrize("metric", METRICS)
 
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
-    """Tables of these tests span several blocks, and the last one is not full."""
+    """Makes the tables of these tests span several blocks, of which the last is not full."""
     neighbors.clear_cache()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projection, "BLOCK", 32)
@@ -23,7 +23,7 @@ def small_blocks():
 
 
 def distances(table, prompts, metric):
-    """All distances `[..., V]` in float64, one pair at a time."""
+    """Computes all distances `[..., V]` in float64, one pair at a time."""
     table, prompts = np.asarray(table, np.float64), np.asarray(prompts, np.float64)[..., None, :]
     if metric == "euclidean":
         return ((prompts - table) ** 2).sum(-1)
@@ -34,7 +34,7 @@ def distances(table, prompts, metric):
 
 
 def brute_force(table, prompts, valid, k, metric):
-    """The k nearest valid tokens; of equally near ones the lowest ids."""
+    """Finds the k nearest valid tokens; of equally near tokens the lowest ids come first."""
     far = np.where(valid, distances(table, prompts, metric), np.inf)
     ids = np.argsort(far, axis=-1, kind="stable")[..., :k]
     return ids, np.take_along_axis(far, ids, axis=-1)
@@ -43,8 +43,8 @@ def brute_force(table, prompts, valid, k, metric):
 @every_metric
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**32))
-def test_lowest_id_of_equally_near_tokens_wins(metric, seed):
-    """Small whole numbers: sums are exact, and ties and equal rows are everywhere."""
+def test_of_equally_near_tokens_the_lowest_id_is_the_nearest(metric, seed):
+    """Prompts and rows are small whole numbers, so sums are exact and ties are frequent."""
     rng = np.random.default_rng(seed)
     table = rng.integers(-1, 2, (70, 4)).astype(np.float32)
     if metric == "cosine":  # the sign decides; powers of 2 lengthen rows exactly
@@ -76,8 +76,8 @@ def test_neighbors_are_those_of_brute_force(metric, dtype):
 
 
 @every_metric
-def test_of_many_equal_rows_the_first_wins(metric):
-    """More of them than the shortlist holds, in several blocks."""
+def test_of_many_equal_rows_the_first_is_the_nearest(metric):
+    """There are more equal rows than the shortlist holds, in several blocks."""
     rng = np.random.default_rng(0)
     table = rng.normal(size=(131, 24)).astype(np.float32)
     copies = rng.permutation(131)[:50]
@@ -89,7 +89,7 @@ def test_of_many_equal_rows_the_first_wins(metric):
 
 
 def test_tokens_far_from_zero_and_near_each_other_are_told_apart():
-    """Where the matrix product alone, even in float32, would cancel to noise."""
+    """The matrix product alone, even in float32, would cancel to noise."""
     rng = np.random.default_rng(0)
     table = (1000 + rng.normal(size=(24, 16))).astype(np.float32)
     prompts = (table[5:12] + 0.01 * rng.normal(size=(7, 16))).astype(np.float32)
@@ -99,7 +99,7 @@ def test_tokens_far_from_zero_and_near_each_other_are_told_apart():
     np.testing.assert_allclose(far, expected_far, rtol=1e-5)
 
 
-def test_midway_between_two_tokens_the_lower_id_wins():
+def test_midway_between_two_tokens_the_lower_id_is_the_nearest():
     """Distances are equal to the last bit, though the terms of the matrix product are rounded."""
     rng = np.random.default_rng(0)
     prompts = rng.integers(-8000, 8000, (20, 24)).astype(np.float32) / 8
@@ -112,14 +112,14 @@ def test_midway_between_two_tokens_the_lower_id_wins():
 
 
 @every_metric
-def test_invalid_tokens_are_never_answered(metric):
+def test_invalid_tokens_are_never_neighbors(metric):
     table = np.random.default_rng(0).normal(size=(131, 24)).astype(np.float32)
     valid = np.arange(131) % 16 == 5
     ids, _ = neighbors(table, table, valid, k=5, metric=metric)
     assert valid[np.asarray(ids)].all()
 
 
-def test_rows_of_zeros_are_like_no_prompt_under_cosine():
+def test_rows_of_zeros_are_nearest_to_no_prompt_under_cosine():
     rng = np.random.default_rng(0)
     table = rng.normal(size=(131, 24)).astype(np.float32)
     table[::4] = 0

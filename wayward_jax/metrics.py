@@ -1,4 +1,7 @@
-"""How well a prompt does its task, and how well it reads as its target (NumPy, on the host)."""
+"""Metrics of a prompt: how well it solves its task, and how well it reads as its target.
+
+All of them are computed by NumPy on the host.
+"""
 
 import re
 import string
@@ -11,34 +14,34 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def prompt_f1(projected: str, target: str) -> float:
-    """F1 of the words of the projected text against the target's, as for SQuAD answers (paper).
+def prompt_f1(text: str, target: str) -> float:
+    """Computes the F1 of the words of a reading and of its target, as for SQuAD answers (paper).
 
-    Words are lower-cased, without punctuation and articles. A target that vanishes under that,
-    such as `*` or `// `, is compared by its white-space separated pieces as they stand, so that
-    the F1 of two different such texts is not 1.
+    Words are lower-cased, and punctuation and articles are removed. If that leaves nothing of the
+    target, as of `*` or `// `, then both texts are split at white space and nothing is removed, so
+    that two different such texts do not have an F1 of 1.
     """
     words = _words(target)
     if words:
-        return _f1(_words(projected), words)
-    return _f1(projected.split(), target.split())
+        return _f1(_words(text), words)
+    return _f1(text.split(), target.split())
 
 
-def token_f1(projected_ids: Sequence[int], target_ids: Sequence[int]) -> float:
-    """F1 of two multisets of token ids: `[L]`, `[L]`, or of different lengths."""
-    return _f1(projected_ids, target_ids)
+def token_f1(ids: Sequence[int], target_ids: Sequence[int]) -> float:
+    """Computes the F1 of two multisets of token ids, which may differ in length."""
+    return _f1(ids, target_ids)
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """The share of examples that are predicted right: `[N]`, `[N]`."""
+    """Computes the fraction of examples that are predicted right: `[N]`, `[N]`."""
     return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 averaged over the C classes that occur in `labels`: `[N]`, `[N]`.
+    """Averages the F1 over the C classes that occur in `labels`: `[N]`, `[N]`.
 
-    The paper's code gives a class that is never predicted a precision of 1. Its recall and so its
-    F1 are 0 all the same, as `2 right / (predicted + actual)` has it.
+    The F1 of a class is `2 right / (predicted + actual)`. The paper's code gives a class that is
+    never predicted a precision of 1. This makes no difference, as its recall and F1 are 0.
     """
     labels = np.asarray(labels)
     classes = np.unique(labels)[:, None]
@@ -48,7 +51,7 @@ def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def accuracy_drop(best: float, accuracy: float) -> float:
-    """`(best - accuracy) / best`, in percent; NaN where the best is 0."""
+    """Computes `(best - accuracy) / best` in percent; NaN if `best` is 0."""
     return 100 * (best - accuracy) / best if best else float("nan")
 
 
@@ -57,7 +60,7 @@ def _words(text: str) -> list[str]:
 
 
 def _f1(found: Sequence[Hashable], wanted: Sequence[Hashable]) -> float:
-    """F1 of two multisets; two empty ones are equal."""
+    """Computes the F1 of two multisets, which is 1 if both are empty."""
     if not found and not wanted:
         return 1.0
     common = sum((Counter(found) & Counter(wanted)).values())

@@ -230,6 +230,19 @@ def size_classes(sizes: np.ndarray, most: int, enough: float = 0.95) -> list[int
     return [int(values[end - 1]) for end in ends[-1]]
 
 
+def fitting_shape(packs: Sequence[Sequence[Sequence[Segment]]]) -> PackedShape:
+    """The least shape that fits every one of a few packs; a pack has a list of segments a run."""
+    totals, rows, run_rows = [], 1, 1
+    slots = int(padded(max(len(s.ids) for pack in packs for run in pack for s in run)))
+    for pack in packs:
+        totals.append(sizes([segment for run in pack for segment in run]).sum(axis=0))
+        starts = [first_fit(sizes(run)[None, :, 0], slots).max(initial=-1) for run in pack]
+        of_runs = [int(last // slots) + 1 for last in starts]
+        rows, run_rows = max(rows, sum(of_runs)), max(run_rows, *of_runs)
+    tokens, queries, predictions = (int(padded(size)) for size in np.max(totals, axis=0))
+    return PackedShape(tokens, queries, predictions, rows=rows, run_rows=run_rows, slots=slots)
+
+
 def pack_segments(runs: Sequence[Sequence[Segment]], shape: PackedShape) -> PackedBatch:
     """Lays out the segments of R runs as a pack of a shape that they fit."""
     segments = [segment for run in runs for segment in run]

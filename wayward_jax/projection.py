@@ -1,57 +1,76 @@
-"""Between continuous prompts and tokens: `c_proj`, `d_proj`, neighbors and margins.
+"""The paper's two projections between continuous prompts and tokens, neighbors, and margins.
 
-Nearness is squared Euclidean distance as in the paper, or `cosine` (1 - cosine) or `dot` (minus
-the dot product); less is nearer in each. Among equally near tokens the lowest id wins.
+`c_proj` embeds tokens, and `d_proj` gives the nearest tokens of a prompt (paper, section 3).
+Distances are squared Euclidean ones as in the paper, `cosine` (1 - cosine), or `dot` (minus the dot
+product). Among equally near tokens, the lowest id is the nearest.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array | np.ndarray
 
 METRICS = ("euclidean", "cosine", "dot")
 
-# Rows of the table looked at together, and how many of the nearest are compared exactly.
+# Rows of the table whose distances are computed together.
 BLOCK = 8192
+
+# Candidates beyond the k nearest whose distances are computed again without cancellation.
 SHORTLIST = 32
 
-# Norms are at least this, so that a vector of zeros has cosine 0 with all others.
+# Lower bound of norms, which gives a vector of zeros a cosine of 0 with all others.
 TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
-def c_proj(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Tokens to their embeddings: `[V, D]`, `[...]` -> `[..., D]` float32."""
+def c_proj(table: jax.Array, ids: Array) -> jax.Array:
+    """Embeds tokens.
+
+    Args:
+        table: `[V, D]` embeddings.
+        ids: `[...]` token ids.
+
+    Returns:
+        `[..., D]` float32.
+    """
     return table[ids].astype(jnp.float32)
 
 
-def d_proj(
-    table: jax.Array, prompts: jax.Array, valid: jax.Array, metric: str = "euclidean"
-) -> jax.Array:
-    """Prompts to their nearest tokens: `[..., L, D]` -> `[..., L]` int32. See `neighbors`."""
+def d_proj(table: jax.Array, prompts: Array, valid: Array, metric: str = "euclidean") -> jax.Array:
+    """Finds the nearest token of every prompt vector.
+
+    Args:
+        table, prompts, valid, metric: as for `neighbors`.
+
+    Returns:
+        ids `[..., L]` int32.
+    """
     return neighbors(table, prompts, valid, k=1, metric=metric)[0][..., 0]
 
 
 @functools.partial(jax.jit, static_argnames=("k", "metric"))
 def neighbors(
     table: jax.Array,
-    prompts: jax.Array,
-    valid: jax.Array,
+    prompts: Array,
+    valid: Array,
     k: int = 10,
     metric: str = "euclidean",
 ) -> tuple[jax.Array, jax.Array]:
-    """The k nearest tokens of every prompt vector, nearest first.
+    """Finds the k nearest tokens of every prompt vector, nearest first.
 
-    One matrix product over blocks of the table makes a shortlist, without ever holding
-    `[..., L, V]`. Its distances suffer from cancellation, so the shortlist is then ordered by
-    distances that do not, and equal rows of the table are exactly equally near. (The product
-    itself may tell equal rows apart by rounding, so of more than `SHORTLIST` equal rows another
-    than the first may be answered.)
+    Matrix products over blocks of the table select a shortlist, so that no array has the shape
+    `[..., L, V]`. Distances from these products suffer from cancellation. The shortlist is
+    therefore ordered by distances that do not, so that equal rows of the table are exactly equally
+    near. (Rounding in the products may tell equal rows apart: if there are more than `SHORTLIST`
+    of them, the nearest may be another than the first.)
 
     Args:
         table: `[V, D]` embeddings.
         prompts: `[..., L, D]`.
-        valid: `[V]` bool, tokens that may be answered (padded rows of the table are none).
-        k: how many.
+        valid: `[V]` bool, the tokens that may be neighbors; padding rows of the table may not.
+        k: number of neighbors.
         metric: one of `METRICS`.
 
     Returns:
@@ -59,39 +78,51 @@ def neighbors(
     """
     length, dim = prompts.shape[-2:]
     one_run = functools.partial(_neighbors, table, valid, k, metric)
-    ids, distances = jax.vmap(one_run)(prompts.reshape(-1, length, dim))
+    ids, distances = jax.vmap(one_run)(jnp.reshape(prompts, (-1, length, dim)))
     shape = (*prompts.shape[:-1], k)
     return ids.reshape(shape), distances.reshape(shape)
 
 
-def margins(distances: jax.Array) -> jax.Array:
-    """How much farther the runner-up is than the nearest: `[..., k >= 2]` -> `[...]`."""
+def margins(distances: Array) -> Array:
+    """Computes how much farther the second nearest token is than the nearest.
+
+    Args:
+        distances: `[..., k]` with k of at least 2, nearest first.
+
+    Returns:
+        `[...]`.
+    """
     return distances[..., 1] - distances[..., 0]
 
 
 def _neighbors(
-    table: jax.Array, valid: jax.Array, k: int, metric: str, prompt: jax.Array
+    table: jax.Array, valid: Array, k: int, metric: str, prompt: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`neighbors` of one prompt `[L, D]`."""
+    """Computes `neighbors` of one prompt `[L, D]`."""
     prompt = prompt.astype(jnp.float32)
     best = jnp.zeros((len(prompt), 0), jnp.float32)
     best_ids = jnp.zeros((len(prompt), 0), jnp.int32)
     for start in range(0, len(table), BLOCK):
         rows = table[start : start + BLOCK].astype(jnp.float32)
-        found = jnp.where(valid[start : start + BLOCK], _by_product(prompt, rows, metric), jnp.inf)
+        block = _rough_distances(prompt, rows, metric)
+        block = jnp.where(valid[start : start + BLOCK], block, jnp.inf)
         ids = jnp.arange(start, start + len(rows), dtype=jnp.int32)
-        best = jnp.concatenate([best, found], axis=1)
-        best_ids = jnp.concatenate([best_ids, jnp.broadcast_to(ids, found.shape)], axis=1)
+        best = jnp.concatenate([best, block], axis=1)
+        best_ids = jnp.concatenate([best_ids, jnp.broadcast_to(ids, block.shape)], axis=1)
         best, at = jax.lax.top_k(-best, min(k + SHORTLIST, best.shape[1]))
         best, best_ids = -best, jnp.take_along_axis(best_ids, at, axis=1)
-    exact = _exact(prompt[:, None], table[best_ids].astype(jnp.float32), metric)
+    exact = _exact_distances(prompt[:, None], table[best_ids].astype(jnp.float32), metric)
     exact = jnp.where(valid[best_ids], exact, jnp.inf)
     order = jnp.lexsort((best_ids, exact))[:, :k]
-    return tuple(jnp.take_along_axis(x, order, axis=1) for x in (best_ids, exact))
+    return jnp.take_along_axis(best_ids, order, axis=1), jnp.take_along_axis(exact, order, axis=1)
 
 
-def _by_product(prompt: jax.Array, rows: jax.Array, metric: str) -> jax.Array:
-    """`[L, D]`, `[V, D]` -> `[L, V]`, ordered as the distances are; one matrix product."""
+def _rough_distances(prompt: jax.Array, rows: jax.Array, metric: str) -> jax.Array:
+    """Orders `rows` `[V, D]` for each vector of `prompt` `[L, D]` by one matrix product.
+
+    Returns:
+        `[L, V]`, which increases with the distance but differs from it by terms of the prompt.
+    """
     dots = jnp.matmul(prompt, rows.T, precision=jax.lax.Precision.HIGHEST)
     if metric == "dot":
         return -dots
@@ -100,8 +131,8 @@ def _by_product(prompt: jax.Array, rows: jax.Array, metric: str) -> jax.Array:
     return jnp.square(rows).sum(axis=1) - 2 * dots
 
 
-def _exact(prompt: jax.Array, rows: jax.Array, metric: str) -> jax.Array:
-    """`[L, 1, D]`, `[L, n, D]` -> distances `[L, n]`, without cancellation."""
+def _exact_distances(prompt: jax.Array, rows: jax.Array, metric: str) -> jax.Array:
+    """Computes distances `[L, n]` of `[L, 1, D]` and `[L, n, D]` without cancellation."""
     if metric == "dot":
         return -(prompt * rows).sum(axis=-1)
     if metric == "cosine":

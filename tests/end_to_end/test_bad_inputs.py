@@ -107,7 +107,7 @@ FLAGS = {
     "no task": ({"task": ""}, "--task is empty", "give"),
     "task without data": ({"task": "sst2"}, "--data_dir=", "looked for"),
     "task on the hub": ({"task": "hf:no/such"}, "--task=hf:no/such", ""),
-    "unknown targets": ({"targets": "nothing"}, "--targets='nothing'", "text=..."),
+    "unknown targets": ({"targets": "nothing"}, "--targets=nothing", "text=..."),
     "targets of no tokens": ({"targets": "text="}, "--targets", "another text"),
     "target longer than the context": (
         {"targets": "text=" + " ".join(["w1"] * 64)},
@@ -121,7 +121,7 @@ FLAGS = {
         {"targets": "text=" + " ".join(["w1"] * 60)},
         *("--template=0", "positions", "shorten"),
     ),
-    "targets without an end": ({"targets": "/dev/zero"}, "--targets='/dev/zero'", "text=..."),
+    "targets without an end": ({"targets": "/dev/zero"}, "--targets=/dev/zero", "text=..."),
     "no data folder": ({"data_dir": "nowhere"}, "--data_dir=nowhere", "give one that exists"),
     "no assets folder": ({"assets_dir": "nowhere"}, "--assets_dir=nowhere", "give one that exists"),
     "unknown model": ({"model": "nothing"}, "--model=nothing", "give smollm2-135m"),
@@ -205,11 +205,11 @@ FILES = {
     "targets that are a folder": (lambda at: {"targets": at.path}, "--targets=", "text=..."),
     "targets that are no JSON": (
         lambda at: {"targets": at.file("t.json", '{"a": "w1",\n"b" "w2"}')},
-        *("t.json:2: not JSON", "mend the line"),
+        *("t.json:2: not JSON", "fix the line"),
     ),
     "targets in another encoding": (
         lambda at: {"targets": at.file("t.txt", "é".encode("latin-1"))},
-        *("t.txt is not UTF-8", "convert it"),
+        *("t.txt: the file is not UTF-8", "convert it"),
     ),
     "labels that are unknown": (
         lambda at: {"task": at.task("train", '{"text": "w1", "label": 2}')},
@@ -229,11 +229,11 @@ FILES = {
     ),
     "label of many digits": (
         lambda at: {"task": at.task("train", f'{{"text": "w1", "label": {DIGITS}}}')},
-        *("train.jsonl:1: too large a value", "mend the line"),
+        *("train.jsonl:1: too large a value", "fix the line"),
     ),
     "task nested without an end": (
         lambda at: {"task": at.file("deep/task.json", "[" * 100_000).parent},
-        *("task.json: too large a value", "mend it"),
+        *("task.json: too large a value", "fix it"),
     ),
     "task without texts": (
         lambda at: {"task": cut(at.task("train", "") / "task.json", 1)},
@@ -366,16 +366,16 @@ FILES = {
 
 # Flags of the analysis; "JOB" is a copy of a finished job.
 ANALYSES = {
-    "no jobs": ({"runs": ""}, "--runs is empty", "give folders"),
+    "no jobs": ({"runs": ""}, "--runs: give folders"),
     "job that is not there": ({"runs": "nowhere"}, "nowhere/results.jsonl", "give the --out_dir"),
     "job of a long name": ({"runs": "x" * 5000}, "x/results.jsonl", "give the --out_dir"),
     "analysis in the job's folder": (
         {"runs": "JOB", "out_dir": "JOB"},
-        *("--out_dir=", "is not empty", "name a new folder"),
+        *("--out_dir=", ": is not empty", "name a new folder"),
     ),
     "analysis that cannot be": (
         {"runs": "JOB", "out_dir": "/proc/analysis"},
-        *("--out_dir=/proc/analysis cannot be made", "name a folder that can"),
+        *("--out_dir=/proc/analysis: cannot be made", "name a folder that can"),
     ),
     "flag of a job": ({"runs": "JOB", "steps": 3}, "steps", "Unknown"),
     "assets of the analysis": (

@@ -1,6 +1,6 @@
-"""Readers of files from elsewhere, given anything: each reads it, or says in one line why not.
+"""Readers of files from elsewhere read any content, or say in one line why they do not.
 
-A few seconds each; `--hypothesis-profile=long` goes on for as long as one likes.
+Each test takes a few seconds. `--hypothesis-profile=long` makes 1,000 times as many examples.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ LABELS = ("bad", "good")
 
 @pytest.fixture(scope="module")
 def folder():
-    """A folder that files are written to over and over."""
+    """A folder whose files every example overwrites."""
     with tempfile.TemporaryDirectory() as path:
         yield Path(path)
 
 
 def reads_or_refuses(read, *arguments, **options):
-    """What is read, or None if it is refused as it should be."""
+    """Returns what is read, or None if it is refused in one line."""
     try:
         return read(*arguments, **options)
     except InputError as error:
@@ -49,7 +49,7 @@ def written(folder, name, content):
     return path
 
 
-# Text of which a good part means something in some format.
+# Pieces that mean something in one of the formats, so that examples get past the first check.
 PIECES = st.sampled_from(
     [
         *("\n", "\r\n", "\r", "\t", ",", '"', '""', "\\n", "{", "}", "[", "]", ":", " ", "\0"),
@@ -80,7 +80,7 @@ VALUES = st.recursive(
 @example(content=b'{"text": "w", "label": %s}' % DIGITS, name="a.jsonl", news=False)
 @example(content=b'{"text": "w", "label": %s' % NESTED, name="a.jsonl", news=False)
 @example(content=b"%s,title,text" % DIGITS, name="a.csv", news=True)
-def test_examples(folder, content, name, news):
+def test_any_file_of_examples_is_read_or_refused(folder, content, name, news):
     path = written(folder, name, content)
     found = reads_or_refuses(readers.read_examples, path, LABELS, ag_news_csv=news)
     if found is not None:
@@ -94,8 +94,7 @@ def test_examples(folder, content, name, news):
         st.tuples(st.text(max_size=20).filter(str.strip), st.integers(0, 1)), min_size=1, max_size=5
     )
 )
-def test_examples_that_are_good(folder, rows):
-    """Whatever the texts are, JSON Lines bring them back."""
+def test_json_lines_bring_any_text_back(folder, rows):
     lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
     path = written(folder, "a.jsonl", "\n".join(lines).encode())
     found = readers.read_examples(path, LABELS)
@@ -103,7 +102,7 @@ def test_examples_that_are_good(folder, rows):
 
 
 @given(content=TEXTS.map(gzip.compress), cut=st.integers(0, 200), flipped=st.integers(0, 2000))
-def test_compressed_examples(folder, content, cut, flipped):
+def test_any_compressed_file_of_examples_is_read_or_refused(folder, content, cut, flipped):
     content = bytearray(content[: len(content) - cut])
     if content:
         content[flipped // 8 % len(content)] ^= 1 << flipped % 8
@@ -114,20 +113,20 @@ def test_compressed_examples(folder, content, cut, flipped):
 @example(content=NESTED, name="t.json")
 @example(content=DIGITS, name="t.jsonl")
 @given(content=CONTENTS, name=st.sampled_from(["t.json", "t.jsonl", "t.txt"]))
-def test_targets(folder, content, name):
-    found = reads_or_refuses(files.read, written(folder, name, content))
+def test_any_file_of_targets_is_read_or_refused(folder, content, name):
+    found = reads_or_refuses(files.read_texts, written(folder, name, content))
     if found is not None:
         assert found
         assert all(isinstance(text, str) and text.strip() for text in found.values())
 
 
 @given(value=VALUES, name=st.sampled_from(["t.json", "t.jsonl"]))
-def test_targets_of_any_json(folder, value, name):
-    reads_or_refuses(files.read, written(folder, name, json.dumps(value).encode()))
+def test_any_json_for_targets_is_read_or_refused(folder, value, name):
+    reads_or_refuses(files.read_texts, written(folder, name, json.dumps(value).encode()))
 
 
 class Letters:
-    """A token is a letter."""
+    """A tokenizer whose tokens are letters."""
 
     def encode(self, text):
         return [ord(letter) for letter in text]
@@ -145,11 +144,12 @@ SPECS = st.lists(
 
 @example(spec="~\0", length=None)
 @given(spec=SPECS, length=st.none() | st.integers(-1, 50))
-def test_the_language_of_targets(spec, length):
-    options = {"task": "reviews", "prompt_length": length}
-    found = reads_or_refuses(targets.load, spec, Letters(), **options)
-    if found is not None:
-        assert all(target.ids for target in found)
+def test_any_list_of_target_sets_is_loaded_or_refused(spec, length):
+    texts = reads_or_refuses(targets.load_texts, spec, task="reviews")
+    if texts is not None:
+        found = reads_or_refuses(targets.tokenize, texts, Letters(), length)
+        if found is not None:
+            assert all(target.ids for target in found)
 
 
 TASK = {"templates": ["It was %s ."], "label_words": ["bad", "good"], "labels": ["0", "1"]}
@@ -159,7 +159,7 @@ EDITS = st.dictionaries(st.sampled_from([*TASK, "max_length"]) | st.text(max_siz
 @example(content=NESTED)
 @example(content=DIGITS)
 @given(content=CONTENTS | EDITS.map(lambda edits: json.dumps({**TASK, **edits}).encode()))
-def test_descriptions_of_tasks(folder, content):
+def test_any_description_of_a_task_is_read_or_refused(folder, content):
     written(folder, folders.TASK_FILE, content)
     found = reads_or_refuses(folders.read_task, folder)
     if found is not None:
@@ -197,7 +197,7 @@ SENTENCEPIECE = {
 
 
 def gguf_file(path, metadata):
-    """Writes metadata, and a few tensors, to a GGUF file."""
+    """Writes metadata and a few tensors to a GGUF file."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.kv_data[0].clear()
     for name, value in metadata.items():
@@ -213,7 +213,7 @@ def gguf_file(path, metadata):
 
 
 def opens(path):
-    """Reads a model; what is read is either a configuration of ours or refused as one."""
+    """Reads a GGUF file, and makes a module of its configuration, or sees one of them refused."""
     found = reads_or_refuses(gguf_format.read, path)
     if found is not None:
         found.tokenizer.encode("a b ab")
@@ -221,18 +221,18 @@ def opens(path):
 
 
 def module_or_error(config):
-    with contextlib.suppress(*conversion.MISFIT_ERRORS):  # which `convert` makes an `InputError`
+    with contextlib.suppress(*conversion.MISFIT_ERRORS):  # refused by conversion
         families.FAMILIES[config["model_type"]].module_of(config)
 
 
 @pytest.mark.parametrize("metadata", [BYTE_LEVEL, SENTENCEPIECE])
-def test_the_gguf_files_that_are_spoilt_below_are_good(folder, metadata):
+def test_the_gguf_files_that_are_corrupted_below_are_good(folder, metadata):
     found = gguf_format.read(gguf_file(folder / "good.gguf", metadata))
     assert found.tokenizer.encode("ab")
     assert found.config["hidden_size"] == 8
 
 
-SPOILT = st.lists(
+BYTE_EDITS = st.lists(
     st.tuples(
         st.integers(0, 2**16),
         st.sampled_from([b"", b"\xff", b"\0" * 8, b"\xff" * 8, b"\0" * 7 + b"\x7f"])
@@ -242,18 +242,22 @@ SPOILT = st.lists(
 )
 
 
-@given(metadata=st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]), spoilt=SPOILT, cut=st.integers(0, 99))
-def test_gguf_files_of_other_bytes(folder, metadata, spoilt, cut):
+@given(
+    metadata=st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]),
+    edits=BYTE_EDITS,
+    cut=st.integers(0, 99),
+)
+def test_any_bytes_in_a_gguf_file_are_read_or_refused(folder, metadata, edits, cut):
     path = folder / f"{metadata['tokenizer.ggml.model']}.gguf"
     if not path.exists():
         gguf_file(path, metadata)
     content = bytearray(path.read_bytes())
-    for at, others in spoilt:
+    for at, others in edits:
         at %= len(content)
         content[at : at + len(others)] = others
     if cut < 20:
         del content[len(content) * cut // 20 :]
-    opens(written(folder, "spoilt.gguf", bytes(content)))
+    opens(written(folder, "corrupted.gguf", bytes(content)))
 
 
 SCALARS = (
@@ -288,7 +292,7 @@ NAMES = sorted(
     without=st.sets(st.sampled_from(NAMES), max_size=2),
     others=st.dictionaries(st.sampled_from(NAMES), ENTRIES, max_size=3),
 )
-def test_gguf_files_of_other_metadata(folder, metadata, without, others):
+def test_any_metadata_of_a_gguf_file_is_read_or_refused(folder, metadata, without, others):
     changed = {name: v for name, v in {**metadata, **others}.items() if name not in without}
     opens(gguf_file(folder / "other.gguf", changed))
 
@@ -315,5 +319,5 @@ ROPE = st.fixed_dictionaries(
     kind=st.sampled_from([*HF_CONFIGS]),
     others=st.dictionaries(st.sampled_from(HF_NAMES), VALUES | ROPE, max_size=4),
 )
-def test_configurations(kind, others):
+def test_any_configuration_makes_a_module_or_is_refused(kind, others):
     module_or_error({"model_type": kind, **HF_CONFIGS[kind], **others})

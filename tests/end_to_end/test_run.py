@@ -180,8 +180,8 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
         folder, folder / "continued", inits=(str(checkpoint),), steps=1, learning_rate=0.0
     )
     with ProgressReporter(Console(quiet=True)) as watch:
-        rows = job.run_job(given, main.EXPERIMENT, folder / "continued", watch).rows
-    again = checkpoints.load_prompt(folder / "continued" / "checkpoints" / rows[-1]["id"])
+        continued = job.run_job(given, main.EXPERIMENT, folder / "continued", watch).records
+    again = checkpoints.load_prompt(folder / "continued" / "checkpoints" / continued[-1].id)
     np.testing.assert_array_equal(again, checkpoints.load_prompt(checkpoint))
 
 

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from experiments import flags, grid, length, main
 from tests.helpers import toy_job
+from tests.helpers.finished_runs import as_rows
 from tests.helpers.toy_models import WORDS, pair
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
@@ -30,7 +31,7 @@ def run_job(folder, out_dir, chosen=main.EXPERIMENT, **changed):
     settings = toy_job.settings(folder, out_dir, **changed)
     with toy_job.CountingReporter() as watch:
         finished = job.run_job(settings, chosen, out_dir, watch)
-        return finished.rows, watch.steps
+        return as_rows(finished.records), watch.steps
 
 
 @pytest.mark.parametrize("name", flags.EXPERIMENTS)
@@ -168,14 +169,14 @@ def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
 
 def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first")
-    with pytest.raises(InputError, match=r"--reuse=.*n_dev=12 there and 5 here"):
+    with pytest.raises(InputError, match=r"^reuse=.*n_dev=12 there and 5 here"):
         run_job(folder, tmp_path / "again", reuse=(tmp_path / "first",), n_eval=5)
     assert not (tmp_path / "again").exists()
 
 
 def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first", dtype="bfloat16")
-    with pytest.raises(InputError, match=r"--reuse=.*first has runs of --dtype=bfloat16"):
+    with pytest.raises(InputError, match=r"^reuse=.*first': has runs of dtype=bfloat16"):
         run_job(folder, tmp_path / "again", dtype="float32", reuse=(tmp_path / "first",))
     assert not (tmp_path / "again").exists()
 
@@ -185,7 +186,7 @@ def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     records.append_lines(bare / "results.jsonl", rows)
-    with pytest.raises(InputError, match=r"--reuse: .*checkpoints"):
+    with pytest.raises(InputError, match=r"^reuse=.*bare.*: lacks .*checkpoints"):
         run_job(folder, tmp_path / "again", reuse=(bare,))
 
 

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 import torch
@@ -12,7 +11,6 @@ from wayward_jax import models
 from wayward_jax.runs import Run
 from wayward_jax.targets import Target
 from wayward_jax.tasks import Encoded, Examples, Task, TaskData
-from wayward_jax.training.step import Population
 
 WORDS = ["<eos>", "It", "was", "terrible", "great", ".", *(f"w{i}" for i in range(74))]
 WIDTH = 32
@@ -120,14 +118,3 @@ def toy_runs(model, **settings):
         Run(**settings, prompt_length=6, learning_rate=0.1),
         Run(**settings, prompt_length=6, learning_rate=0.08, seed=2),
     ]
-
-
-def population(plan):
-    """Makes the `Population` of a plan's runs."""
-    runs, length = plan.padded_runs, plan.prompt_length
-    targets = [run.target_ids + (0,) * (length - len(run.target_ids)) for run in runs]
-    return Population(
-        targets=jnp.asarray(targets, jnp.int32),
-        mask=jnp.arange(length) < jnp.asarray([[run.prompt_length] for run in runs]),
-        learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
-    )

@@ -6,9 +6,10 @@ from rich.console import Console
 
 from experiments import main
 from tests.helpers import toy_job
+from tests.helpers.finished_runs import as_rows
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import finished, job, records
+from wayward_jax.jobs import job, records
 from wayward_jax.jobs.object_stores import local, mirrored
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
@@ -32,7 +33,11 @@ def url():
 def run_job(folder, out_dir, mirror=None):
     settings = toy_job.settings(folder, out_dir, **FLAGS)
     with ProgressReporter(Console(quiet=True)) as watch:
-        return job.run_job(settings, main.EXPERIMENT, out_dir, watch, mirror).rows
+        return job.run_job(settings, main.EXPERIMENT, out_dir, watch, mirror).records
+
+
+def read_records(folders):
+    return [run.record for run in records.read_jobs(folders)]
 
 
 def run_job_at(url, folder):
@@ -50,7 +55,7 @@ def assert_same(url, undisturbed):
     """Rows and prompts to the bit, and the same files, as who reads the store finds them."""
     with local([url]) as (found,):
         rows, expected = (
-            [{**run.row, "seconds": 0} for run in finished.read([each])]
+            [{**row, "seconds": 0} for row in as_rows(read_records([each]))]
             for each in (found, undisturbed)
         )
         assert rows == expected
@@ -112,7 +117,7 @@ def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
         records.append_lines(shard / "results.jsonl", own)
     STORE.put(str(tmp_path), "/bucket/job", recursive=True)
     with local([url, str(undisturbed)]) as folders:
-        assert [run.row for run in finished.read(folders)] == rows
+        assert as_rows(read_records(folders)) == rows
         assert not list(folders[0].rglob("large"))
         assert folders[1] == undisturbed
     assert not folders[0].exists()
@@ -122,6 +127,6 @@ def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
 @pytest.mark.parametrize("name", ["memory://bucket/absent", "nothing://bucket/job", "x://job"])
 def test_what_cannot_be_read_is_named_in_one_line(name):
     with pytest.raises(InputError) as error, local([name]) as folders:
-        finished.read(folders)
+        records.read_jobs(folders)
     assert str(error.value).startswith((f"--runs={name} ", f"{name}/results.jsonl "))
     assert "\n" not in str(error.value)

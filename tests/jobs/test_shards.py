@@ -11,8 +11,9 @@ from rich.console import Console
 
 from experiments import main
 from tests.helpers import toy_job
+from tests.helpers.finished_runs import as_rows
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import finished, job, records
+from wayward_jax.jobs import job, records
 from wayward_jax.jobs.parts import part
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.runs import Run
@@ -38,7 +39,7 @@ def run_job(folder, out_dir, **changed):
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    return run_job(folder, folder / "whole").rows
+    return as_rows(run_job(folder, folder / "whole").records)
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +50,20 @@ def in_shards(folder):
 
 
 def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
-    found = {run.row["id"]: run for run in finished.read([in_shards])}
+    found = {run.record.id: run for run in records.read_jobs([in_shards])}
     assert len(whole) == 8
     assert found.keys() == {row["id"] for row in whole}
     for row in whole:
         run = found[row["id"]]
         assert run.checkpoint.is_dir()
-        toy_job.assert_same_outcome(run.row, row)
+        (found_row,) = as_rows([run.record])
+        toy_job.assert_same_outcome(found_row, row)
 
 
 def test_a_run_done_alone_sees_the_texts_that_it_sees_in_the_whole_job(folder, whole):
     """Though the longest prompt, for which texts are cut, is another's."""
     short = next(row for row in whole if row["prompt_length"] == 3)
-    (row,) = run_job(folder, folder / "alone", only=(short["id"],)).rows
+    (row,) = as_rows(run_job(folder, folder / "alone", only=(short["id"],)).records)
     toy_job.assert_same_outcome(row, short)
 
 
@@ -86,7 +88,7 @@ def test_a_missing_shard_is_named(in_shards, tmp_path):
     for number in (0, 2):
         (tmp_path / f"shard-{number}-of-4").mkdir()
     with pytest.raises(InputError, match=re.escape(f"{tmp_path} lacks shard 1, 3 of 4: ")):
-        finished.read([tmp_path])
+        records.read_jobs([tmp_path])
 
 
 def test_another_number_of_shards_or_none_is_refused(folder, in_shards, whole):

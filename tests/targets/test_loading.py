@@ -1,7 +1,6 @@
-"""Built-in sets, files, and the language of `--targets`."""
+"""Built-in sets, files of texts, and the list of sets that `--targets` takes."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from wayward_jax.errors import InputError
-from wayward_jax.targets import load
-from wayward_jax.targets.files import LARGEST
+from wayward_jax.targets import load_texts, tokenize
+from wayward_jax.targets.files import MAX_BYTES
 from wayward_jax.targets.loading import BUILT_IN
 
 TASKS = ("reviews", "plots", "sst2", "sst5", "agnews", "trec", "subj")
 
 
 class Letters:
-    """A token is a letter."""
+    """A tokenizer whose tokens are letters."""
 
     def encode(self, text):
         return [ord(letter) for letter in text]
@@ -28,20 +27,12 @@ class Letters:
         return "".join(map(chr, ids))
 
 
-def found(spec, **options):
-    return load(spec, Letters(), **{"task": "reviews", **options})
-
-
 def texts(spec, **options):
-    return {target.name: target.text for target in found(spec, **options)}
+    return load_texts(spec, **{"task": "reviews", **options})
 
 
-@pytest.fixture
-def data_dir():
-    folder = os.environ.get("WAYWARD_DATA_DIR")
-    if not folder:
-        pytest.skip("WAYWARD_DATA_DIR is not set")
-    return Path(folder)
+def found(spec, prompt_length=None, **options):
+    return tokenize(texts(spec, **options), Letters(), prompt_length)
 
 
 @pytest.mark.parametrize("kind", ["instructions", "sentences", "code"])
@@ -63,8 +54,8 @@ def test_every_task_has_five_definitions_and_five_that_contradict_them(task):
 
 
 def test_no_two_targets_of_all_sets_share_a_name():
-    names = [target.name for target in found(",".join(BUILT_IN))]
-    assert len(set(names)) == len(names) >= 30 * 3 + 5 * 2
+    count = len(texts(",".join(BUILT_IN)))
+    assert count == sum(len(texts(kind)) for kind in BUILT_IN) >= 30 * 3 + 5 * 2
 
 
 def test_an_installed_package_has_the_built_in_sets(tmp_path):
@@ -77,19 +68,16 @@ def test_an_installed_package_has_the_built_in_sets(tmp_path):
     command = [sys.executable, "-c", build, "--quiet", "build_py", "--build-lib", tmp_path / "lib"]
     subprocess.run(command, cwd=tmp_path / "source", check=True)
     load_all = """
-from wayward_jax.targets import load, loading
+from wayward_jax.targets import load_texts, loading
 
-class Letters:
-    encode = list
-
-targets = load(",".join(loading.BUILT_IN), Letters(), task="trec")
-print(loading.__file__, len(targets), sep="\\n")
+texts = load_texts(",".join(loading.BUILT_IN), task="trec")
+print(loading.__file__, len(texts), sep="\\n")
 """
     command = [sys.executable, "-c", load_all]
     printed = subprocess.run(command, cwd=tmp_path / "lib", check=True, capture_output=True)
     file, count = printed.stdout.decode().split()
     assert Path(file).is_relative_to(tmp_path / "lib")
-    assert int(count) == len(found(",".join(BUILT_IN), task="trec"))
+    assert int(count) == len(texts(",".join(BUILT_IN), task="trec"))
 
 
 def test_a_target_has_the_tokens_of_its_text():
@@ -103,18 +91,18 @@ def test_a_text_may_hold_control_characters():
     assert target.ids == (0, 9, 27)
 
 
-def test_a_number_takes_the_first_ones_and_a_name_takes_one():
+def test_a_number_selects_the_first_texts_and_a_name_selects_one():
     names = list(texts("instructions"))
     assert list(texts("instructions:2")) == names[:2]
     assert list(texts(names[4])) == [names[4]]
 
 
-def test_sets_are_joined_in_the_order_that_is_asked_for():
+def test_sets_are_joined_in_the_given_order():
     names = list(texts("code:1, sentences:2, text=x,y"))
     assert [name.partition("/")[0] for name in names] == ["code", "sentences", "sentences", "text"]
 
 
-def test_a_target_that_is_asked_for_twice_is_given_once():
+def test_a_text_that_is_asked_for_twice_is_given_once():
     assert texts("instructions/02,instructions:2") == texts("instructions/02,instructions/01")
 
 
@@ -122,7 +110,7 @@ def test_a_number_larger_than_the_set_takes_all_of_it():
     assert texts("sentences:999") == texts("sentences")
 
 
-def test_a_file_has_selectors_too(tmp_path):
+def test_texts_of_a_file_can_be_selected(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text('{"a": "one", "b:1/c": "two"}')
     assert texts(f"{file}:1") == {"mine/a": "one"}
@@ -211,7 +199,7 @@ def test_the_papers_true_definitions_are_those_of_the_task(task, data_dir):
         ("instructions:x", "from 1 on"),
         ("instructions:" + "9" * 5000, "from 1 on"),
         ("instructions/none", "choose for instance instructions/"),
-        ("ni", "--data_dir"),
+        ("ni", "data_dir"),
         ("text=", "no tokens"),
         ("", "no such set"),
         ("code:1,", "no such set"),
@@ -222,10 +210,26 @@ def test_the_papers_true_definitions_are_those_of_the_task(task, data_dir):
         ("text=half \ud83d", "not Unicode"),
     ],
 )
-def test_what_is_not_there_is_refused_with_a_remedy(spec, said):
+def test_an_unknown_set_name_or_text_is_refused_with_a_remedy(spec, said):
     with pytest.raises(InputError, match=said) as refusal:
         found(spec)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ["definitions", "other_contradictions"])
+def test_a_set_that_differs_by_task_asks_for_the_task(kind):
+    with pytest.raises(InputError, match=f"targets='{kind}': .* differ by task: give task$"):
+        load_texts(kind)
+
+
+def test_a_set_that_is_the_same_for_all_tasks_needs_none():
+    assert load_texts("instructions:3,text=mine") == texts("instructions:3,text=mine")
+
+
+def test_a_file_without_texts_for_other_kinds_of_tasks_is_refused(tmp_path):
+    (tmp_path / "good_prompts.json").write_text('{"SST-2_0": "x", "sst-5_0": "y"}')
+    with pytest.raises(InputError, match="another kind than 'reviews'"):
+        texts("other_true", data_dir=tmp_path)
 
 
 def test_a_task_without_definitions_is_refused():
@@ -235,21 +239,21 @@ def test_a_task_without_definitions_is_refused():
 
 def test_a_length_that_no_target_has_is_refused(tmp_path):
     (tmp_path / "t.txt").write_text("long\nshort")
-    said = "--prompt_length=99: none of the 2 targets is that long, they have 4 to 5 tokens"
+    said = "prompt_length=99: none of the 2 targets is that long, they have 4 to 5 tokens"
     with pytest.raises(InputError, match=said):
         found(str(tmp_path / "t.txt"), prompt_length=99)
 
 
 @pytest.mark.parametrize("length", [0, -1])
 def test_a_length_below_1_is_refused(length):
-    with pytest.raises(InputError, match="--prompt_length"):
+    with pytest.raises(InputError, match=f"prompt_length={length}"):
         found("sentences", prompt_length=length)
 
 
-def test_a_huge_file_is_refused_unread(tmp_path):
+def test_a_huge_file_is_refused_without_reading_it(tmp_path):
     with (tmp_path / "t.txt").open("wb") as file:
-        file.truncate(LARGEST + 1)
-    with pytest.raises(InputError, match=r"t\.txt is larger than 64 MiB"):
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(InputError, match=r"t\.txt: the file is larger than 64 MiB"):
         found(str(tmp_path / "t.txt"))
 
 

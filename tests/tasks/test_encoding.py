@@ -1,4 +1,4 @@
-"""Encoding, token by token, against cases worked out by hand."""
+"""Encoding against cases worked out by hand, token by token."""
 
 import re
 
@@ -9,7 +9,7 @@ from wayward_jax.tasks import TASKS, Task, encode
 
 
 class ToyTokenizer:
-    """Words in pieces of at most five characters; as in GPT-2, a space belongs to what follows.
+    """Splits words into pieces of at most five characters; a space belongs to the word after it.
 
     `" It was terrible ."` is `" It", " was", " terri", "ble", " ."`.
     """
@@ -43,11 +43,11 @@ def own_task(templates, label_words, max_length=128):
 
 
 def read(tokenizer, encoded):
-    """The tokens of an example as lists of strings: contexts and continuations per label."""
+    """Decodes an example: contexts and continuations per label, as lists of strings."""
     return [[tokenizer.read(ids) for ids in part] for part in encoded]
 
 
-def test_direct_scores_from_the_first_differing_token_through_eos(tokenizer):
+def test_direct_scores_from_the_first_token_that_differs_through_eos(tokenizer):
     (encoded,) = encode(TASKS["sst2"], ["a dull film"], tokenizer)
     contexts, continuations = read(tokenizer, encoded)
     assert contexts == [["a", " dull", " film", " It", " was"]] * 2
@@ -123,7 +123,7 @@ def test_a_shared_first_token_of_the_label_words_is_context(tokenizer):
     assert continuations == [[w, " .", "<eos>"] for w in (" bad", " good", " nice")]
 
 
-def test_the_first_difference_is_over_all_labels(tokenizer):
+def test_the_first_difference_is_taken_over_all_labels(tokenizer):
     task = own_task(("%s",), ("very bad", "very good", "fine"))
     (encoded,) = encode(task, ["x"], tokenizer, template=0)
     contexts, continuations = read(tokenizer, encoded)
@@ -135,7 +135,7 @@ def test_the_first_difference_is_over_all_labels(tokenizer):
     ]
 
 
-def test_eos_tells_a_template_from_a_longer_one(tokenizer):
+def test_eos_distinguishes_a_template_from_a_longer_one(tokenizer):
     task = own_task(("It was %s",), ("good", "good indeed"))
     (encoded,) = encode(task, ["x"], tokenizer, template=0)
     contexts, continuations = read(tokenizer, encoded)
@@ -184,11 +184,11 @@ def test_a_text_keeps_at_least_one_token(tokenizer, method):
         TASKS["trec"], ["one two"], tokenizer, template=0, method=method, max_tokens=6
     )
     assert "one" in "".join(tokenizer.read(encoded.contexts[0] + encoded.continuations[0]))
-    with pytest.raises(InputError, match=r"--template=0.*--prompt_length"):
+    with pytest.raises(InputError, match=r"template=0.*prompt_length"):
         encode(TASKS["trec"], ["one two"], tokenizer, template=0, method=method, max_tokens=5)
 
 
-def test_order_and_number_are_kept(tokenizer):
+def test_order_and_number_of_texts_are_kept(tokenizer):
     encoded = encode(TASKS["sst2"], ["one", "two", "three"], tokenizer)
     assert [tokenizer.read(e.contexts[0])[0] for e in encoded] == ["one", "two", "three"]
     assert encode(TASKS["sst2"], [], tokenizer) == []
@@ -197,15 +197,15 @@ def test_order_and_number_are_kept(tokenizer):
 @pytest.mark.parametrize(
     ("task", "texts", "options", "message"),
     [
-        (TASKS["sst2"], ["x"], {"template": 4}, r"--template=4: task sst2 has templates 0 to 3"),
-        (TASKS["sst2"], ["x"], {"template": -1}, r"--template=-1"),
-        (own_task(("%s",), ("a", "b")), ["x"], {}, r"--template=1: .* templates 0 to 0"),
-        (TASKS["sst2"], ["x"], {"method": "noisy"}, r"--method=noisy: .*direct, channel"),
+        (TASKS["sst2"], ["x"], {"template": 4}, r"template=4: task sst2 has templates 0 to 3"),
+        (TASKS["sst2"], ["x"], {"template": -1}, r"template=-1"),
+        (own_task(("%s",), ("a", "b")), ["x"], {}, r"template=1: .* templates 0 to 0"),
+        (TASKS["sst2"], ["x"], {"method": "noisy"}, r"method='noisy': .*direct, channel"),
         (own_task(("%s",), ("a", "b", "a")), ["x"], {"template": 0}, r"two label words"),
         (TASKS["sst2"], ["x", ""], {}, r"text 1 has no tokens"),
     ],
 )
-def test_what_cannot_be_encoded_is_named(tokenizer, task, texts, options, message):
+def test_a_fault_in_encoding_names_the_argument_or_text(tokenizer, task, texts, options, message):
     with pytest.raises(InputError, match=message) as caught:
         encode(task, texts, tokenizer, **options)
     assert "\n" not in str(caught.value)

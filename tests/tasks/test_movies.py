@@ -1,4 +1,4 @@
-"""The built-in tasks: on a small corpus written here, and on the real one where it is at hand."""
+"""The built-in tasks on a small corpus that is written here, and on the real one if available."""
 
 import bz2
 import csv
@@ -60,7 +60,7 @@ def test_a_movie_is_in_one_split_only(tmp_path, name):
     assert len(train) > 4 * max(len(dev), len(test))
 
 
-def test_reviews_carry_their_labels(tmp_path):
+def test_reviews_keep_their_labels(tmp_path):
     data = load_from(write_corpus(tmp_path / "c.bz2", corpus_rows()))
     assert data.task.labels == ("rotten", "fresh")
     assert sum(map(len, splits_of(data))) == 180
@@ -70,7 +70,7 @@ def test_reviews_carry_their_labels(tmp_path):
             assert label == (0 if text.startswith("Bad") else 1)
 
 
-def test_plots_hold_sentences_of_comparable_length_balanced(tmp_path):
+def test_plots_are_balanced_and_have_sentences_of_comparable_length(tmp_path):
     data = load_from(write_corpus(tmp_path / "c.bz2", corpus_rows()), "plots")
     assert data.task.labels == ("subjective", "objective")
     for examples in splits_of(data):
@@ -119,7 +119,7 @@ def test_sentences_end_where_a_reader_ends_them():
     one = "Mr. J. R. Smith of St. Louis asks Dr. Who for 2.5 million dollars!"
     two = '"Is this all that there is to it, my dear friend?"'
     three = "(He says so in every one of the movies that he makes.)"
-    assert movies.sentences(f"{one} {two}\n\n{three}  No.") == [one, two, three, "No."]
+    assert movies.split_sentences(f"{one} {two}\n\n{three}  No.") == [one, two, three, "No."]
 
 
 def test_k_shot_draws_train_and_dev_from_their_own_movies(tmp_path):
@@ -134,16 +134,15 @@ def test_k_shot_draws_train_and_dev_from_their_own_movies(tmp_path):
     assert load_from(path, k_shot=2, data_seed=21).train.texts != few.train.texts
 
 
-def test_too_few_reviews_for_k_are_an_error(tmp_path):
+def test_too_few_reviews_for_k_are_refused(tmp_path):
     path = write_corpus(tmp_path / "c.bz2", corpus_rows())
-    with pytest.raises(
-        InputError, match=r"c\.bz2 \(dev\): \d+ example\(s\) of 'rotten' where --k_"
-    ):
+    said = r"k_shot=30: .*c\.bz2 \(dev\) has \d+ example\(s\) of 'rotten' and needs 30: lower it"
+    with pytest.raises(InputError, match=said):
         load_from(path, k_shot=30)
 
 
 @pytest.mark.parametrize("name", ["reviews", "plots"])
-def test_the_real_corpus(name, asset):
+def test_the_real_corpus_has_large_splits_without_repeats_or_telling_lengths(name, asset):
     data = load_from(asset("rotten_tomatoes"), name)
     texts = [text for examples in splits_of(data) for text in examples.texts]
     assert len(texts) == len(set(texts))

@@ -1,4 +1,4 @@
-"""Files of examples: what is read, and the one line that a bad one gives."""
+"""Readers of files of examples, and the one line that they give for a bad file."""
 
 import gzip
 
@@ -34,7 +34,7 @@ def write(tmp_path, name, content):
         ("a.tsv", "\ufeffsentence\tlabel\nbad\t0\ngood\t1\n", ("bad", "good")),
     ],
 )  # fmt: skip
-def test_formats(tmp_path, name, content, texts):
+def test_every_format_is_read(tmp_path, name, content, texts):
     examples = read_examples(write(tmp_path, name, content), LABELS)
     assert examples.texts == texts
     assert examples.labels.tolist() == [0, 1]
@@ -90,7 +90,7 @@ def test_ag_news_columns_are_joined_and_counted_from_one(tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"text": "a", "label": 1}')[:-9], ":", "cannot be read"),
     ],
 )  # fmt: skip
-def test_bad_files_give_one_line(tmp_path, name, content, where, what):
+def test_a_bad_file_gives_one_line_with_the_place(tmp_path, name, content, where, what):
     path = write(tmp_path, name, content)
     with pytest.raises(InputError) as caught:
         read_examples(path, LABELS)

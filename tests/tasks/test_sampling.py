@@ -1,4 +1,4 @@
-"""LM-BFF's samples and the paper's splits: the very rows, in the very order."""
+"""LM-BFF's samples and the paper's splits have the same rows in the same order here."""
 
 import collections
 import csv
@@ -18,7 +18,7 @@ def no_fetch(name):
 
 
 def lmbff_file(name, examples):
-    """`examples` as LM-BFF's script writes them: SST-2 as TSV lines, others by DataFrame.to_csv."""
+    """Writes `examples` as LM-BFF's script does: SST-2 as TSV, others with DataFrame.to_csv."""
     rows = list(zip(examples.labels.tolist(), examples.texts, strict=True))
     if name == "sst2":
         return "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for label, text in rows)
@@ -27,7 +27,7 @@ def lmbff_file(name, examples):
     return file.getvalue()
 
 
-def test_sixteen_shot_files_of_lmbff_byte_for_byte(data_dir):
+def test_sixteen_shot_files_equal_those_of_lmbff_byte_for_byte(data_dir):
     digests = {}
     for line in (data_dir / "lmbff" / "k-shot-md5.txt").read_text().splitlines():
         digest, path = line.split()
@@ -57,7 +57,7 @@ def test_sixteen_shot_files_of_lmbff_byte_for_byte(data_dir):
         ("subj", (7200, 800, 2000)),
     ],
 )
-def test_the_papers_split_of_the_real_data(data_dir, name, counts):
+def test_splits_of_the_real_data_have_the_papers_sizes(data_dir, name, counts):
     data = load(name, data_dir=data_dir, fetch=no_fetch)
     assert (len(data.train), len(data.dev), len(data.test)) == counts
     if name == "agnews":
@@ -74,7 +74,7 @@ def test_jsonl_and_lmbff_files_hold_the_same_test_set(data_dir, name):
     assert tests[0].texts == tuple(text.replace("\\n", "\n") for text in tests[1].texts)
 
 
-# What `np.random.seed(100); np.random.shuffle(rows)` makes of the rows 0 to 19.
+# The rows 0 to 19 after `np.random.seed(100); np.random.shuffle(rows)`.
 SHUFFLED = [17, 19, 11, 18, 13, 6, 16, 1, 9, 14, 12, 5, 2, 4, 10, 0, 15, 7, 3, 8]
 
 
@@ -85,7 +85,7 @@ def test_ninety_ten_shuffles_as_numpy_does():
 
 def test_k_shot_takes_classes_in_order_of_first_appearance():
     labels = (np.arange(20) % 2).astype(np.int32)
-    train, dev = sampling.k_shot(labels, k=3, seed=100)
+    train, dev = sampling.draw_k_shot(labels, k=3, seed=100)
     # The odd rows come first, for row 17 leads SHUFFLED.
     assert train == [17, 19, 11, 18, 6, 16]
     assert dev == [13, 1, 9, 14, 12, 2]

@@ -18,7 +18,7 @@ from wayward_jax.packing import PackedShape, gold_segments, pack_segments
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training import memory
-from wayward_jax.training.planning import plan
+from wayward_jax.training.planning import plan_populations
 
 TRAIN = {100: gold_segments(toy_models.examples(40, n_labels=2, seed=0), [0] * 40)}
 
@@ -89,7 +89,9 @@ def planned(small, monkeypatch):
     def plans(free):
         monkeypatch.setattr(memory, "free_bytes", lambda device: free)
         tokens = memory.pack_tokens(small, TRAIN, runs, make_mesh())
-        return tokens, plan(TRAIN, runs, population=None, pack_tokens=tokens, mesh=make_mesh())
+        return tokens, plan_populations(
+            TRAIN, runs, population=None, pack_tokens=tokens, mesh=make_mesh()
+        )
 
     return plans
 

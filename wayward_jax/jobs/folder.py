@@ -1,7 +1,6 @@
 """The folder of a job: what is in it, and how an earlier job is taken up again."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -16,13 +15,13 @@ from filelock import FileLock, Timeout
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import finished, records
+from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.object_stores import Mirror
-from wayward_jax.packing import PackedShape
 from wayward_jax.runs import Run
-from wayward_jax.training.planning import Plan
-from wayward_jax.training.trainer import TrainProgress
+from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.progress import TrainProgress
 
-Plans = list[tuple[str, Plan]]
+Plans = list[tuple[str, PopulationPlan]]
 """Populations with the names of their tasks."""
 
 
@@ -51,7 +50,7 @@ def of_shard(out_dir: Path, shard: tuple[int, int]) -> Path:
                 f"--out_dir={out_dir} is a job without --shard: leave out --shard to continue it, "
                 "or name a new folder"
             )
-        others = {count for _, count in finished.shards(out_dir)} - {shards}
+        others = {count for _, count in JobLayout(out_dir).shards()} - {shards}
     if others:
         raise InputError(
             f"--out_dir={out_dir} has shards of {others.pop()}: give --shard={number} of as many, "
@@ -127,20 +126,25 @@ class JobFolder:
             planned = {run for each in kept["populations"] for run in each["runs"]}
             if kept["made_for"] != made_for or not runs.keys() - self.rows().keys() <= planned:
                 return None
-            return [_plan(record, runs) for record in kept["populations"]]
+            return [
+                (record.pop("task"), PopulationPlan.from_json(record, runs))
+                for record in kept["populations"]
+            ]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write_plans(self, made_for: Mapping[str, Any], plans: Plans) -> None:
         """Keeps plans for `read_plans`; checkpoints of any other population are removed."""
         with writing(self.path):
-            records = [_record(*each) for each in plans]
+            records = [{"task": task, **plan.to_json()} for task, plan in plans]
             self._write("plan.json", {"made_for": made_for, "populations": records})
 
     @contextlib.contextmanager
-    def in_flight(self, task: str, plan: Plan) -> Iterator[checkpoints.ProgressCheckpoints]:
+    def in_flight(
+        self, task: str, plan: PopulationPlan
+    ) -> Iterator[checkpoints.ProgressCheckpoints]:
         """The checkpoints of a population, which are removed once it is finished."""
-        key = hashlib.sha256(json.dumps(_record(task, plan)).encode()).hexdigest()[:12]
+        key = hashlib.sha256(json.dumps([task, plan.to_json()]).encode()).hexdigest()[:12]
         folder = self.path / "in_flight"
         with writing(self.path):
             for other in folder.glob("*"):
@@ -158,7 +162,7 @@ class JobFolder:
     def keep(self, kept: checkpoints.ProgressCheckpoints, progress: TrainProgress) -> None:
         """Writes how far a population has come, in the background unless there is a mirror."""
         with writing(self.path):
-            kept.save(progress)
+            kept.save(progress.step, progress.to_tree())
             if self._mirror is not None:
                 kept.wait()
         self._send()
@@ -172,9 +176,9 @@ class JobFolder:
                 checkpoints.save_prompt(self.checkpoint(row["id"]), load_prompt(row["id"]))
             records.append_lines(self._results, new)
 
-    def measured(self) -> finished.Measured:
+    def measured(self) -> records.Measured:
         """What was measured of the runs, in this process or before."""
-        return finished.read_measurements([self.path])
+        return records.read_measurements([self.path])
 
     def add_measurement(self, measurement: str, key: str, rows: Sequence[dict[str, Any]]) -> None:
         """Writes the rows of one measurement, all in a line."""
@@ -189,7 +193,7 @@ class JobFolder:
 
     @property
     def _measurements(self) -> Path:
-        return self.path / finished.MEASUREMENTS
+        return JobLayout(self.path).measurements
 
     @property
     def _results(self) -> Path:
@@ -232,23 +236,6 @@ class JobFolder:
             file.flush()
             os.fsync(file.fileno())
         half.replace(self.path / name)
-
-
-def _record(task: str, plan: Plan) -> dict[str, Any]:
-    record = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    runs = [run.id for run in plan.runs]
-    shapes = [shape._asdict() for shape in plan.shapes]
-    return {"task": task, **record, "runs": runs, "shapes": shapes}
-
-
-def _plan(record: Mapping[str, Any], runs: Mapping[str, Run]) -> tuple[str, Plan]:
-    """What `_record` was given; `runs` by id."""
-    task, sizes = record["task"], {**record}
-    del sizes["task"]
-    members = tuple(runs[run] for run in record["runs"])
-    shapes = tuple(PackedShape(**shape) for shape in record["shapes"])
-    stops = tuple(record["stops"])
-    return task, Plan(**{**sizes, "runs": members, "stops": stops, "shapes": shapes})
 
 
 def _shown(value: object) -> str:

@@ -18,9 +18,10 @@ from wayward_jax.constraints import has_empty_cell
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.finished import FinishedRun, read_flags
+from wayward_jax.jobs.finished import read_flags
 from wayward_jax.jobs.parts import part
 from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.records import FinishedRun
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import Run
@@ -130,16 +131,11 @@ def _read_for(
 ) -> Inputs:
     planned = {}
     for name in datasets:
+        texts = targets.load_texts(settings.targets, task=name, data_dir=settings.data_dir)
         found = [
             target
             for length in settings.prompt_lengths or (None,)
-            for target in targets.load(
-                settings.targets,
-                model.tokenizer,
-                task=name,
-                data_dir=settings.data_dir,
-                prompt_length=length,
-            )
+            for target in targets.tokenize(texts, model.tokenizer, length)
         ]
         planned[name] = experiment.runs(settings, model.name, name, found)
         _check_starts(starts, planned[name], model.embedding_table().shape[1])
@@ -165,13 +161,21 @@ def _read_for(
 def reused(
     finished: Sequence[FinishedRun], settings: Settings, inputs: Mapping[str, Inputs]
 ) -> list[FinishedRun]:
-    """Those of other jobs' runs that this one has, too."""
+    """Selects the runs of other jobs that this job has, too.
+
+    Raises:
+        InputError: a checkpoint is missing, or the runs were made with other data or another dtype.
+    """
     runs = {run.id: run for each in inputs.values() for run in each.all_runs}
-    found = [run for run in finished if run.row["id"] in runs]
+    found = [each for each in finished if each.record.id in runs]
     for each in found:
-        run, row = runs[each.row["id"]], each.row
+        run = each.record.run
         if not each.checkpoint.is_dir():
-            raise InputError(f"--reuse: {each.checkpoint} is not there: bring the checkpoints, too")
+            raise InputError(
+                "reuse",
+                str(each.job.folder),
+                f"lacks {each.checkpoint}: bring the checkpoints, too",
+            )
         task = inputs[run.model].tasks[run.task]
         counts = {
             "n_train": len(task.train[run.data_seed]),
@@ -179,16 +183,20 @@ def reused(
             "n_eval": len(task.test.labels),
         }
         for name, count in counts.items():
-            if row[name] != count:
+            if (there := getattr(each.record, name)) != count:
                 raise InputError(
-                    f"--reuse={each.folder}: run {run.id} has {name}={row[name]} there and {count} "
-                    "here: give the --n_eval and the data of that job"
+                    "reuse",
+                    str(each.job.folder),
+                    f"run {run.id} has {name}={there} there and {count} here: give the --n_eval "
+                    "and the data of that job",
                 )
-    for folder in {each.folder for each in found}:
+    for folder in {each.job.folder for each in found}:
         if (dtype := read_flags(folder).get("dtype")) != settings.dtype:
             raise InputError(
-                f"--reuse={folder} has runs of --dtype={dtype}, and this job has "
-                f"--dtype={settings.dtype}: give the same"
+                "reuse",
+                str(folder),
+                f"has runs of --dtype={dtype}, and this job has --dtype={settings.dtype}: give the "
+                "same",
             )
     return found
 

@@ -11,9 +11,7 @@ from jax.sharding import Mesh
 from experiments.flags import Settings, as_flags
 from wayward_jax import checkpoints
 from wayward_jax.checkpoints import ProgressCheckpoints
-from wayward_jax.jobs import finished
 from wayward_jax.jobs.experiment import Experiment, Measure
-from wayward_jax.jobs.finished import FinishedRun, Measured
 from wayward_jax.jobs.folder import JobFolder, Plans, of_shard
 from wayward_jax.jobs.inputs import Inputs, Loader, read, read_starts, reused
 from wayward_jax.jobs.object_stores import Mirror
@@ -22,11 +20,14 @@ from wayward_jax.jobs.probes import ProbeContext
 from wayward_jax.jobs.processes import all_or_error, first, is_primary, primary_context
 from wayward_jax.jobs.profiler import Profiler
 from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.records import FinishedRun, Measured, read_jobs
 from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
 from wayward_jax.models.tokenizer import Tokenizer
+from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
-from wayward_jax.training.planning import Plan, plan
-from wayward_jax.training.trainer import StepMetrics, TrainProgress, tune_population
+from wayward_jax.training.planning import PopulationPlan, plan_populations
+from wayward_jax.training.progress import StepMetrics, TrainProgress
+from wayward_jax.training.trainer import tune_population
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,13 +35,13 @@ class Finished:
     """What came of a job.
 
     Attributes:
-        rows: of `records.jsonl`, those that were asked for.
+        records: the runs that were asked for.
         measured: of their prompts.
         tokenizers: by model.
         folder: where it all is.
     """
 
-    rows: list[dict]
+    records: list[RunRecord]
     measured: Measured
     tokenizers: dict[str, Tokenizer]
     folder: Path
@@ -78,7 +79,7 @@ def run_job(
     folder = JobFolder(own, as_flags(settings), mirror)
     first(folder.look)
     starts = first(lambda: read_starts(settings))
-    earlier = first(lambda: finished.read(settings.reuse))
+    earlier = first(lambda: read_jobs(settings.reuse))
     with all_or_error():
         inputs = read(settings, experiment, loader, starts, watch)
     taken = first(lambda: reused(earlier, settings, inputs))
@@ -88,13 +89,14 @@ def run_job(
         plans = first(lambda: _plans(settings, folder, inputs, loader.mesh))
         work.tune(plans)
         asked_for = {run.id for each in inputs.values() for run in each.all_runs}
-        rows = [row for id, row in first(folder.rows).items() if id in asked_for]
+        rows = first(folder.rows)
+        records = [RunRecord.from_json(row) for id_, row in rows.items() if id_ in asked_for]
         if experiment.measure is not None:
             for model in inputs:
-                work.measure(experiment.measure, model, rows)
+                work.measure(experiment.measure, model, records)
         measured = first(folder.measured)
     tokenizers = {name: each.tokenizer for name, each in inputs.items()}
-    return Finished(rows, measured, tokenizers, own)
+    return Finished(records, measured, tokenizers, own)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +122,9 @@ class _Work:
         for name, each in plans:
             self._tune(name, each, meter, trace)
 
-    def _tune(self, name: str, each: Plan, meter: ThroughputMeter, trace: Profiler) -> None:
+    def _tune(
+        self, name: str, each: PopulationPlan, meter: ThroughputMeter, trace: Profiler
+    ) -> None:
         model = each.runs[0].model
         task = self.inputs[model].tasks[name]
         self.watch.doing(f"{model}, {name}, {len(each.runs)} prompts")
@@ -140,8 +144,8 @@ class _Work:
                 task,
                 each,
                 self.loader.mesh,
-                starts={r.id: self.starts[r.init] for r in each.runs if r.init in self.starts},
-                since=first(lambda: kept.restore(self._on_broken)),
+                starts=self.starts,
+                resume_from=first(lambda: kept.restore(self._on_broken)),
                 on_steps=on_steps,
                 on_progress=functools.partial(on_progress, kept),
             )
@@ -163,19 +167,19 @@ class _Work:
     def _on_broken(self, step: int) -> None:
         self.watch.note(f"the checkpoint of step {step} is broken: going on from the one before it")
 
-    def measure(self, measure: Measure, model: str, rows: list[dict]) -> None:
-        """Takes what measurements with a model were not taken before."""
+    def measure(self, measure: Measure, model: str, records: list[RunRecord]) -> None:
+        """Takes the measurements with a model that were not taken before."""
         experiment = self.settings.experiment
         done = first(self.folder.measured).get(experiment, {})
-        bench = ProbeContext(
+        context = ProbeContext(
             self.loader.model(model),
             self.loader.mesh,
             self.inputs[model].tasks,
-            rows,
+            records,
             self.settings.select,
-            lambda row: first(lambda: checkpoints.load_prompt(self.folder.checkpoint(row["id"]))),
+            lambda run: first(lambda: checkpoints.load_prompt(self.folder.checkpoint(run))),
         )
-        left = [(key, take) for key, take in measure(bench) if key not in done]
+        left = [(key, take) for key, take in measure(context) if key not in done]
         for number, (key, take) in enumerate(left, start=1):
             self.watch.doing(f"{model}, measuring, {number} of {len(left)}")
             found = take()
@@ -189,8 +193,8 @@ class _Work:
 
 def _take_over(folder: JobFolder, finished: Sequence[FinishedRun]) -> None:
     """Copies runs that other jobs have finished."""
-    paths = {run.row["id"]: run.checkpoint for run in finished}
-    rows = [run.row for run in finished]
+    paths = {run.record.id: run.checkpoint for run in finished}
+    rows = [run.record.to_json() for run in finished]
     folder.add(rows, lambda run: checkpoints.load_prompt(paths[run]))
 
 
@@ -211,7 +215,7 @@ def _plans(
             (name, each)
             for of_model in inputs.values()
             for name, of_task in of_model.runs.items()
-            for each in plan(
+            for each in plan_populations(
                 of_model.tasks[name].train,
                 [run for run in of_task if run.id not in done],
                 population=settings.population,

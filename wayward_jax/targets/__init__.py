@@ -1,6 +1,6 @@
-"""Targets: texts that prompts shall read as."""
+"""Targets: the texts that prompts are tuned to read as."""
 
-from wayward_jax.targets.loading import load
-from wayward_jax.targets.target import Target
+from wayward_jax.targets.loading import load_texts
+from wayward_jax.targets.target import Target, tokenize
 
-__all__ = ["Target", "load"]
+__all__ = ["Target", "load_texts", "tokenize"]

@@ -1,4 +1,4 @@
-"""`load`: the targets that `--targets` asks for."""
+"""Target texts, by the list of sets that `--targets` takes."""
 
 import difflib
 import os
@@ -6,25 +6,25 @@ import re
 from importlib import resources
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Protocol
 
 from wayward_jax.errors import InputError
-from wayward_jax.targets import files
-from wayward_jax.targets.target import Target
+from wayward_jax.targets.files import read_texts
 
+# Each of these sets is a JSON file beside this module.
 BUILT_IN = ("instructions", "sentences", "code", "passages", "definitions", "contradictions")
 
-# The paper's sets and their files; `pile_n=7` and its like are files of that name.
+# The paper's sets and their files. Sets such as `pile_n=7` are in files of that name.
 PAPER_FILES = {"ni": "natural_prompts.json", "pile": "pile.json", "true": "good_prompts.json"}
 PAPER_LENGTH = re.compile(r"pile_n=[0-9]+")
 
-# Sets with texts for each task, whose names begin with the task's name and this.
-TASK_ENDS = {"definitions": "/", "contradictions": "/", "true": "_"}
+# Sets whose texts differ by task. Names of their texts are the task's name, this separator, and a
+# name within the task.
+SEPARATORS = {"definitions": "/", "contradictions": "/", "true": "_"}
 
-# What the paper's files call the tasks; ours of the same kind share their definitions.
+# The paper's file has these names for our tasks. Tasks of the same kind share their definitions.
 PAPER_TASKS = {"sst2": "SST-2", "reviews": "SST-2", "sst5": "sst-5", "plots": "subj"}
 
-# Before the name of a set with texts for each task: those for tasks of other kinds.
+# With this prefix, a set whose texts differ by task gives its texts for tasks of other kinds.
 OTHER = "other_"
 KINDS = (
     {"reviews", "sst2", "sst5", "SST-2", "sst-5"},
@@ -35,177 +35,148 @@ LITERAL = re.compile(r"(?:^|,)\s*text=")
 COUNT = re.compile("[1-9][0-9]{0,8}")
 
 
-class Tokenizer(Protocol):
-    """What targets need of a tokenizer, which adds no special tokens."""
+def load_texts(
+    spec: str, *, task: str | None = None, data_dir: Path | None = None
+) -> dict[str, str]:
+    """Loads the texts of a comma-separated list of sets, in order.
 
-    def encode(self, text: str) -> list[int]: ...
+    A set is one of these:
 
-    def decode(self, ids: list[int]) -> str: ...
+    * one of `BUILT_IN`;
+    * a set of the paper: `ni`, `pile`, `true`, or `pile_n=7` and its like. Its file is looked for
+      in `data_dir` and in `data_dir/prompts`;
+    * the path of a file, see `files.read_texts`. A `./` before it tells a file from a set of the
+      same name;
+    * `text=...`, a single text. It extends to the end of `spec`, commas included.
 
-
-def load(
-    spec: str,
-    tokenizer: Tokenizer,
-    *,
-    task: str,
-    data_dir: Path | None = None,
-    prompt_length: int | None = None,
-) -> list[Target]:
-    """The targets of a comma separated list of sets, in order.
-
-    A set is one of `BUILT_IN`; one of the paper's, `ni`, `pile`, `true` or `pile_n=7`, whose file
-    is looked for in `data_dir` and `data_dir/prompts`; or the path of a file (see `files.read`),
-    where `./` tells a file from a set of that name. Of `definitions`, `contradictions` and `true`
-    the texts for `task` are taken, and with `other_` before the name those for tasks of another
-    kind: `other_definitions` says what to do in other tasks. `SET:3` is the first three of a set
-    (all, if it has fewer), `SET/NAME` the one of that name. `text=...` is a text of its own, which
-    takes in all that follows it, commas too. A target that is asked for twice is given once.
-
-    A fixed `prompt_length` is one of tokens, so a text may be cut within a word: its first tokens
-    are kept as they are, and their decoding becomes the target's text.
+    `SET:3` selects the first three texts of a set (all, if it has fewer), and `SET/NAME` selects
+    the text of that name. The sets `definitions`, `contradictions` and `true` give their texts for
+    `task`. With the prefix `other_` they give their texts for tasks of other kinds: the texts of
+    `other_definitions` say what to do in other tasks. A text that is asked for twice is given once.
 
     Args:
-        spec: as above.
-        tokenizer: see `Tokenizer`.
-        task: name of the task.
-        data_dir: where the paper's files are.
-        prompt_length: cuts every target to this many tokens and leaves out those that have fewer;
-            None takes them as they are.
+        spec: the list of sets.
+        task: name of the task. It may be None if none of the sets differs by task.
+        data_dir: folder with the paper's files.
+
+    Returns:
+        The texts by their names `SET/NAME`; the name of `text=...` is `text`.
 
     Raises:
         InputError: there is no such set, name or file, a file is malformed, two different texts
-            have one name, a text cannot be encoded, or none is as long as `prompt_length`.
+            have one name, or a set differs by task and `task` is None.
     """
-    if prompt_length is not None and prompt_length < 1:
-        raise InputError(f"--prompt_length={prompt_length}: give 1 or more")
-    texts = _texts(spec, task, data_dir)
-    targets = [Target(name, text, _encode(name, text, tokenizer)) for name, text in texts.items()]
-    return targets if prompt_length is None else _cut(targets, prompt_length, tokenizer)
-
-
-def _encode(name: str, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON and command lines can hold half a character
-        raise InputError(f"--targets: {name!r} is not Unicode ({error.reason}): mend it") from error
-    ids = tuple(tokenizer.encode(text))
-    if not ids:
-        raise InputError(f"--targets: {name!r} has no tokens: give another text")
-    return ids
-
-
-def _cut(targets: list[Target], length: int, tokenizer: Tokenizer) -> list[Target]:
-    cuts = [(target.name, target.ids[:length]) for target in targets if len(target.ids) >= length]
-    if not cuts:
-        lengths = [len(target.ids) for target in targets]
-        raise InputError(
-            f"--prompt_length={length}: none of the {len(targets)} targets is that long, they have "
-            f"{min(lengths)} to {max(lengths)} tokens: choose a smaller one, or other --targets"
-        )
-    return [Target(name, tokenizer.decode(list(ids)), ids) for name, ids in cuts]
-
-
-def _texts(spec: str, task: str, data_dir: Path | None) -> dict[str, str]:
-    """All texts that a list of sets asks for, by `SET/NAME`, or `text`."""
     sets, *literal = LITERAL.split(spec, maxsplit=1)
     texts: dict[str, str] = {}
     for item in sets.split(",") if sets or not literal else []:
         for name, text in _select(item.strip(), task, data_dir).items():
             if texts.setdefault(name, text) != text:
-                raise InputError(f"--targets: two texts are called {name!r}: rename a file")
+                raise InputError("targets", spec, f"two texts are called {name!r}: rename a file")
     if literal:
         texts["text"] = literal[0]
     return texts
 
 
-def _select(item: str, task: str, data_dir: Path | None) -> dict[str, str]:
-    """The texts of `SET`, `SET:COUNT` or `SET/NAME`, by `SET/NAME`."""
+def _select(item: str, task: str | None, data_dir: Path | None) -> dict[str, str]:
+    """Returns the texts of `SET`, `SET:COUNT` or `SET/NAME`, by `SET/NAME`."""
     kind, selector = _split(item)
-    texts = _read(kind, task, data_dir)
+    texts = _read_set(kind, task, data_dir)
     chosen = selector[1:]
     if selector.startswith(":"):
         if not COUNT.fullmatch(chosen):
-            raise InputError(f"--targets={item!r}: write a number from 1 on after the colon")
+            raise InputError("targets", item, "write a number from 1 on after the colon")
         texts = dict(islice(texts.items(), int(chosen)))
     elif selector:
         if chosen not in texts:
-            known = [f"{kind}/{name}" for name in texts]
-            raise InputError(f"--targets={item!r}: no such target; {_closest(item, known)}")
+            close = _closest(item, [f"{kind}/{name}" for name in texts])
+            raise InputError("targets", item, f"no such target: {close}")
         texts = {chosen: texts[chosen]}
     return {f"{Path(kind).stem}/{name}": text for name, text in texts.items()}
 
 
 def _split(item: str) -> tuple[str, str]:
-    """The set and its selector, which begins with `:` or `/` or is empty."""
+    """Splits an item into the set and the selector, which begins with `:` or `/` or is empty."""
     if "\0" in item:
-        raise InputError(f"--targets={item!r} holds a null character: leave it out")
+        raise InputError("targets", item, "remove the null character")
     for end in [*(match.start() for match in re.finditer("[:/]", item)), len(item)]:
         if _is_named(item[:end]) or os.path.isfile(os.path.expanduser(item[:end])):
             return item[:end], item[end:]
-    close = _closest(item, [*BUILT_IN, *PAPER_FILES, *(OTHER + kind for kind in TASK_ENDS)])
-    raise InputError(f"--targets={item!r}: no such set or file; {close}, or write text=...")
+    close = _closest(item, [*BUILT_IN, *PAPER_FILES, *(OTHER + kind for kind in SEPARATORS)])
+    raise InputError("targets", item, f"no such set or file: {close}, or write text=...")
 
 
 def _is_named(kind: str) -> bool:
     named = kind in BUILT_IN or kind in PAPER_FILES or bool(PAPER_LENGTH.fullmatch(kind))
-    return named or kind.removeprefix(OTHER) in TASK_ENDS
+    return named or kind.removeprefix(OTHER) in SEPARATORS
 
 
-def _read(kind: str, task: str, data_dir: Path | None) -> dict[str, str]:
-    """The texts of a set by name; of a set with texts for each task, those of this task."""
+def _read_set(kind: str, task: str | None, data_dir: Path | None) -> dict[str, str]:
+    """Reads the texts of a set by name; if the set differs by task, the texts for `task`."""
     if not _is_named(kind):
-        return files.read(Path(os.path.expanduser(kind)))
-    if kind.startswith(OTHER):
-        return _of_other_tasks(kind.removeprefix(OTHER), task, data_dir)
-    texts = _read_all(kind, data_dir)
-    return _of_task(kind, texts, task) if kind in TASK_ENDS else texts
+        return read_texts(Path(os.path.expanduser(kind)))
+    own_kind = kind.removeprefix(OTHER)
+    texts = _read_named(own_kind, data_dir)
+    if own_kind not in SEPARATORS:
+        return texts
+    if task is None:
+        raise InputError("targets", kind, "the texts of this set differ by task: give --task")
+    select = _select_own if kind == own_kind else _select_other
+    return select(own_kind, texts, task)
 
 
-def _read_all(kind: str, data_dir: Path | None) -> dict[str, str]:
+def _read_named(kind: str, data_dir: Path | None) -> dict[str, str]:
     if kind not in BUILT_IN:
-        return files.read(_paper_file(kind, data_dir))
+        return read_texts(_find_paper_file(kind, data_dir))
     with resources.as_file(resources.files(__package__) / f"{kind}.json") as path:
-        return files.read(path)
+        return read_texts(path)
 
 
-def _of_other_tasks(kind: str, task: str, data_dir: Path | None) -> dict[str, str]:
-    """The texts of a set for tasks of other kinds by `<task>_<name>`: one a task, then the next."""
-    own = next((tasks for tasks in KINDS if task in tasks), {task})
-    of_task: dict[str, list[tuple[str, str]]] = {}
-    for name, text in _read_all(kind, data_dir).items():
-        other, _, own_name = name.rpartition(TASK_ENDS[kind])
-        if other not in own:
-            of_task.setdefault(other, []).append((f"{other}_{own_name}", text))
-    return dict(pair for pairs in zip_longest(*of_task.values()) for pair in pairs if pair)
-
-
-def _of_task(kind: str, texts: dict[str, str], task: str) -> dict[str, str]:
-    end = TASK_ENDS[kind]
-    beginning = (PAPER_TASKS.get(task, task) if kind in PAPER_FILES else task) + end
+def _select_own(kind: str, texts: dict[str, str], task: str) -> dict[str, str]:
+    """Selects the texts for `task`, by their names within the task."""
+    separator = SEPARATORS[kind]
+    prefix = (PAPER_TASKS.get(task, task) if kind in PAPER_FILES else task) + separator
     chosen = {
-        name.removeprefix(beginning): text
-        for name, text in texts.items()
-        if name.startswith(beginning)
+        name.removeprefix(prefix): text for name, text in texts.items() if name.startswith(prefix)
     }
     if not chosen:
-        tasks = ", ".join(dict.fromkeys(name.rpartition(end)[0] for name in texts))
+        tasks = ", ".join(dict.fromkeys(name.rpartition(separator)[0] for name in texts))
         raise InputError(
-            f"--targets={kind} has no texts for task {task!r}, only for {tasks}: "
-            "write your own to a file and give its path, or text=..."
+            "targets",
+            kind,
+            f"this set has no texts for task {task!r}, only for {tasks}: write your own to a file "
+            "and give its path, or text=...",
         )
     return chosen
 
 
-def _paper_file(kind: str, data_dir: Path | None) -> Path:
+def _select_other(kind: str, texts: dict[str, str], task: str) -> dict[str, str]:
+    """Selects the texts for tasks of other kinds, by `<task>_<name>`.
+
+    The first text of every task comes first, then the second of every task, and so on.
+    """
+    same_kind = next((tasks for tasks in KINDS if task in tasks), {task})
+    by_task: dict[str, list[tuple[str, str]]] = {}
+    for name, text in texts.items():
+        other, _, own_name = name.rpartition(SEPARATORS[kind])
+        if other not in same_kind:
+            by_task.setdefault(other, []).append((f"{other}_{own_name}", text))
+    if not by_task:
+        remedy = f"this set has no texts for tasks of another kind than {task!r}: choose another"
+        raise InputError("targets", OTHER + kind, remedy)
+    return dict(pair for pairs in zip_longest(*by_task.values()) for pair in pairs if pair)
+
+
+def _find_paper_file(kind: str, data_dir: Path | None) -> Path:
     name = PAPER_FILES.get(kind, f"{kind}.json")
     if data_dir is None:
-        raise InputError(f"--targets={kind}: give the folder of {name} with --data_dir")
+        raise InputError("targets", kind, f"give the folder that holds {name} with --data_dir")
     for path in (data_dir / name, data_dir / "prompts" / name):
         if path.is_file():
             return path
     raise InputError(
-        f"--targets={kind}: neither {name} nor prompts/{name} is in {data_dir}: "
-        "put it there or change --data_dir"
+        "targets",
+        kind,
+        f"{data_dir} holds neither {name} nor prompts/{name}: put it there or change --data_dir",
     )
 
 

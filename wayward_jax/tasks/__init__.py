@@ -1,4 +1,4 @@
-"""Tasks: what they are, their data, and their encoding as tokens."""
+"""Tasks: their definitions, their examples, and the encoding of examples as tokens."""
 
 from wayward_jax.tasks.encoding import Encoded, encode
 from wayward_jax.tasks.loading import TASKS, load

@@ -1,4 +1,4 @@
-"""What a task is, and what its data are."""
+"""A classification task, and its examples."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A classification task without its data.
+    """A classification task without its examples.
 
     Attributes:
-      name: what `--task` calls it.
-      labels: the C label names, in the order of the label ids.
-      templates: each with one `%s` for the label word. Index 1 is the paper's default; a user's own
-        task may have fewer templates.
-      label_words: the C words that stand for the labels in a template.
-      max_length: an input's length in tokens. The text is cut to 16 fewer.
+        name: the name that `--task` gives.
+        labels: the C label names, in the order of the label ids.
+        templates: texts with one `%s` each, which stands for the label word. Index 1 is the paper's
+            default. A user's own task may have fewer templates.
+        label_words: the C words that stand for the labels in a template.
+        max_length: the most tokens of an input. A text may have 16 fewer.
     """
 
     name: str
@@ -25,10 +25,20 @@ class Task:
     label_words: tuple[str, ...]
     max_length: int = 128
 
+    @property
+    def default_template(self) -> int:
+        """The index of the paper's default template; 0 where there is only one."""
+        return min(1, len(self.templates) - 1)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
-    """N texts and their label ids (int32 `[N]`)."""
+    """N labeled texts.
+
+    Attributes:
+        texts: the texts, `[N]`.
+        labels: the label ids, int32 `[N]`.
+    """
 
     texts: tuple[str, ...]
     labels: np.ndarray
@@ -37,16 +47,27 @@ class Examples:
         return len(self.texts)
 
     def take(self, indices: Sequence[int]) -> "Examples":
-        """The examples at `indices`, in that order."""
-        indices = np.asarray(indices, dtype=np.int64)
-        return Examples(tuple(self.texts[i] for i in indices), self.labels[indices])
+        """Returns the examples at `indices`, in that order."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return Examples(tuple(self.texts[i] for i in rows), self.labels[rows])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskData:
-    """A task with the examples to tune on, to choose on (dev) and to report on (test)."""
+    """A task and its examples.
+
+    Attributes:
+        task: the task.
+        train: examples that prompts are tuned on.
+        dev: examples by which prompts and settings are chosen.
+        test: examples on which results are reported.
+        k_shot: training examples a class; -1 means all of them.
+        data_seed: seed of the choice of training examples.
+    """
 
     task: Task
     train: Examples
     dev: Examples
     test: Examples
+    k_shot: int = -1
+    data_seed: int = 100

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from wayward_jax.discrete import CONTENT_FREE
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.packing import Segment, example_order, gold_segments, label_segments
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
 from wayward_jax.training.evaluation import EvaluationSet, evaluation_sets
+
+CONTENT_FREE = "N/A"
+"""A text that says nothing about any task."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,8 +26,8 @@ class EncodedTask:
         dev_subset: by data seed, a few dev examples, for the points of a training dev_subset.
         dev: by data seed, what choices between runs go by.
         test: what is reported.
-        content_free: a single example whose text has no content, see `discrete.calibrated`; its
-            label means nothing.
+        content_free: a single example whose text has no content, for calibration; its label
+            means nothing.
     """
 
     train: dict[int, list[Segment]]

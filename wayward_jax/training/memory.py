@@ -12,7 +12,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.objective import summed_losses
 from wayward_jax.packing import PackedBatch, PackedShape
 from wayward_jax.runs import Run
-from wayward_jax.training.planning import Train, plan
+from wayward_jax.training.planning import Train, plan_populations
 
 # Tokens of a pack that keep a device busy: more gain nothing.
 BUSY_CPU, BUSY_ACCELERATOR = 1024, 16384
@@ -81,7 +81,7 @@ def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: M
         InputError: there is not even the memory for one run.
     """
     longest = max(runs, key=lambda run: run.prompt_length)
-    (alone,) = plan(train, [longest], population=1, pack_tokens=1, mesh=mesh)
+    (alone,) = plan_populations(train, [longest], population=1, pack_tokens=1, mesh=mesh)
     needed = activation_bytes(model, 1, alone.prompt_length, alone.shapes[-1])
     device = mesh.local_devices[0]
     free = SHARE * free_bytes(device) * mesh.shape["model"]
