@@ -236,7 +236,7 @@ def size_classes(sizes: np.ndarray, most: int, enough: float = 0.95) -> list[int
 
 
 def fitting_shape(packs: Sequence[Sequence[Sequence[Segment]]]) -> PackedShape:
-    """Finds the least shape that fits each of a few packs; a pack lists the segments of its runs."""
+    """Finds the least shape that fits each pack; a pack is a list of segments for each run."""
     totals, rows, run_rows = [], 1, 1
     slots = int(padded(max(len(s.ids) for pack in packs for run in pack for s in run)))
     for pack in packs:
