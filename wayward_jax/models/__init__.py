@@ -35,7 +35,7 @@ def load(
 
     Args:
         name: a built-in name, a folder in the Hugging Face layout, a GGUF file, or
-            `organisation/name` on the Hugging Face hub.
+            `organization/name` on the Hugging Face hub.
         cache_dir: the folder that keeps fetched and converted models.
         assets_dir: a folder with the files of built-in models. No network is used if it is given.
         dtype: the dtype of the weights.
