@@ -42,9 +42,9 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def arguments(folder: Path, **changed: object) -> list[str]:
-    """Flags of a job on them."""
-    given = {
+def flags(folder: Path, **changed: object) -> dict[str, object]:
+    """The values of flags of a job on them."""
+    return {
         "model": folder / "gpt2",
         "task": "mood",
         "data_dir": folder,
@@ -55,7 +55,11 @@ def arguments(folder: Path, **changed: object) -> list[str]:
         "cache_dir": folder / "cache",
         **changed,
     }
-    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def arguments(folder: Path, **changed: object) -> list[str]:
+    """Flags of a job on them, as words of a command line."""
+    return [f"--{name}={value}" for name, value in flags(folder, **changed).items()]
 
 
 def settings(folder: Path, out_dir: Path | None, **changed: object) -> Settings:

@@ -82,11 +82,6 @@ def target_set(name: str) -> str:
     return name.rpartition("/")[0] or name
 
 
-def short(name: str) -> str:
-    """A name for places with little room: the last part of a path."""
-    return Path(name).name if name.startswith(("/", "~", ".")) else name
-
-
 def tables(
     records: Sequence[RunRecord],
     comparisons: Sequence[Comparison],
@@ -360,8 +355,6 @@ def _text(name: str, value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float) and np.isnan(value):
         return ""
-    if isinstance(value, str):
-        return " - ".join(map(short, value.split(" - ")))
     return FORMATS.get(name, "{}").format(value)
 
 

@@ -105,9 +105,9 @@ class Listed:
             raise InputError(name, text, f"give {self.form}") from None
         values = tuple(self.element.parse(name, part.strip()) for part in parts)
         if not values and not self.may_be_empty:
-            raise InputError(name, None, "is empty: give at least one value")
+            raise InputError(name, None, "give at least one value")
         if len(set(values)) < len(values):
-            raise InputError(name, text, "names a value twice: give each once")
+            raise InputError(name, text, "a value is named twice: give each once")
         return values
 
     def write(self, value: tuple) -> str:
@@ -589,7 +589,7 @@ class Settings(CommonSettings):
         named = {gamma.model for gamma in self.gamma}
         without = [model for model in self.model if model not in named]
         if "" not in named and without:
-            raise InputError("gamma", None, f"has none for --model={without[0]}: give one")
+            raise InputError("gamma", None, f"there is none for --model={without[0]}: give one")
 
     def _check_shard(self) -> None:
         if self.shard is None:
@@ -600,7 +600,7 @@ class Settings(CommonSettings):
                 "shard", f"{number}/{count}", f"give a part from 0 to {count - 1}, or more parts"
             )
         if self.out_dir is None:
-            raise InputError("out_dir", None, "is missing: give the same one for all of --shard")
+            raise InputError("out_dir", None, "give one, the same for all parts of --shard")
 
     def _check_place(self) -> None:
         given = [
@@ -621,7 +621,7 @@ class Settings(CommonSettings):
                 f"give a number from 0 on that is below --num_processes={self.num_processes}",
             )
         if self.out_dir is None:
-            raise InputError("out_dir", None, "is missing: several processes share one folder")
+            raise InputError("out_dir", None, "give one: several processes share one folder")
 
 
 Flags = dict[str, str | None]
@@ -642,7 +642,7 @@ def read_flags(job: JobLayout) -> Flags:
         raise InputError(
             None,
             job.flags,
-            f"cannot be read ({reason(error)}): give the --out_dir of a finished job",
+            f"cannot be read ({reason(error)}): give the --out_dir of another job, or a new folder",
         ) from error
     names = {setting.name for setting in Settings.settings()}
     if flags.keys() != names or not all(isinstance(v, str | None) for v in flags.values()):
