@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.helpers import toy_job
 from tests.helpers.nearest import nearest
@@ -129,6 +130,20 @@ def test_without_the_model_the_page_is_made_and_says_so(job, analysis, tmp_path)
     out_dir, process = analyze_copy(job, tmp_path)
     assert process.returncode == 0, process.stderr
     assert_read_without_its_model(analysis, out_dir, "gpt2 is not here")
+
+
+def test_a_model_with_other_weights_is_not_used_and_the_page_says_so(job, analysis, tmp_path):
+    moved = shutil.copytree(job / "runs", tmp_path / "runs")
+    other = shutil.copytree(job / "gpt2", tmp_path / "gpt2")
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if name.endswith("wte.weight"))
+    weights[name] = weights[name] + 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    flags = (moved / "flags.json").read_text()
+    (moved / "flags.json").write_text(flags.replace(str(job / "gpt2"), str(other)))
+    out_dir, process = analyze_copy(job, tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert_read_without_its_model(analysis, out_dir, "has other weights than the prompts were")
 
 
 def test_a_job_of_the_old_format_is_refused_in_one_line(job, tmp_path):

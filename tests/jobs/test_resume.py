@@ -154,6 +154,16 @@ def test_a_crash_amid_the_rows_of_a_population_is_repaired(folder, out_dir, undi
     assert_same(out_dir, undisturbed)
 
 
+def test_a_job_with_rows_of_the_old_format_is_not_continued(folder, out_dir, undisturbed):
+    shutil.copytree(undisturbed, out_dir)
+    path = out_dir / "results.jsonl"
+    path.write_text(path.read_text().replace('"text"', '"projected_text"'))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"results.jsonl:1: lacks text: .* run the job again$"):
+        run_job(folder, out_dir)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
 def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
     with pytest.raises(KeyboardInterrupt):
