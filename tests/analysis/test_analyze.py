@@ -82,7 +82,7 @@ def test_the_page_has_the_reading_under_other_metrics(analysis, job, table, metr
         assert [data["tokens"][token] for token in ids] == [WORDS[i] for i in near.argmax(1)]
 
 
-def test_the_page_needs_nothing_else(analysis):
+def test_the_page_refers_to_no_other_file(analysis):
     page = (analysis / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", page)

@@ -89,13 +89,13 @@ def test_paths_begin_at_p_star_pass_the_wayward_prompt_and_end_at_the_target(fir
         assert path[15]["distance"] == pytest.approx(middle["distance"] / 4, rel=1e-4)
 
 
-def test_points_between_corners_are_weighed_means():
+def test_points_between_corners_are_weighted_means():
     corners = np.array([[[0.0, 0]], [[4, 8]], [[4, 0]]])
     found = between(corners, np.array([0, 0.25, 1, 1.5, 2]))
     np.testing.assert_allclose(found[:, 0], [[0, 0], [1, 2], [4, 8], [4, 4], [4, 0]])
 
 
-def test_what_is_measured_is_not_measured_again_and_half_a_line_is(folder, measured, tmp_path):
+def test_a_measurement_is_not_taken_again_unless_its_line_is_cut(folder, measured, tmp_path):
     measured("path")
     path = folder / "path" / "measurements.jsonl"
     before = path.read_bytes()
@@ -114,7 +114,7 @@ def test_a_line_that_is_no_measurement_is_named(tmp_path, line):
         records.read_measurements([tmp_path])
 
 
-def test_texts_as_prompts_stand_beside_the_prompts_and_the_references(first, measured):
+def test_discrete_measures_each_prompt_its_texts_and_the_references(first, measured):
     found = measured("discrete")
     by_id = {record.id: record for record in first}
     own = [line for key, lines in found.items() if key in by_id for line in lines]
@@ -235,7 +235,7 @@ def test_the_best_gamma_can_be_chosen_on_the_split_that_is_reported(first):
     assert compare(records, "test")[0].wayward[0].run.gamma == 0.5
 
 
-def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, measured):
+def test_tables_have_means_over_prompts_and_the_terminal_shows_them(folder, first, measured):
     found = {"path": measured("path")}
     table = tables.by_measurement(first, found, "path")
     assert table["position"].tolist() == pytest.approx(np.linspace(0, 2, 21))
