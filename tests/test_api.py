@@ -228,6 +228,7 @@ def test_built_in_targets_load_without_a_tokenizer():
         ({"warmup": 4}, "warmup=4: give 0 to 3"),
         ({"optimizer": "sgd", "weight_decay": 0.1}, "weight_decay=0.1: only optimizer=adamw"),
         ({"targets": ["w1"]}, "give either target or targets"),
+        ({"target": None, "targets": "w1"}, "targets='w1': give a list"),
         ({"target": None}, "prompt_length: give it"),
         ({"init": np.zeros((2, 5))}, r"prompt=\(2, 5\): give an array"),
         ({"init": np.full((4, 32), np.nan)}, "not finite"),

@@ -1,4 +1,4 @@
-"""Scoring examples under prompts: every label of every example in one pass (paper, section 3)."""
+"""Scores examples under prompts: every label of every example in one pass (paper, section 3)."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ class EvaluationSet:
 
     Attributes:
         parts: packs `[X, ...]` of one shape, for one run; their label numbers count up to `E * C`.
-        labels: `[E]` int32, the right ones.
+        labels: `[E]` int32, the gold labels.
         n_labels: C.
     """
 
@@ -49,10 +49,10 @@ def evaluation_sets(
     """Packs the segments of several sets, all in one shape, so that one program scores them all.
 
     Args:
-        segments: of each set, from `label_segments`.
-        labels: of each set, `[E]` int32.
+        segments: for each set, from `label_segments`.
+        labels: for each set, `[E]` int32.
         n_labels: C.
-        tokens: of a pack, at most about so many; how many exactly is chosen to leave few unused.
+        tokens: the most tokens of a pack; the number that leaves fewest unused is chosen.
         devices: X, packs that are scored side by side.
     """
     totals = [sizes(each)[:, 0].sum() for each in segments]
