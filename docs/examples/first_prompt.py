@@ -12,6 +12,7 @@ import numpy as np
 import wayward_jax as wj
 
 STEPS = 60  # optimizer steps; more steps give better prompts
+N_EVAL = 256  # test reviews
 TARGET = "How to bake a cake"
 
 model = wj.load_model("smollm2-135m")
@@ -33,6 +34,7 @@ free, wayward = wj.tune(
     learning_rate=0.03,
     gamma=0.01,
     steps=STEPS,
+    n_eval=N_EVAL,
     seeds=[1],
 )
 print(f"p_star is right about {free.accuracy:.0%} of the test reviews,")
@@ -60,7 +62,7 @@ for record in (free, wayward):
 # %%
 table = np.asarray(model.embedding_table(), np.float32)
 as_text = table[model.tokenizer.encode(TARGET)]
-(of_text,) = wj.evaluate(model, [as_text], task, n_eval=wayward.n_eval)
+(of_text,) = wj.evaluate(model, [as_text], task, n_eval=N_EVAL)
 print(f"The text itself is right about {of_text.accuracy:.0%} of the same reviews.")
 
 # %% [markdown]
