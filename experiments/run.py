@@ -13,7 +13,8 @@ def main(given: flags.Given) -> None:
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from rich.console import Console
 
-    from wayward_jax.analysis import figures
+    from wayward_jax.analysis.figures import training_curves
+    from wayward_jax.analysis.terminal import show
     from wayward_jax.jobs import inputs, job, object_stores, processes, progress_bar
     from wayward_jax.jobs.folder import writing
     from wayward_jax.jobs.layout import JobLayout
@@ -34,13 +35,13 @@ def main(given: flags.Given) -> None:
         with progress_bar.ProgressReporter(console, board if is_primary else None) as watch:
             finished = job.run_job(settings, experiment, path, watch, mirror)
         if is_primary:
-            rows = [record.to_json() for record in finished.records]
             with writing(out_dir):
-                figures.training_curves(rows).savefig(finished.layout.training_figure, dpi=160)
+                curves = training_curves(finished.records)
+                curves.savefig(finished.layout.training_figure, dpi=160)
             if mirror is not None:
                 mirror.send()
-            progress_bar.show(
-                rows,
+            show(
+                finished.records,
                 finished.measured,
                 finished.tokenizers,
                 experiment.tables,

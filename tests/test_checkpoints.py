@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from wayward_jax.checkpoints import ProgressCheckpoints
-from wayward_jax.training.step import Losses, start
-from wayward_jax.training.trainer import TrainProgress
+from wayward_jax.constraints import AdaptiveGammaState, CellState
+from wayward_jax.training.optimizers import named_optimizer
+from wayward_jax.training.progress import TrainProgress
+from wayward_jax.training.step import Losses, TrainState
 
 STEPS = (5, 10, 15)
 
@@ -21,14 +23,22 @@ def progress(step):
     def random(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    state = start(random(3, 4, 8), random(3), steps=20)
-    adam = jax.tree.map(lambda x: x + jnp.asarray(rng.integers(9), x.dtype), state.optimizer)
-    points = range(step // 10)
+    prompts = random(3, 4, 8)
+    adam = jax.vmap(named_optimizer("adamw", steps=20).init)(prompts)
+    cells = CellState(jnp.asarray(rng.integers(80, size=(3, 4, 2))), random(3))
+    evaluations = range(step // 10)
     return TrainProgress(
-        state=state.replace(optimizer=adam, step=jnp.asarray(step, jnp.int32)),
+        state=TrainState(
+            prompts=prompts,
+            constraint_states=((), AdaptiveGammaState(random(3), random(3), cells)),
+            optimizer_state=jax.tree.map(lambda x: x + jnp.asarray(rng.integers(9), x.dtype), adam),
+            step=jnp.asarray(step, jnp.int32),
+            diverged_at=jnp.asarray(rng.integers(9, size=3), jnp.int32),
+        ),
         losses=tuple(Losses(random(5, 3), random(5, 3)) for _ in range(step // 5)),
-        scored=tuple([random(3, 7), random(3, 7)] for _ in points),
-        nearest=tuple(jnp.asarray(rng.integers(80, size=(3, 4))) for _ in points),
+        nll=tuple([[random(3, 7)], [random(3, 7), random(3, 5)]] for _ in evaluations),
+        nearest=tuple(jnp.asarray(rng.integers(80, size=(3, 4))) for _ in evaluations),
+        prompts=tuple(random(3, 4, 8) for _ in evaluations),
     )
 
 
@@ -49,9 +59,13 @@ def restored(folder):
     """What is found in a folder, and the steps that were broken."""
     broken = []
     checkpoints = ProgressCheckpoints(folder)
-    found = checkpoints.restore(broken.append)
+    tree = checkpoints.restore(broken.append)
     checkpoints.close()
-    return found, broken
+    return tree and TrainProgress.from_tree(tree, progress(5).state), broken
+
+
+def save(checkpoints, found):
+    checkpoints.save(found.step, found.to_tree())
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +73,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "in_flight"
     checkpoints = ProgressCheckpoints(folder)
     for step in STEPS:
-        checkpoints.save(progress(step))
+        save(checkpoints, progress(step))
     checkpoints.close()
     return folder
 
@@ -84,7 +98,7 @@ def test_the_last_one_comes_back_to_the_bit(saved):
 
 def test_a_progress_without_a_point_of_the_curve_comes_back(tmp_path):
     checkpoints = ProgressCheckpoints(tmp_path)
-    checkpoints.save(progress(5))
+    save(checkpoints, progress(5))
     checkpoints.close()
     assert_same(restored(tmp_path)[0], progress(5))
 
@@ -92,7 +106,7 @@ def test_a_progress_without_a_point_of_the_curve_comes_back(tmp_path):
 def test_what_goes_on_from_a_checkpoint_is_kept_with_all_that_was_before(tmp_path):
     """Losses are in one long chunk then, which is followed by short ones."""
     checkpoints = ProgressCheckpoints(tmp_path)
-    checkpoints.save(joined(progress(15)))
+    save(checkpoints, joined(progress(15)))
     checkpoints.close()
     assert_same(restored(tmp_path)[0], progress(15))
 
@@ -152,8 +166,8 @@ def test_a_broken_one_is_replaced_when_its_step_comes_again(again):
         if path.is_file():
             truncate(path)
     checkpoints = ProgressCheckpoints(folder)
-    assert checkpoints.restore().step == 10
-    checkpoints.save(progress(15))
+    assert checkpoints.restore()["state"]["step"] == 10
+    save(checkpoints, progress(15))
     checkpoints.close()
     assert_same(restored(folder)[0], progress(15))
 

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wayward_jax.constraints import cell_exit, has_empty_cell, nearest, retract
+from wayward_jax.constraints import cell_exit, has_empty_cell, nearest_tokens, retract
 from wayward_jax.projection import c_proj, d_proj
 
 
@@ -16,14 +16,12 @@ def differences(table, ids, prompts):
     return far - np.take_along_axis(far, np.asarray(ids)[:, None], axis=1)
 
 
-def found_reach(table, ids, prompts):
-    return np.asarray(cell_exit(table, ids[None], nearest(table, ids[None]), prompts[None]))[0]
+def exits(table, ids, prompts):
+    return np.asarray(cell_exit(table, ids, nearest_tokens(table, ids), prompts))
 
 
-def kept(table, ids, prompts, share):
-    within = found_reach(table, ids, prompts)
-    embeddings = c_proj(table, ids)[None]
-    return retract(prompts[None], embeddings, within[None], jnp.asarray([share]))[0]
+def kept(table, ids, prompts, fraction):
+    return retract(prompts, c_proj(table, ids), exits(table, ids, prompts), fraction)
 
 
 @st.composite
@@ -43,20 +41,20 @@ def crowds(draw):
 
 @settings(max_examples=100, deadline=None)
 @given(crowds())
-def test_what_is_retract_reads_as_its_token(crowd):
+def test_what_is_put_back_reads_as_its_token(crowd):
     table, ids, prompts = crowd
     ids = ids[~has_empty_cell(table, ids)]
     prompts = prompts[: len(ids)]
-    back = kept(table, ids, prompts, share=0.99)
+    back = kept(table, ids, prompts, fraction=0.99)
     assert (differences(table, ids, back) >= 0).all()
     np.testing.assert_array_equal(d_proj(table, back, np.ones(len(table), bool)), ids)
 
 
 @settings(max_examples=50, deadline=None)
 @given(crowds())
-def test_vectors_within_their_share_stay_and_others_end_on_their_ray(crowd):
+def test_vectors_within_their_fraction_stay_and_others_end_on_their_ray(crowd):
     table, ids, prompts = crowd
-    back = np.asarray(kept(table, ids, prompts, share=0.5))
+    back = np.asarray(kept(table, ids, prompts, fraction=0.5))
     own = np.asarray(c_proj(table, ids))
     # Within half of the cell: the vector twice as far from the embedding is in the cell.
     doubled = own + 2 * (np.float64(prompts) - own)
@@ -75,14 +73,14 @@ def test_walls_worked_by_hand():
     """Tokens at 0, 4 and -2 on a line, and one at height 2: walls are halfway to each."""
     table = jnp.asarray([[0.0, 0], [4, 0], [-2, 0], [0, 2]])
     prompts = jnp.asarray([[1.0, 0], [8, 0], [-1, 0], [0, -5], [1, 1], [0, 0]])
-    found = found_reach(table, jnp.zeros(6, jnp.int32), prompts)
+    found = exits(table, jnp.zeros(6, jnp.int32), prompts)
     np.testing.assert_allclose(found[[0, 1, 2, 4]], [2, 0.25, 1, 1], rtol=1e-4)
     assert (found[[3, 5]] > 100).all()  # on rays that do not end, as far as float32 goes
 
 
-def test_the_share_of_a_cell_ends_before_its_wall():
+def test_the_fraction_of_a_cell_ends_before_its_wall():
     table = jnp.asarray([[0.0, 0], [4, 0]])
-    back = kept(table, jnp.zeros(2, jnp.int32), jnp.asarray([[3.0, 1], [1, 1]]), share=0.75)
+    back = kept(table, jnp.zeros(2, jnp.int32), jnp.asarray([[3.0, 1], [1, 1]]), fraction=0.75)
     np.testing.assert_allclose(back, [[1.5, 0.5], [1, 1]], rtol=1e-6)
 
 

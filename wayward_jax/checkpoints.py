@@ -1,4 +1,4 @@
-"""What is on disk as Orbax checkpoints: the prompt of each run, and populations on their way."""
+"""Orbax checkpoints: prompts of finished runs, and the progress of populations in training."""
 
 import contextlib
 import errno
@@ -9,26 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from wayward_jax import __version__
 from wayward_jax.errors import InputError
-from wayward_jax.training.step import Losses, start
-from wayward_jax.training.trainer import TrainProgress
 
-# Of a population on its way; the one before the last is for when the last turns out broken.
+# Checkpoints of a population's progress that are kept. The older one is for when the newer one
+# turns out to be broken.
 KEPT = 2
 
 
 def save_prompt(path: Path, prompt: np.ndarray) -> None:
-    """Writes a prompt `[L, D]` as the checkpoint `path`, in place of what was there.
+    """Writes a prompt `[L, D]` as the checkpoint `path`, and replaces what was there.
 
     Raises:
         OSError: it cannot be written.
     """
     with _os_errors(), _checkpointer() as checkpointer:
-        checkpointer.save(path.absolute(), {"prompt": prompt}, force=True)
+        checkpointer.save(
+            path.absolute(),
+            {"prompt": prompt},
+            force=True,
+            custom_metadata={"wayward_jax": __version__},
+        )
 
 
 def load_prompt(path: Path) -> np.ndarray:
@@ -38,28 +42,38 @@ def load_prompt(path: Path) -> np.ndarray:
         InputError: there is no checkpoint, or it is broken.
     """
     if not path.is_dir():
-        raise InputError(f"{path} is not a checkpoint: give the path of a run's checkpoint folder")
+        raise InputError(None, path, "is not a checkpoint: give a run's checkpoint folder")
     try:
         with _checkpointer() as checkpointer:
             prompt = np.asarray(checkpointer.restore(path.absolute())["prompt"], np.float32)
     except Exception as error:  # Orbax raises all kinds of exceptions on what is broken
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is not a readable checkpoint of a prompt: {said}") from error
+        raise InputError(
+            None, path, f"is not a readable checkpoint of a prompt ({said}): give another"
+        ) from error
     if prompt.ndim != 2 or not np.isfinite(prompt).all():
         raise InputError(
-            f"{path} does not hold a prompt of finite numbers: give another checkpoint"
+            None, path, "does not hold a prompt of finite numbers: give another checkpoint"
         )
     return prompt
 
 
-class ProgressCheckpoints:
-    """The last checkpoints of a population on its way, written in the background.
+def prompt_digest(prompt: np.ndarray) -> str:
+    """Twelve hexadecimal digits that the numbers and the shape of a prompt `[L, D]` decide."""
+    numbers = np.ascontiguousarray(prompt, np.float32)
+    return hashlib.sha256(f"{numbers.shape}".encode() + numbers.tobytes()).hexdigest()[:12]
 
-    Each has a digest of its numbers, since Orbax does not notice every change of its files.
+
+class ProgressCheckpoints:
+    """The last checkpoints of a population in training, written in the background.
+
+    A checkpoint is a tree of arrays in dicts and lists. Each has a digest of its numbers, because
+    Orbax does not notice every change of its files, and of the version that wrote it, because
+    another version may continue otherwise.
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is made if need be, and half-written checkpoints in it are removed.
+        """Makes `folder` if need be, and removes half-written checkpoints from it.
 
         Raises:
             OSError: it cannot be written.
@@ -74,24 +88,25 @@ class ProgressCheckpoints:
         with _os_errors():
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def save(self, progress: TrainProgress) -> None:
-        """Copies the progress, which may change then, and sets about writing it.
+    def save(self, step: int, tree: dict[str, Any]) -> None:
+        """Starts to write a tree, which must not change from now on.
 
-        Of several processes one does so, with what `mesh.on_host` made of the progress.
+        Of several processes one does this.
 
         Raises:
-            OSError: this one, or the one before, cannot be written.
+            OSError: this checkpoint, or the one before, cannot be written.
         """
-        tree = _as_tree(progress)
         item = ocp.args.PyTreeSave({"tree": tree, "digest": _digest(tree)})
         with _os_errors():
-            self._manager.save(progress.step, args=ocp.args.Composite(progress=item))
+            self._manager.save(step, args=ocp.args.Composite(progress=item))
 
-    def restore(self, on_broken: Callable[[int], None] = lambda step: None) -> TrainProgress | None:
-        """The last progress that can be read, None without any; the broken ones are removed.
+    def restore(
+        self, on_broken: Callable[[int], None] = lambda step: None
+    ) -> dict[str, Any] | None:
+        """The last tree that can be read; None if there is none. Broken ones are removed.
 
         Args:
-            on_broken: is told the step of each.
+            on_broken: is called with the step of each broken one.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             # Orbax raises all kinds of exceptions on what is broken.
@@ -99,7 +114,7 @@ class ProgressCheckpoints:
                 item = ocp.args.Composite(progress=ocp.args.PyTreeRestore())
                 saved = self._manager.restore(step, args=item).progress
                 if (saved["digest"] == _digest(saved["tree"])).all():
-                    return _from_tree(saved["tree"])
+                    return saved["tree"]
             on_broken(step)
             self._manager.delete(step)
         return None
@@ -108,13 +123,13 @@ class ProgressCheckpoints:
         """Returns once everything is written.
 
         Raises:
-            OSError: it cannot be.
+            OSError: it cannot be written.
         """
         with _os_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and gives up; raises as `wait` does."""
+        """Waits and ends; raises as `wait` does."""
         try:
             self.wait()
         finally:
@@ -127,42 +142,16 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """For a process that reads and writes without waiting for others of its job."""
+    """Options of a process that reads and writes without waiting for the others of its job."""
     own = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
     )
 
 
-def _as_tree(progress: TrainProgress) -> dict[str, Any]:
-    """Copies of all arrays, in dicts and lists alone: those are what Orbax gives back."""
-    task, distance = (
-        np.concatenate([getattr(chunk, part) for chunk in progress.losses])
-        for part in ("task", "distance")
-    )
-    tree = {
-        "state": jax.tree.leaves(progress.state),
-        "losses": [task, distance],
-        "scored": list(progress.scored),
-        "nearest": list(progress.nearest),
-    }
-    return jax.tree.map(np.array, tree)
-
-
-def _from_tree(tree: dict[str, Any]) -> TrainProgress:
-    """What `_as_tree` was given."""
-    like = jax.eval_shape(lambda: start(jnp.zeros((1, 1, 1)), jnp.zeros(1), steps=1))
-    return TrainProgress(
-        state=jax.tree.unflatten(jax.tree.structure(like), tree["state"]),
-        losses=(Losses(*tree["losses"]),),
-        scored=tuple(tree["scored"]),
-        nearest=tuple(tree["nearest"]),
-    )
-
-
 def _digest(tree: dict[str, Any]) -> np.ndarray:
-    """`[32]` uint8, which any change of any leaf changes."""
-    digest = hashlib.sha256()
+    """A digest `[32]` uint8 that any change of a leaf, or of the version, changes."""
+    digest = hashlib.sha256(__version__.encode())
     for leaf in map(np.asarray, jax.tree.leaves(tree)):
         digest.update(f"{leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf))
@@ -171,7 +160,7 @@ def _digest(tree: dict[str, Any]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _os_errors() -> Iterator[None]:
-    """Makes `OSError`s of what Orbax raises when a disk is full: a `ValueError` of many lines."""
+    """Turns the `ValueError` that Orbax raises when a disk is full into an `OSError`."""
     try:
         yield
     except ValueError as error:

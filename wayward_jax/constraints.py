@@ -1,64 +1,236 @@
-"""The cells of tokens: where prompts may go and still read as a given text.
+"""How a prompt is kept to its target while it is tuned: `Penalty`, `Cells` and `AdaptiveGamma`.
 
-The vectors that read as a token are its Voronoi cell among the embeddings. It is convex and holds
-the token's own embedding, so a vector can be kept in it exactly: where it has left, it is pulled
-back along the ray to that embedding. Nothing is weighed against the task, and whatever was tuned
-reads as the target by construction.
+A constraint may add a term to the loss, change the prompt after each optimizer step, and keep a
+state for that. `Constraint` is the protocol of all of them, and a class of your own that follows it
+works like the built-in ones.
 
-A vector may use a share of its cell, `1 - margin`: the cell drawn smaller around the embedding.
-That leaves room for rounding, and makes the reading of a prompt less of a near-tie.
+Cells. The vectors that read as a token are its Voronoi cell among the embeddings. A cell is convex
+and contains the token's embedding, so a vector that has left it can be put back exactly: on the ray
+from the embedding to the vector, at the point where the ray leaves the cell. A prompt in the cells
+of its target's tokens reads as the target, whatever else it has learned. A vector may use only the
+fraction `1 - margin` of its cell: the cell, drawn smaller around the embedding. The rest is room
+for rounding, and keeps the reading of a prompt from being a near-tie.
 """
 
-import functools
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from wayward_jax.objective import distance
 from wayward_jax.projection import BLOCK, TINY, c_proj, d_proj, neighbors
 
-# So many of a token's neighbors are told from it without cancellation; others are far enough.
+# Where an adaptive gamma starts. It comes from above, because a gamma that is too small for long
+# leaves too few steps to get to the target.
+FIRST_GAMMA = 1.0
+
+# Upper bound of an adaptive gamma. Gradients are clipped, so larger values change nothing and take
+# long to decay.
+MAX_GAMMA = 10.0
+
+# The largest change of log gamma over a whole training, while gamma falls.
+LOG_GAMMA_TRAVEL = 30.0
+
+# Gamma rises this many times faster than it falls, and no longer falls in this last fraction of the
+# steps: a vector that leaves its cell late has little time to come back.
+RISE = 3.0
+SETTLING = 0.25
+
+# This many nearest neighbors of a token are compared with it by exact differences; a matrix product
+# is precise enough for all others.
 NEAREST = 32
 
-# By what share the last of the nearest may be said to be too far off by a matrix product.
-IMPRECISION = 1e-3
+# The relative error that a matrix product may have in the distance of the last of those neighbors.
+PRODUCT_ERROR = 1e-3
 
-# By what share distances to points that are nearly the same may be wrong: they are differences of
-# sums of D squares.
+# The relative error of a float32 distance between points that are nearly equal: a sum of D squared
+# differences.
 ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)
 
 
 @struct.dataclass
-class Cells:
-    """What holds R prompts of up to L vectors in the cells of their targets' tokens.
+class Target:
+    """The target of one prompt, as arrays.
 
-    nearest: `[R, L, K]` int32, `neighbors` of the targets' embeddings, themselves included.
-    share: `[R]` float32, `1 - margin`.
-    hard: `[R]` bool, whether vectors outside are pulled back.
-    dual_rate: `[R]` float32, how fast the logarithm of gamma goes up and down while it is being
-        found, see `tuning.held`; 0 for a gamma that stays.
-    vocab_size: rows of the embedding table that can be read; others have no cell.
+    ids: `[L]` int32 tokens.
+    embeddings: `[L, D]` float32, their embeddings `c_proj(ids)`.
+    mask: `[L]` bool, False where a prompt that is shorter than its population's longest is padded.
+    table: `[V, D]`, the embeddings of all tokens that can be read.
+    """
+
+    ids: jax.Array
+    embeddings: jax.Array
+    mask: jax.Array
+    table: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """Keeps a prompt `[L, D]` to its target; this one does nothing.
+
+    A constraint of your own overrides the methods that it needs. The trainer maps them over the
+    runs of a population (`jax.vmap`) inside its compiled program, so they must be pure functions of
+    arrays. An object is part of that program, so it must be hashable; a frozen dataclass is. Its
+    `repr` names it in the records of its runs. If its state has a field `gamma`, records have the
+    last value of that as `final_gamma`.
+    """
+
+    def init(self, target: Target, gamma: jax.Array, margin: jax.Array, steps: int) -> Any:
+        """The state before the first step: a pytree of arrays.
+
+        Args:
+            target: of the prompt.
+            gamma: `[]` float32, the run's.
+            margin: `[]` float32, the run's.
+            steps: of the whole training.
+        """
+        return ()
+
+    def penalty(self, state: Any, prompt: jax.Array, target: Target) -> jax.Array:
+        """The term `[]` that is added to the task loss; its gradient moves the prompt."""
+        return jnp.zeros(())
+
+    def project(
+        self, state: Any, prompt: jax.Array, target: Target, remaining: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """The prompt and the state after an optimizer step; the starting prompt is projected, too.
+
+        Args:
+            state: before the step.
+            prompt: `[L, D]`, as the optimizer left it.
+            target: of the prompt.
+            remaining: `[]` float32, the fraction of the steps that is still to come.
+        """
+        return prompt, state
+
+
+@struct.dataclass
+class PenaltyState:
+    """gamma: `[]` float32, the weight of the distance term."""
+
+    gamma: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty(Constraint):
+    """The paper's constraint: `gamma * distance` is added to the loss (section 3)."""
+
+    def init(self, target: Target, gamma: jax.Array, margin: jax.Array, steps: int) -> PenaltyState:
+        return PenaltyState(gamma)
+
+    def penalty(self, state: PenaltyState, prompt: jax.Array, target: Target) -> jax.Array:
+        return state.gamma * distance(prompt, target.embeddings, target.mask)
+
+
+@struct.dataclass
+class CellState:
+    """The cells of one prompt.
+
+    nearest: `[L, K]` int32, the tokens nearest to the target's embeddings, those included.
+    fraction: `[]` float32, the part of each cell that may be used, `1 - margin`.
     """
 
     nearest: jax.Array
-    share: jax.Array
-    hard: jax.Array
-    dual_rate: jax.Array
-    vocab_size: int = struct.field(pytree_node=False)
+    fraction: jax.Array
 
 
-def nearest(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """The `nearest` of `Cells`: `[V, D]`, `[R, L]` -> `[R, L, K]`, K at most `NEAREST`."""
+@dataclasses.dataclass(frozen=True)
+class Cells(Constraint):
+    """After every step, vectors that have left their token's cell are put back into it."""
+
+    def init(self, target: Target, gamma: jax.Array, margin: jax.Array, steps: int) -> CellState:
+        return CellState(nearest_tokens(target.table, target.ids), 1 - margin)
+
+    def project(
+        self, state: CellState, prompt: jax.Array, target: Target, remaining: jax.Array
+    ) -> tuple[jax.Array, CellState]:
+        exit_at = cell_exit(target.table, target.ids, state.nearest, prompt)
+        inside = retract(prompt, target.embeddings, exit_at, state.fraction)
+        return jnp.where(target.mask[:, None], inside, prompt), state
+
+
+@struct.dataclass
+class AdaptiveGammaState:
+    """An adaptive gamma and the cells that it watches.
+
+    gamma: `[]` float32, the weight of the distance term.
+    rate: `[]` float32, the largest change of log gamma in a step while gamma falls.
+    cells: of the target's tokens.
+    """
+
+    gamma: jax.Array
+    rate: jax.Array
+    cells: CellState
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveGamma(Penalty):
+    """The distance term with a gamma that is found while the prompt is tuned.
+
+    Gamma is the Lagrange multiplier of the constraint that the prompt reads as its target. A dual
+    update raises it while a vector is outside the used fraction of its cell, and lowers it, by less
+    and less, while all vectors are inside.
+    """
+
+    def init(
+        self, target: Target, gamma: jax.Array, margin: jax.Array, steps: int
+    ) -> AdaptiveGammaState:
+        cells = Cells().init(target, gamma, margin, steps)
+        return AdaptiveGammaState(gamma, jnp.float32(LOG_GAMMA_TRAVEL / steps), cells)
+
+    def project(
+        self, state: AdaptiveGammaState, prompt: jax.Array, target: Target, remaining: jax.Array
+    ) -> tuple[jax.Array, AdaptiveGammaState]:
+        exit_at = cell_exit(target.table, target.ids, state.cells.nearest, prompt)
+        outside = ((state.cells.fraction * exit_at < 1) & target.mask).any()
+        direction = jnp.where(outside, RISE, -jnp.maximum(remaining - SETTLING, 0))
+        gamma = jnp.minimum(state.gamma * jnp.exp(state.rate * direction), MAX_GAMMA)
+        return prompt, state.replace(gamma=gamma)
+
+
+CONSTRAINTS: dict[str, Constraint] = {
+    "penalty": Penalty(),
+    "cell": Cells(),
+    "dual": AdaptiveGamma(),
+}
+"""The built-in constraints by the names that runs have for them."""
+
+
+def hold(constraint: str, gamma: float, margin: float) -> dict[str, Any]:
+    """The attributes of a `Run` that keep it to its target; what a constraint does not use is 0.
+
+    Args:
+        constraint: a name of `CONSTRAINTS`, or the `repr` of another constraint.
+        gamma: weight of the distance term, where it is given.
+        margin: the part of each cell that stays free.
+    """
+    match constraint:
+        case "penalty":
+            return {"constraint": constraint, "gamma": gamma}
+        case "cell":
+            return {"constraint": constraint, "margin": margin}
+        case "dual":
+            return {"constraint": constraint, "gamma": FIRST_GAMMA, "margin": margin}
+    return {"constraint": constraint, "gamma": gamma, "margin": margin}
+
+
+def nearest_tokens(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """The nearest tokens of each token, itself included: `[V, D]`, `[L]` -> `[L, K]` int32.
+
+    K is at most `NEAREST`.
+    """
     all_valid = np.ones(len(table), bool)
     return neighbors(table, c_proj(table, ids), all_valid, k=min(NEAREST, len(table)))[0]
 
 
 def has_empty_cell(table: jax.Array, ids: jax.Array) -> np.ndarray:
-    """Which tokens nothing reads as, since one of a lower id has the same embedding.
+    """Tells which tokens no vector reads as: a token of a lower id has the same embedding.
 
     Args:
-        table: `[V, D]`, of the tokens that can be read.
+        table: `[V, D]`, embeddings of the tokens that can be read.
         ids: `[L]`.
 
     Returns:
@@ -68,46 +240,23 @@ def has_empty_cell(table: jax.Array, ids: jax.Array) -> np.ndarray:
     return np.asarray(d_proj(table, c_proj(table, ids), valid) != ids)
 
 
-def cell_exit(
-    table: jax.Array, ids: jax.Array, nearest: jax.Array, prompts: jax.Array
-) -> jax.Array:
-    """How far the cells go: the largest s for which `e + s (p - e)` still reads as the token of e.
+def cell_exit(table: jax.Array, ids: jax.Array, nearest: jax.Array, prompt: jax.Array) -> jax.Array:
+    """Where the ray from a token's embedding `e` to a vector `p` leaves the token's cell.
 
-    The wall to a token of embedding v is where both are equally far: `s = |v - e|^2 / 2 u.(v - e)`
-    on the ray `u = p - e`. A prompt is in its cells where s is 1 or more. Where it takes more than
-    float32 to tell which of two tokens is nearer, the wall is taken to be as near as it might be.
+    The ray is `e + s (p - e)`, and the result is the largest s at which it still reads as the
+    token; `p` is in the cell where s is 1 or more. The wall to another token of embedding `v` is
+    where both are equally far: `s = |v - e|^2 / (2 u.(v - e))` with `u = p - e`. Where float32 is
+    too coarse to tell which of two tokens is nearer, the wall is taken to be as near as it may be.
 
     Args:
-        table: `[V, D]`, of the tokens that can be read.
-        ids: `[R, L]`, whose cells they are.
-        nearest: `[R, L, K]`, of them.
-        prompts: `[R, L, D]`.
+        table: `[V, D]`, embeddings of the tokens that can be read.
+        ids: `[L]`, tokens whose cells are meant.
+        nearest: `[L, K]`, their `nearest_tokens`.
+        prompt: `[L, D]`.
 
     Returns:
-        `[R, L]` float32.
+        `[L]` float32.
     """
-    return jax.vmap(functools.partial(_cell_exit, table))(ids, nearest, prompts)
-
-
-def retract(
-    prompts: jax.Array, embeddings: jax.Array, cell_exit: jax.Array, share: jax.Array
-) -> jax.Array:
-    """Prompts in the given share of their cells: where they were, or on the ray at its end.
-
-    Args:
-        prompts: `[R, L, D]`.
-        embeddings: `[R, L, D]` of the tokens whose cells they are.
-        cell_exit: `[R, L]`, of the prompts.
-        share: `[R]`.
-    """
-    kept = jnp.minimum(share[:, None] * cell_exit, 1)[..., None]
-    return jnp.where(kept < 1, embeddings + kept * (prompts - embeddings), prompts)
-
-
-def _cell_exit(
-    table: jax.Array, ids: jax.Array, nearest: jax.Array, prompt: jax.Array
-) -> jax.Array:
-    """`cell_exit` of one prompt `[L, D]`."""
     own = c_proj(table, ids)
     ray = prompt - own
     gaps = c_proj(table, nearest) - own[:, None]  # [L, K, D]
@@ -115,30 +264,48 @@ def _cell_exit(
     apart = jnp.square(gaps).sum(axis=-1)
     # Equal embeddings are never told apart, and share a cell.
     others = jnp.where(apart > 0, apart, jnp.inf)
-    least = _walls(others, (ray[:, None] * gaps).sum(axis=-1), *lengths)
+    least = _nearest_wall(others, (ray[:, None] * gaps).sum(axis=-1), *lengths)
 
-    beyond = (1 - IMPRECISION) * apart.max(axis=1, keepdims=True)
-    precise = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    beyond = (1 - PRODUCT_ERROR) * apart.max(axis=1, keepdims=True)
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
     for start in range(0, len(table), BLOCK):
         rows = table[start : start + BLOCK].astype(jnp.float32)
-        ahead = precise(ray, rows.T) - (ray * own).sum(axis=-1, keepdims=True)
-        apart = jnp.square(rows).sum(axis=1) - 2 * precise(own, rows.T)
+        ahead = product(ray, rows.T) - (ray * own).sum(axis=-1, keepdims=True)
+        apart = jnp.square(rows).sum(axis=1) - 2 * product(own, rows.T)
         apart += jnp.square(own).sum(axis=-1, keepdims=True)
         others = jnp.where(apart < beyond, jnp.inf, apart)
-        least = jnp.minimum(least, _walls(others, ahead, *lengths))
+        least = jnp.minimum(least, _nearest_wall(others, ahead, *lengths))
     return least
 
 
-def _walls(apart: jax.Array, ahead: jax.Array, own: jax.Array, ray: jax.Array) -> jax.Array:
-    """The nearest wall of each vector: `[L]`.
-
-    At s another embedding is farther by `apart - 2 s ahead`, in squares, and float32 tells so as
-    long as that is more than the rounding of what is compared, `ROUNDING (s^2 ray^2 + own
-    sqrt(apart))`. So s is the root of a quadratic equation.
+def retract(
+    prompt: jax.Array, embeddings: jax.Array, exit_at: jax.Array, fraction: jax.Array
+) -> jax.Array:
+    """Moves vectors that are outside a fraction of their cells back, on their rays, to its border.
 
     Args:
-        apart: `[L, n]`, squared distances of other embeddings from the vectors' tokens'; inf for
-            those that do not count.
+        prompt: `[L, D]`.
+        embeddings: `[L, D]` of the tokens whose cells are meant.
+        exit_at: `[L]`, `cell_exit` of the prompt.
+        fraction: `[]`, the part of a cell that may be used.
+    """
+    scale = jnp.minimum(fraction * exit_at, 1)[:, None]
+    return jnp.where(scale < 1, embeddings + scale * (prompt - embeddings), prompt)
+
+
+def _nearest_wall(apart: jax.Array, ahead: jax.Array, own: jax.Array, ray: jax.Array) -> jax.Array:
+    """The s of the nearest wall of each vector: `[L]`.
+
+    At s another embedding is farther by `apart - 2 s ahead`, in squares. Float32 tells so while
+    that is more than the rounding of the compared numbers, `ROUNDING (s^2 ray^2 + own
+    sqrt(apart))`. The wall is at the root of that quadratic equation.
+
+    Args:
+        apart: `[L, n]`, squared distances of other embeddings from the vectors' tokens; inf for
+            embeddings that do not count.
         ahead: `[L, n]`, `u.(v - e)`.
         own: `[L, 1]`, the length of e.
         ray: `[L, 1]`, the length of u.

@@ -9,6 +9,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array | np.ndarray
 
 METRICS = ("euclidean", "cosine", "dot")
 
@@ -22,7 +25,7 @@ SHORTLIST = 32
 TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
-def c_proj(table: jax.Array, ids: jax.Array) -> jax.Array:
+def c_proj(table: jax.Array, ids: Array) -> jax.Array:
     """Embeds tokens.
 
     Args:
@@ -35,9 +38,7 @@ def c_proj(table: jax.Array, ids: jax.Array) -> jax.Array:
     return table[ids].astype(jnp.float32)
 
 
-def d_proj(
-    table: jax.Array, prompts: jax.Array, valid: jax.Array, metric: str = "euclidean"
-) -> jax.Array:
+def d_proj(table: jax.Array, prompts: Array, valid: Array, metric: str = "euclidean") -> jax.Array:
     """Finds the nearest token of every prompt vector.
 
     Args:
@@ -52,8 +53,8 @@ def d_proj(
 @functools.partial(jax.jit, static_argnames=("k", "metric"))
 def neighbors(
     table: jax.Array,
-    prompts: jax.Array,
-    valid: jax.Array,
+    prompts: Array,
+    valid: Array,
     k: int = 10,
     metric: str = "euclidean",
 ) -> tuple[jax.Array, jax.Array]:
@@ -77,12 +78,12 @@ def neighbors(
     """
     length, dim = prompts.shape[-2:]
     one_run = functools.partial(_neighbors, table, valid, k, metric)
-    ids, distances = jax.vmap(one_run)(prompts.reshape(-1, length, dim))
+    ids, distances = jax.vmap(one_run)(jnp.reshape(prompts, (-1, length, dim)))
     shape = (*prompts.shape[:-1], k)
     return ids.reshape(shape), distances.reshape(shape)
 
 
-def margins(distances: jax.Array) -> jax.Array:
+def margins(distances: Array) -> Array:
     """Computes how much farther the second nearest token is than the nearest.
 
     Args:
@@ -95,7 +96,7 @@ def margins(distances: jax.Array) -> jax.Array:
 
 
 def _neighbors(
-    table: jax.Array, valid: jax.Array, k: int, metric: str, prompt: jax.Array
+    table: jax.Array, valid: Array, k: int, metric: str, prompt: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Computes `neighbors` of one prompt `[L, D]`."""
     prompt = prompt.astype(jnp.float32)

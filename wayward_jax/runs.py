@@ -13,13 +13,8 @@ from wayward_jax.targets import Target
 
 P_STAR = "p_star"
 
-CONSTRAINTS = ("penalty", "dual", "cell")
-"""How a prompt is held to its target: by the distance term with a given gamma (the paper's way) or
-with one that is found while tuning, or by keeping its vectors in the cells of the target's tokens.
-"""
-
-# Where a gamma that is found while tuning starts.
-FIRST_GAMMA = 1.0
+KEEP = ("last", "best")
+"""The prompt that a run keeps: that of the last step, or of its best evaluation on dev."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Run:
         target_ids: its L tokens.
         init: a start of `initialization.STARTS`, or `checkpoint:` and a digest of the prompt that
             the run starts from.
-        constraint: one of `CONSTRAINTS`, or the `repr` of a constraint of the user's own.
+        constraint: one of `constraints.CONSTRAINTS`, or the `repr` of a user's own constraint.
         gamma: weight of the distance term; where it is found while tuning, the first one.
         margin: of the cells, see `constraints`; 0 where they do not matter.
         seed: of the start and the order of examples.
@@ -48,7 +43,7 @@ class Run:
         optimizer: one of `training.optimizers.OPTIMIZERS`, or `custom` for the user's own.
         warmup: steps in which the learning rate rises to its peak; after them it falls linearly.
         weight_decay: decoupled from the gradient; 0 is none.
-        keep: the prompt that is kept, that of the `last` step or the `best` on dev.
+        keep: one of `KEEP`.
         method: `direct` or `channel`.
         template: index of the task's template.
         k_shot: training examples a class; -1 is all of them.
@@ -97,6 +92,13 @@ class Run:
         return bool(self.target_ids)
 
     @property
+    def target(self) -> Target | None:
+        """The target; None for a `p_star`."""
+        if not self.has_target:
+            return None
+        return Target(self.target_name, self.target_text, self.target_ids)
+
+    @property
     def id(self) -> str:
         """Twelve hexadecimal digits that all attributes decide."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -141,7 +143,8 @@ class RunRecord:
         token_f1: F1 of the tokens; None without a target.
         distance: `objective.distance` to the target; None without a target.
         final_gamma: the last weight of the distance term, which may have been found while tuning.
-        task_loss: mean training loss since the last point of the curve but one.
+        kept_step: the step whose prompt was kept, see `Run.keep`.
+        task_loss: mean training loss before that step, since the point of the curve before.
         diverged_at: the step whose loss or gradient was not finite, from which on the prompt stayed
             as it was; None if that never happened.
         seconds: the run's share of its population's time.
@@ -165,6 +168,7 @@ class RunRecord:
     token_f1: float | None
     distance: float | None
     final_gamma: float
+    kept_step: int
     task_loss: float
     diverged_at: int | None
     seconds: float

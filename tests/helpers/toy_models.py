@@ -1,8 +1,7 @@
-"""Two-layer random language models in transformers and here, and things for them to do."""
+"""Random language models of two layers, in transformers and here, with a task and runs."""
 
 import functools
 
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 import torch
@@ -12,7 +11,6 @@ from wayward_jax import models
 from wayward_jax.runs import Run
 from wayward_jax.targets import Target
 from wayward_jax.tasks import Encoded, Examples, Task, TaskData
-from wayward_jax.training.step import Population
 
 WORDS = ["<eos>", "It", "was", "terrible", "great", ".", *(f"w{i}" for i in range(74))]
 WIDTH = 32
@@ -39,11 +37,11 @@ CONFIGS = {
 
 
 def pair(family, folder):
-    """A `LanguageModel` of 80 words and 96 embeddings, and transformers' of the same weights."""
-    torch.set_num_threads(1)  # more are in each other's way in models this small
+    """Makes a `LanguageModel` of 80 words and 96 embeddings, and transformers' twin of it."""
+    torch.set_num_threads(1)  # more threads only slow down such small models
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_config(CONFIGS[family]).eval().requires_grad_(False)
-    for weights in theirs.parameters():  # biases and norms too, which are all 0 or 1
+    for weights in theirs.parameters():  # also biases and norms, which are 0 or 1 at first
         weights.normal_(mean=float(weights.ndim == 1), std=0.3)
     theirs.save_pretrained(folder / family)
 
@@ -56,7 +54,7 @@ def pair(family, folder):
 
 
 def published_nll(theirs, prompt, context, continuation):
-    """Mean NLL of a continuation, from one plain pass of transformers over one sequence.
+    """Computes the mean NLL of a continuation, by one pass of transformers over one sequence.
 
     `prompt` is a torch tensor `[L, D]`, which may require a gradient.
     """
@@ -68,7 +66,11 @@ def published_nll(theirs, prompt, context, continuation):
 
 
 def examples(count, n_labels, seed, method="direct"):
-    """Random encoded examples of different lengths; equal contexts if the method is `direct`."""
+    """Makes random encoded examples of different lengths.
+
+    The labels of an example share their context if the method is `direct`, and their continuation
+    if it is `channel`.
+    """
     rng = np.random.default_rng(seed)
 
     def tokens(low, high):
@@ -89,7 +91,7 @@ TARGET = "w3 w1 w4 w1"
 
 
 def toy_data():
-    """40, 30 and 50 examples: up to three noise words, then one of two words, the label's."""
+    """Makes 40, 30 and 50 examples: up to three noise words, then the word of the label."""
 
     def split(count, seed):
         rng = np.random.default_rng(seed)
@@ -105,7 +107,7 @@ def toy_data():
 
 
 def toy_runs(model, **settings):
-    """Five runs for it, which differ in length, gamma, seed, start and learning rate."""
+    """Makes five runs for `toy_data`, which differ in length, gamma, seed, start, learning rate."""
     target = Target("words", TARGET, tuple(model.tokenizer.encode(TARGET)))
     settings = {"model": "tiny", "task": "toy", "template": 0, **settings}
     towards = functools.partial(Run.towards, target, **settings)
@@ -116,14 +118,3 @@ def toy_runs(model, **settings):
         Run(**settings, prompt_length=6, learning_rate=0.1),
         Run(**settings, prompt_length=6, learning_rate=0.08, seed=2),
     ]
-
-
-def population(plan):
-    """What the runs of a plan are tuned for."""
-    runs, length = plan.padded_runs, plan.prompt_length
-    targets = [run.target_ids + (0,) * (length - len(run.target_ids)) for run in runs]
-    return Population(
-        targets=jnp.asarray(targets, jnp.int32),
-        mask=jnp.arange(length) < jnp.asarray([[run.prompt_length] for run in runs]),
-        learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
-    )

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from experiments import main
 from tests.helpers import toy_job
+from tests.helpers.finished_runs import as_rows
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
@@ -53,7 +54,7 @@ def assert_same(url, undisturbed):
     """Rows and prompts to the bit, and the same files, as who reads the store finds them."""
     with local([url]) as (found,):
         rows, expected = (
-            [{**row, "seconds": 0} for row in toy_job.rows(run.record for run in read_jobs([each]))]
+            [{**row, "seconds": 0} for row in as_rows(run.record for run in read_jobs([each]))]
             for each in (found, undisturbed)
         )
         assert rows == expected
@@ -116,7 +117,7 @@ def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
         records.append_lines(shard / "results.jsonl", own)
     STORE.put(str(tmp_path), "/bucket/job", recursive=True)
     with local([url, str(undisturbed)]) as folders:
-        assert toy_job.rows(run.record for run in read_jobs(folders)) == rows
+        assert as_rows(run.record for run in read_jobs(folders)) == rows
         assert not list(folders[0].rglob("large"))
         assert folders[1] == undisturbed
     assert not folders[0].exists()

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from experiments import main
 from tests.helpers import toy_job
+from tests.helpers.finished_runs import as_rows
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.parts import select_part
@@ -39,7 +40,7 @@ def run_job(folder, out_dir, **changed):
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    return toy_job.rows(run_job(folder, folder / "whole").records)
+    return as_rows(run_job(folder, folder / "whole").records)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +57,13 @@ def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
     for row in whole:
         run = found[row["id"]]
         assert run.checkpoint.is_dir()
-        toy_job.assert_same_outcome(*toy_job.rows([run.record]), row)
+        toy_job.assert_same_outcome(*as_rows([run.record]), row)
 
 
 def test_a_run_done_alone_sees_the_texts_that_it_sees_in_the_whole_job(folder, whole):
     """Though the longest prompt, for which texts are cut, is another's."""
     short = next(row for row in whole if row["prompt_length"] == 3)
-    (row,) = toy_job.rows(run_job(folder, folder / "alone", only=(short["id"],)).records)
+    (row,) = as_rows(run_job(folder, folder / "alone", only=(short["id"],)).records)
     toy_job.assert_same_outcome(row, short)
 
 

@@ -1,7 +1,6 @@
 """Built-in sets, files of texts, and the list of sets that `--targets` takes."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -34,14 +33,6 @@ def texts(spec, **options):
 
 def found(spec, prompt_length=None, **options):
     return tokenize(texts(spec, **options), Letters(), prompt_length)
-
-
-@pytest.fixture
-def data_dir():
-    folder = os.environ.get("WAYWARD_DATA_DIR")
-    if not folder:
-        pytest.skip("WAYWARD_DATA_DIR is not set")
-    return Path(folder)
 
 
 @pytest.mark.parametrize("kind", ["instructions", "sentences", "code"])

@@ -8,7 +8,7 @@ from wayward_jax.packing import example_order
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops, step_cost
-from wayward_jax.training.planning import batches, plan
+from wayward_jax.training.planning import iter_batches, plan_populations
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,9 @@ def test_the_step_cost_all_steps_is_that_of_the_runs_examples(model, mesh, token
     mesh = make_mesh(**mesh)
     runs = toy_models.toy_runs(model, steps=6, batch_size=3)
     train = encode_task(model, {100: toy_models.toy_data()}, prompt_length=6, template=0).train
-    (own,) = plan(train, runs, population=len(runs), pack_tokens=tokens, mesh=mesh, points=2)
+    (own,) = plan_populations(
+        train, runs, population=len(runs), pack_tokens=tokens, mesh=mesh, num_evals=2
+    )
 
     prompts = sum(6 * run.prompt_length for run in runs)
     expected = StepCost(tokens=prompts)
@@ -32,7 +34,7 @@ def test_the_step_cost_all_steps_is_that_of_the_runs_examples(model, mesh, token
             segment = train[100][number]
             seen = segment.positions + 1 + run.prompt_length
             expected += StepCost(len(segment.ids), len(segment.of), int(seen.sum()))
-    found = [step_cost(batch, own) for batch in batches(train, own)]
+    found = [step_cost(batch, own) for batch in iter_batches(train, own)]
     assert sum(found, StepCost()) == expected
 
 

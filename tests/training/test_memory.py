@@ -12,12 +12,13 @@ from tests.helpers import toy_models
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
+from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.objective import summed_losses
 from wayward_jax.packing import PackedShape, gold_segments, pack_segments
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training import memory
-from wayward_jax.training.planning import plan
+from wayward_jax.training.planning import plan_populations
 
 TRAIN = {100: gold_segments(toy_models.examples(40, n_labels=2, seed=0), [0] * 40)}
 
@@ -27,7 +28,7 @@ def zeros(config):
     module = GPT2(config)
     text = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), text, method="text_logits"))
-    return LanguageModel("zeros", module, jax.tree.map(jnp.zeros_like, shapes), None)
+    return LanguageModel("zeros", GPT2_FAMILY, module, jax.tree.map(jnp.zeros_like, shapes), None)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,9 @@ def planned(small, monkeypatch):
     def plans(free):
         monkeypatch.setattr(memory, "free_bytes", lambda device: free)
         tokens = memory.pack_tokens(small, TRAIN, runs, make_mesh())
-        return tokens, plan(TRAIN, runs, population=None, pack_tokens=tokens, mesh=make_mesh())
+        return tokens, plan_populations(
+            TRAIN, runs, population=None, pack_tokens=tokens, mesh=make_mesh()
+        )
 
     return plans
 

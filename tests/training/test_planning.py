@@ -21,7 +21,12 @@ from wayward_jax.sharding import AXES, make_mesh
 from wayward_jax.tasks import encode, load
 from wayward_jax.training.evaluation import evaluation_sets
 from wayward_jax.training.memory import busy_tokens
-from wayward_jax.training.planning import MOST_LENGTHS, MOST_SHAPES, batches, plan
+from wayward_jax.training.planning import (
+    MAX_LENGTH_CLASSES,
+    MAX_SHAPES,
+    iter_batches,
+    plan_populations,
+)
 
 # Two choices of examples.
 EXAMPLES = {seed: toy_models.examples(10, n_labels=2, seed=seed) for seed in (100, 13)}
@@ -59,7 +64,7 @@ meshes = st.sampled_from(
     mesh=meshes,
 )
 def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, mesh):
-    plans = plan(TRAIN, runs, population=population, pack_tokens=pack_tokens, mesh=mesh)
+    plans = plan_populations(TRAIN, runs, population=population, pack_tokens=pack_tokens, mesh=mesh)
     assert collections.Counter(run for each in plans for run in each.runs) == collections.Counter(
         runs
     )
@@ -77,12 +82,14 @@ def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, 
         assert own[-1] <= each.prompt_length
         assert population is None or len(each.runs) <= population
         assert (
-            len(each.runs) <= each.sides * each.packs * each.runs_per_pack == len(each.padded_runs)
+            len(each.runs)
+            <= each.run_shards * each.packs_per_shard * each.runs_per_pack
+            == len(each.padded_runs)
         )
         assert each.padded_runs[: len(each.runs)] == list(each.runs)
-        assert (each.sides, each.data) == (mesh.shape["runs"], mesh.shape["data"])
-        assert 1 <= len(each.shapes) <= MOST_SHAPES
-    assert all(len(of_group) <= MOST_LENGTHS for of_group in lengths.values())
+        assert (each.run_shards, each.data_shards) == (mesh.shape["runs"], mesh.shape["data"])
+        assert 1 <= len(each.shapes) <= MAX_SHAPES
+    assert all(len(of_group) <= MAX_LENGTH_CLASSES for of_group in lengths.values())
     assert all(len(of_length) == 1 for of_length in shapes.values())
 
 
@@ -99,21 +106,21 @@ def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, 
 )
 def test_runs_that_cannot_share_a_program_are_apart(different):
     runs = [A_RUN, dataclasses.replace(A_RUN, **different), dataclasses.replace(A_RUN, seed=2)]
-    plans = plan(TRAIN, runs, population=3, pack_tokens=1000, mesh=make_mesh())
+    plans = plan_populations(TRAIN, runs, population=3, pack_tokens=1000, mesh=make_mesh())
     assert [each.runs for each in plans] == [(runs[0], runs[2]), (runs[1],)]
 
 
 def test_k_shot_samples_of_a_task_share_a_population():
     few = dataclasses.replace(A_RUN, k_shot=16)
     runs = [few, dataclasses.replace(few, data_seed=13)]
-    (own,) = plan(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
+    (own,) = plan_populations(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
     assert own.runs == tuple(runs)
     assert own.data_seeds == [13, 100]
 
 
 def test_runs_of_like_length_are_together():
     runs = [dataclasses.replace(A_RUN, prompt_length=n, seed=n, gamma=n) for n in (9, 3, 7, 5, 1)]
-    plans = plan(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
+    plans = plan_populations(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
     lengths = [[run.prompt_length for run in each.runs] for each in plans]
     assert sorted(lengths) == [[1, 3], [5, 7], [9]]
 
@@ -145,18 +152,18 @@ def expected(data_seed, numbers):
 @given(runs=runs_of_any_kind, pack_tokens=st.integers(1, 300), mesh=meshes)
 def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
     """Those that its seed alone decides, whatever else is in the population."""
-    for own in plan(TRAIN, runs, population=8, pack_tokens=pack_tokens, mesh=mesh):
+    for own in plan_populations(TRAIN, runs, population=8, pack_tokens=pack_tokens, mesh=mesh):
         steps, batch_size = own.runs[0].steps, own.runs[0].batch_size
         step = 0
-        for batch in batches(TRAIN, own):
-            for packs, members in zip(_each(batch.packs), batch.members, strict=True):
+        for batch in iter_batches(TRAIN, own):
+            for packs, run_index in zip(_each(batch.packs), batch.run_index, strict=True):
                 found = {}
                 for number, (of_pack, runs_of_pack) in enumerate(
-                    zip(_each(packs), members, strict=True)
+                    zip(_each(packs), run_index, strict=True)
                 ):
                     parts = [seen(pack) for pack in _each(of_pack)]
-                    assert len(parts) == own.data
-                    side = number // own.packs * own.packs * own.runs_per_pack
+                    assert len(parts) == own.data_shards
+                    side = number // own.packs_per_shard * own.packs_per_shard * own.runs_per_pack
                     for run, of_run in zip(runs_of_pack, zip(*parts, strict=True), strict=True):
                         found[side + run] = sum(of_run, collections.Counter())
                 assert sorted(found) == list(range(len(own.padded_runs)))
@@ -211,14 +218,16 @@ def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, 
         Run.towards(target, model="smollm2-135m", task=name, seed=seed)
         for seed, target in enumerate(instructions)
     ]
-    plans = plan(train, runs, population=population, pack_tokens=busy_tokens(mesh), mesh=mesh)
+    plans = plan_populations(
+        train, runs, population=population, pack_tokens=busy_tokens(mesh), mesh=mesh
+    )
     needed = computed = 0
     for own in plans[::5] if population == 1 else plans:
-        prompts = own.chunk * np.array([run.prompt_length for run in own.runs])
-        for batch in itertools.islice(batches(train, own), LOOKED_AT // own.chunk):
+        prompts = own.steps_per_call * np.array([run.prompt_length for run in own.runs])
+        for batch in itertools.islice(iter_batches(train, own), LOOKED_AT // own.steps_per_call):
             needed += (batch.packs.slot >= 0).sum() + prompts.sum()
             computed += batch.packs.slot.size
-            computed += own.chunk * len(own.padded_runs) * own.prompt_length
+            computed += own.steps_per_call * len(own.padded_runs) * own.prompt_length
     assert needed >= 0.85 * computed
 
 

@@ -9,19 +9,21 @@ import pytest
 import torch
 
 from tests.helpers import toy_models
-from wayward_jax.constraints import Cells
+from wayward_jax.constraints import AdaptiveGamma, Target
 from wayward_jax.packing import example_order, gold_segments
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
-from wayward_jax.training import trainer
-from wayward_jax.training.planning import batches, plan
-from wayward_jax.training.step import Population, held, start, tune
+from wayward_jax.training.optimizers import named_optimizer
+from wayward_jax.training.planning import iter_batches, plan_populations
+from wayward_jax.training.step import train_steps
+from wayward_jax.training.trainer import init_population
 
 EXAMPLES = toy_models.examples(10, n_labels=2, seed=0)
 TRAIN = {100: gold_segments(EXAMPLES, [1] * len(EXAMPLES))}
 BATCH_SIZE = 3
 STEPS = 20
+OPTIMIZER = named_optimizer("adamw", STEPS)
 
 
 def random_run(length, seed, **settings):
@@ -33,6 +35,7 @@ def random_run(length, seed, **settings):
         prompt_length=length,
         target_ids=tuple(ids.tolist()),
         seed=seed,
+        init=f"start {seed}",
         steps=STEPS,
         batch_size=BATCH_SIZE,
         **settings,
@@ -66,7 +69,9 @@ def together(pair):
 
 def planned(runs, pack_tokens=10**6):
     """`runs` as one population, and that as one pack, unless `pack_tokens` are few."""
-    (own,) = plan(TRAIN, runs, population=len(runs), pack_tokens=pack_tokens, mesh=make_mesh())
+    (own,) = plan_populations(
+        TRAIN, runs, population=len(runs), pack_tokens=pack_tokens, mesh=make_mesh()
+    )
     return own
 
 
@@ -77,23 +82,21 @@ def in_one_shape(own):
 
 def tuned(model, own, start_of=start_of):
     """State and losses `[STEPS, R]` after tuning a population."""
-    prompts = np.zeros((len(own.padded_runs), own.prompt_length, toy_models.WIDTH), np.float32)
-    for prompt, run in zip(prompts, own.padded_runs, strict=True):
-        prompt[: run.prompt_length] = start_of(run)
-    gamma = jnp.asarray([run.gamma for run in own.padded_runs])
-    state, losses = start(jnp.asarray(prompts), gamma, STEPS), []
-    for batch in batches(TRAIN, own):
-        state, loss = tune(
-            model.module,
-            model.params,
-            toy_models.population(own),
-            state,
-            batch,
-            STEPS,
-            make_mesh(),
-        )
+    starts = {run.init: start_of(run) for run in own.runs}
+    population, state = init_population(model, own, make_mesh(), OPTIMIZER, starts)
+    losses = []
+    for batches in iter_batches(TRAIN, own):
+        state, loss = take_steps(model, population, state, batches)
         losses.append(loss)
     return state, jax.tree.map(lambda *x: np.concatenate(x), *losses)
+
+
+def take_steps(model, population, state, batches, steps=STEPS):
+    """The state after a few of the steps, and their losses."""
+    optimizer, mesh = named_optimizer("adamw", steps), make_mesh()
+    return train_steps(
+        model.module, model.params, population, state, batches, optimizer, steps, mesh
+    )
 
 
 def torch_tuned(theirs, run):
@@ -143,7 +146,7 @@ def test_a_run_of_a_population_ends_as_it_does_alone(pair, together, r):
 def test_runs_dealt_out_to_packs_of_several_shapes_end_the_same(pair, together):
     """Two runs a pack, of which the last one has no examples."""
     own = planned(RUNS, pack_tokens=80)
-    assert (own.packs, own.runs_per_pack) == (3, 2)
+    assert (own.packs_per_shard, own.runs_per_pack) == (3, 2)
     assert len(own.shapes) > 1
     state, losses = tuned(pair[0], own)
     np.testing.assert_allclose(state.prompts[:5], together[0].prompts, rtol=0, atol=1e-5)
@@ -180,16 +183,16 @@ def test_hard_cells_hold_at_every_step_and_leave_other_runs_alone(pair, together
     ]
     own = in_one_shape(planned([*confined, *RUNS[1:3]]))
     table = np.float64(model.embedding_table()[: model.tokenizer.vocab_size])
-    starts = {run.id: start_of(run) for run in own.runs}
-    population, state = trainer.begin(model, own, make_mesh(), starts)
+    starts = {run.init: start_of(run) for run in own.runs}
+    population, state = init_population(model, own, make_mesh(), OPTIMIZER, starts)
     steps = 0
-    for batch in batches(TRAIN, dataclasses.replace(own, chunk=1)):
+    for batch in iter_batches(TRAIN, dataclasses.replace(own, steps_per_call=1)):
         for r, run in enumerate(own.runs):
             if run.constraint == "cell":
                 prompt = np.float64(state.prompts[r, : run.prompt_length])
                 far = np.square(prompt[:, None] - table).sum(axis=2)
                 assert far.argmin(axis=1).tolist() == list(run.target_ids)
-        state, _ = tune(model.module, model.params, population, state, batch, STEPS, make_mesh())
+        state, _ = take_steps(model, population, state, batch)
         steps += 1
     assert steps == STEPS
     r = own.runs.index(confined[1])
@@ -204,35 +207,37 @@ def test_a_gamma_that_is_found_has_the_prompt_read_as_its_target(pair, seed):
     """From wherever it starts; other gammas stay as they are given."""
     model = pair[0]
     held = {"constraint": "dual", "gamma": 1.0, "margin": 0.01, "learning_rate": 0.1}
-    run = dataclasses.replace(random_run(4, seed=seed, **held), steps=60)
+    run = dataclasses.replace(random_run(4, seed=seed, **held), init="vocab", steps=60)
     fixed = dataclasses.replace(run, constraint="penalty", gamma=20.0, margin=0.0)
     runs = [run, dataclasses.replace(run, init="target"), fixed]
     own = in_one_shape(planned(runs))
-    population, state = trainer.begin(model, own, make_mesh(), {})
-    for batch in batches(TRAIN, own):
-        state, _ = tune(model.module, model.params, population, state, batch, 60, make_mesh())
+    population, state = init_population(model, own, make_mesh(), named_optimizer("adamw", 60))
+    for batch in iter_batches(TRAIN, own):
+        state, _ = take_steps(model, population, state, batch, steps=60)
     nearest = np.asarray(d_proj(model.embedding_table(), state.prompts, model.valid_tokens()))
     np.testing.assert_array_equal(nearest[:2], np.tile(run.target_ids, (2, 1)))
-    assert (np.asarray(state.gamma) <= [10, 10, 20]).all()
-    assert state.gamma[2] == 20
+    adaptive, penalty = state.constraint_states  # of `dual` and `penalty`, in this order
+    assert (np.asarray(adaptive.gamma[:2]) <= 10).all()
+    assert (np.asarray(adaptive.gamma[:2]) != 1).all()
+    assert penalty.gamma[2] == 20
 
 
 def test_a_gamma_goes_up_outside_and_down_inside_worked_by_hand():
-    """Four runs of one vector; the cell of the token at 0 ends at 2, and at 1 by its margin."""
-    table = jnp.asarray([[0.0], [4.0]])
-    cells = Cells(
-        nearest=jnp.asarray([[[0, 1]]] * 4),
-        share=jnp.full(4, 0.5),
-        hard=jnp.zeros(4, bool),
-        dual_rate=jnp.asarray([0.1, 0.1, 0.1, 0.0]),
-        vocab_size=2,
+    """One vector; the cell of the token at 0 ends at 2, and at 1 by its margin."""
+    target = Target(
+        ids=jnp.zeros(1, jnp.int32),
+        embeddings=jnp.zeros((1, 1)),
+        mask=jnp.ones(1, bool),
+        table=jnp.asarray([[0.0], [4.0]]),
     )
-    ids, mask = jnp.zeros((4, 1), jnp.int32), jnp.ones((4, 1), bool)
-    population = Population(ids, mask, jnp.ones(4), cells)
-    prompts = jnp.asarray([0.9, 1.1, 1.1, 1.1])[:, None, None]
-    same, gamma = held(table, population, prompts, jnp.asarray([1.0, 1, 9, 1]), left=0.65)
-    np.testing.assert_array_equal(same, prompts)
-    np.testing.assert_allclose(gamma, [np.exp(-0.04), np.exp(0.3), 10, 1], rtol=1e-6)
+    constraint = AdaptiveGamma()
+    for at, gamma, expected in ((0.9, 1, np.exp(-0.04)), (1.1, 1, np.exp(0.3)), (1.1, 9, 10)):
+        state = constraint.init(target, jnp.float32(gamma), jnp.float32(0.5), steps=300)
+        prompt = jnp.full((1, 1), at)
+        same, after = constraint.project(state, prompt, target, remaining=0.65)
+        np.testing.assert_array_equal(same, prompt)
+        np.testing.assert_allclose(after.gamma, expected, rtol=1e-6)
+        np.testing.assert_allclose(constraint.penalty(state, prompt, target), gamma * at**2)
 
 
 def test_the_distance_term_pulls_the_prompt_to_its_target(pair):

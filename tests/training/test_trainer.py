@@ -10,7 +10,7 @@ from tests.helpers import toy_models
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import predictions, start_scoring
 from wayward_jax.training.examples import encode_task
-from wayward_jax.training.planning import plan
+from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.trainer import tune_population
 
 STEPS = 200
@@ -24,7 +24,12 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def task(model):
     return encode_task(
-        model, {100: toy_models.toy_data()}, prompt_length=6, template=0, n_curve=10, tokens=200
+        model,
+        {100: toy_models.toy_data()},
+        prompt_length=6,
+        template=0,
+        n_dev_subset=10,
+        tokens=200,
     )
 
 
@@ -47,19 +52,19 @@ def told():
 
 @pytest.fixture(scope="module")
 def results(model, task, runs, told):
-    return tuned(model, task, runs, points=2, on_steps=told.append)
+    return tuned(model, task, runs, num_evals=2, on_steps=told.append)
 
 
-def tuned(model, task, runs, pack_tokens=10**6, points=2, **options):
+def tuned(model, task, runs, pack_tokens=10**6, num_evals=2, **options):
     """The results of all runs in one population, in one pack unless `pack_tokens` are few."""
     mesh = make_mesh()
-    (own,) = plan(
+    (own,) = plan_populations(
         task.train,
         runs,
         population=len(runs),
         pack_tokens=pack_tokens,
         mesh=mesh,
-        points=points,
+        num_evals=num_evals,
     )
     return tune_population(model, task, own, mesh, **options)
 
@@ -101,7 +106,7 @@ def test_results_are_of_their_runs_and_complete(results, runs, model, task):
 
 def test_what_is_told_of_all_steps_adds_up_to_the_curves(results, told):
     assert [len(steps.task_loss) for steps in told] == [5] * 40
-    assert all(steps.work.tokens > 0 for steps in told)
+    assert all(steps.cost.tokens > 0 for steps in told)
     for name in ("task_loss", "distance"):
         halves = np.concatenate([getattr(steps, name) for steps in told]).reshape(2, 100, 5)
         for r, result in enumerate(results):
@@ -123,7 +128,7 @@ def test_results_are_the_same_from_several_packs(results, runs, model, task):
     again = tuned(model, task, runs, pack_tokens=100)
     for one, other in zip(results, again, strict=True):
         assert one.run == other.run
-        assert one.reading == other.reading
+        assert (one.text, one.token_ids) == (other.text, other.token_ids)
         np.testing.assert_allclose(one.prompt, other.prompt, rtol=0, atol=1e-3)
         np.testing.assert_allclose(one.task_loss, other.task_loss, rtol=1e-2)
 
@@ -131,13 +136,14 @@ def test_results_are_the_same_from_several_packs(results, runs, model, task):
 def test_given_starts_hold_and_chunks_end_at_the_curves_points(runs, model, small_task):
     """Without a learning rate a prompt stays where it started."""
     still = [dataclasses.replace(run, steps=5, learning_rate=0.0) for run in runs]
+    still[3] = dataclasses.replace(still[3], init="given")
     given = np.random.default_rng(0).normal(size=(6, toy_models.WIDTH)).astype(np.float32)
     told = []
     results = tuned(
         model,
         small_task,
         still,
-        starts={still[3].id: given},
+        starts={"given": given},
         on_steps=lambda steps: told.append(len(steps.task_loss)),
     )
     np.testing.assert_array_equal(results[3].prompt, given)
@@ -151,7 +157,7 @@ def test_given_starts_hold_and_chunks_end_at_the_curves_points(runs, model, smal
 
 def test_a_curve_has_no_more_points_than_steps(model, small_task):
     run = dataclasses.replace(toy_models.toy_runs(model)[0], steps=1)
-    (result,) = tuned(model, small_task, [run], points=4)
+    (result,) = tuned(model, small_task, [run], num_evals=4)
     assert [point.step for point in result.curve] == [1]
     assert np.isfinite(result.curve[0].task_loss)
 

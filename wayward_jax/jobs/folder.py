@@ -1,7 +1,6 @@
 """The folder of a job: what is in it, and how an earlier start of the job is continued."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -21,12 +20,11 @@ from wayward_jax.jobs.object_stores import Mirror
 from wayward_jax.jobs.processes import on_primary, primary_context
 from wayward_jax.jobs.records import FinishedRun, Measured
 from wayward_jax.jobs.settings import Settings, differing, read_flags
-from wayward_jax.packing import PackedShape
 from wayward_jax.runs import Run, RunRecord
-from wayward_jax.training.planning import Plan
-from wayward_jax.training.trainer import TrainProgress
+from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.progress import TrainProgress
 
-Plans = list[tuple[str, Plan]]
+Plans = list[tuple[str, PopulationPlan]]
 """Populations with the names of their tasks."""
 
 
@@ -151,13 +149,13 @@ class JobFolder:
         plans = self._read_plans(made_for, runs, runs.keys() - done)
         if plans is None:
             plans = make(runs.keys() - done)
-            populations = [_to_json(*each) for each in plans]
+            populations = [{"task": task, **plan.to_json()} for task, plan in plans]
             with writing(self.layout.folder):
                 _write(self.layout.plan, {"made_for": made_for, "populations": populations})
         return [(task, plan) for task, plan in plans if not {run.id for run in plan.runs} <= done]
 
     @contextlib.contextmanager
-    def in_flight(self, task: str, plan: Plan) -> Iterator["InFlight"]:
+    def in_flight(self, task: str, plan: PopulationPlan) -> Iterator["InFlight"]:
         """The progress of a population, which is removed once the population is finished.
 
         Progress of any other population is removed at once.
@@ -208,9 +206,9 @@ class JobFolder:
 
     @contextlib.contextmanager
     def _progress_checkpoints(
-        self, task: str, plan: Plan
+        self, task: str, plan: PopulationPlan
     ) -> Iterator[checkpoints.ProgressCheckpoints]:
-        key = hashlib.sha256(json.dumps(_to_json(task, plan)).encode()).hexdigest()[:12]
+        key = hashlib.sha256(json.dumps([task, plan.to_json()]).encode()).hexdigest()[:12]
         folder = self.layout.in_flight
         with writing(self.layout.folder):
             for other in folder.glob("*"):
@@ -237,7 +235,10 @@ class JobFolder:
             planned = {run for population in kept["populations"] for run in population["runs"]}
             if kept["made_for"] != made_for or not left <= planned:
                 return None
-            return [_from_json(population, runs) for population in kept["populations"]]
+            return [
+                (population.pop("task"), PopulationPlan.from_json(population, runs))
+                for population in kept["populations"]
+            ]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -308,8 +309,8 @@ class InFlight:
         self._kept, self._folder, self._mirror = kept, folder, mirror
 
     @on_primary
-    def restore(self, on_broken: Callable[[int], None]) -> TrainProgress | None:
-        """The last progress that can be read, None without any.
+    def restore(self, on_broken: Callable[[int], None]) -> dict[str, Any] | None:
+        """The `TrainProgress.to_tree` that was saved last and can be read, None without any.
 
         Args:
             on_broken: is told the step of each checkpoint that cannot be read.
@@ -320,7 +321,7 @@ class InFlight:
     def save_progress(self, progress: TrainProgress) -> None:
         """Writes progress that is on the host, in the background unless there is a mirror."""
         with writing(self._folder):
-            self._kept.save(progress)
+            self._kept.save(progress.step, progress.to_tree())
             if self._mirror is not None:
                 self._kept.wait()
         if self._mirror is not None:
@@ -335,22 +336,3 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     half.replace(path)
-
-
-def _to_json(task: str, plan: Plan) -> dict[str, Any]:
-    """A plan as plain values, with the ids of its runs."""
-    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    runs = [run.id for run in plan.runs]
-    return {"task": task, **values, "runs": runs, "shapes": [s._asdict() for s in plan.shapes]}
-
-
-def _from_json(values: Mapping[str, Any], runs: Mapping[str, Run]) -> tuple[str, Plan]:
-    """The plan of which `_to_json` made `values`; `runs` are by id."""
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-        if name != "task"
-    }
-    fields["runs"] = tuple(runs[run] for run in values["runs"])
-    fields["shapes"] = tuple(PackedShape(**shape) for shape in values["shapes"])
-    return values["task"], Plan(**fields)

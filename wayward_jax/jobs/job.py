@@ -26,8 +26,9 @@ from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
-from wayward_jax.training.planning import Plan, plan
-from wayward_jax.training.trainer import StepMetrics, TrainProgress, tune_population
+from wayward_jax.training.planning import PopulationPlan, plan_populations
+from wayward_jax.training.progress import StepMetrics, TrainProgress
+from wayward_jax.training.trainer import tune_population
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +121,7 @@ class _Work:
                 (task, each)
                 for model in self.inputs.models.values()
                 for task, runs in model.runs.items()
-                for each in plan(
+                for each in plan_populations(
                     model.tasks[task].train,
                     [run for run in runs if run.id in left],
                     population=population,
@@ -146,8 +147,10 @@ class _Work:
         for task, each in plans:
             self._tune(task, each, meter, profiler)
 
-    def _tune(self, task: str, each: Plan, meter: ThroughputMeter, profiler: Profiler) -> None:
-        name, starts = each.runs[0].model, self.inputs.starts
+    def _tune(
+        self, task: str, each: PopulationPlan, meter: ThroughputMeter, profiler: Profiler
+    ) -> None:
+        name = each.runs[0].model
         self.watch.doing(f"{name}, {task}, {len(each.runs)} prompts")
         self.watch.begun(f"{Path(task).name}-{each.runs[0].id}")
         meter.begin(self.loader.model(name))
@@ -166,8 +169,8 @@ class _Work:
                 self.inputs.models[name].tasks[task],
                 each,
                 self.loader.mesh,
-                starts={run.id: starts[run.init].prompt for run in each.runs if run.init in starts},
-                since=in_flight.restore(self._on_broken),
+                starts={init: start.prompt for init, start in self.inputs.starts.items()},
+                resume_from=in_flight.restore(self._on_broken),
                 on_steps=on_steps,
                 on_progress=on_progress,
             )
@@ -193,15 +196,15 @@ class _Work:
         """Takes the measurements with a model that were not taken before."""
         experiment = self.settings.experiment
         done = self.folder.measured().get(experiment, {})
-        bench = ProbeContext(
+        context = ProbeContext(
             self.loader.model(model),
             self.loader.mesh,
             self.inputs.models[model].tasks,
-            [record.to_json() for record in records],
+            records,
             self.settings.select,
-            lambda row: self.folder.load_prompt(row["id"]),
+            self.folder.load_prompt,
         )
-        left = [(key, take) for key, take in measure(bench) if key not in done]
+        left = [(key, take) for key, take in measure(context) if key not in done]
         for number, (key, take) in enumerate(left, start=1):
             self.watch.doing(f"{model}, measuring, {number} of {len(left)}")
             self.folder.add_measurement(experiment, key, take())

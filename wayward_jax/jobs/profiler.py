@@ -7,8 +7,8 @@ import jax
 
 from wayward_jax.jobs.folder import writing
 from wayward_jax.jobs.layout import JobLayout
-from wayward_jax.training.planning import Plan
-from wayward_jax.training.trainer import TrainProgress
+from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.progress import TrainProgress
 
 
 class Profiler:
@@ -24,9 +24,9 @@ class Profiler:
         self._until: int | None = None
 
     @contextlib.contextmanager
-    def of(self, plan: Plan) -> Iterator[None]:
+    def of(self, plan: PopulationPlan) -> Iterator[None]:
         """Ends the profile with the population that is tuned in this context."""
-        self._from = plan.stops[0]
+        self._from = plan.eval_steps[0]
         try:
             yield
         finally:

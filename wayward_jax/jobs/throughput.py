@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from wayward_jax.models import LanguageModel
 from wayward_jax.runs import RunRecord
 from wayward_jax.training.flops import matrix_peak, needed_flops
-from wayward_jax.training.trainer import StepMetrics
+from wayward_jax.training.progress import StepMetrics
 
 Figures = dict[str, float]
 """Of what runs differ in there are `NAME/mean`, `NAME/p10` and `NAME/p90`, over the runs."""
@@ -45,8 +45,8 @@ class ThroughputMeter:
         now = time.perf_counter()
         if self._last is not None:
             seconds = now - self._last
-            figures["tokens_per_second"] = steps.work.tokens / seconds
-            flops = needed_flops(self._model, steps.work)
+            figures["tokens_per_second"] = steps.cost.tokens / seconds
+            flops = needed_flops(self._model, steps.cost)
             figures["mfu"] = flops / seconds / self._peak
         self._last = now
         return figures

@@ -1,13 +1,14 @@
-"""Attention of many examples to the one prompt they share.
+"""Attention of many examples to the one prompt that they share.
 
-A *run* has one prompt and some examples. The prompt stands before every example of its run and
-attention is causal, so the prompt's keys and values do not depend on the examples: they are
-computed once a run and every example of the run attends to them. Tokens a run and step fall from
-`B * (L + T)` to `L + B * T`; nothing is approximated, gradients included.
+A *run* has one prompt and some examples. The prompt comes before every example of its run, and
+attention is causal, so the prompt's keys and values do not depend on the examples. They are
+computed once per run, and every example of the run attends to them. A run with a prompt of L tokens
+and B examples of T tokens then has `L + B * T` tokens per step instead of `B * (L + T)`. Nothing is
+approximated, gradients included.
 
-The tokens of R runs form one *stream*: the prompts, then the examples end to end. All layers but
-attention see only the stream, which has next to no padding. Attention sees W *rows* of S slots,
-each of which holds whole examples of one run.
+The tokens of R runs form one *stream*: first the prompts, then the examples one after another. All
+layers except attention compute on the stream, which has almost no padding. Attention computes on W
+*rows* of S *slots*. A row holds whole examples of one run.
 """
 
 import jax
@@ -15,26 +16,28 @@ import jax.numpy as jnp
 from flax import struct
 
 LayerKVCache = tuple[jax.Array, jax.Array]
-"""What a layer's attention keeps of the prompts: `[R, L, K, d]` keys and values."""
+"""The prompts' keys and values in one layer: two arrays `[R, L, K, d]`."""
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 @struct.dataclass
 class AttentionLayout:
-    """Where the tokens of a stream stand and what they see.
+    """The places of the tokens of a stream, and which tokens each of them attends to.
 
-    The stream is R prompts of L tokens, or none of them where their keys and values are given,
-    and then T tokens of examples. A -1 stands for nothing: an empty token, slot or row.
+    The stream is R prompts of L tokens, then T tokens of examples. If the prompts' keys and values
+    are given, it is the T tokens alone. An index of -1 marks an empty token, slot or row.
 
-    prompt_mask: `[R, L]` bool, False where a prompt shorter than L is padded (at its end).
-    positions: `[T]` int32, positions of the examples' tokens, the prompt counted in.
-    slot: `[T]` int32, which of the `W * S` slots a token stands in.
-    token: `[W, S]` int32, which of the T tokens stands in a slot.
-    run: `[W]` int32, the run whose prompt a row's tokens see.
-    rows: `[R, n]` int32, the rows of each run.
-    attention_mask: `[W, S, S]` bool, whether a slot (second axis) sees another of its row (last).
-        Every slot sees itself, an empty one too, so that no softmax runs over nothing.
+    Attributes:
+        prompt_mask: `[R, L]` bool, False where a prompt shorter than L is padded at its end.
+        positions: `[T]` int32, positions of the examples' tokens, counted from the prompt's start.
+        slot: `[T]` int32, the slot of each token, an index into the `W * S` slots of all rows.
+        token: `[W, S]` int32, the token in each slot, an index into the T tokens.
+        run: `[W]` int32, the run whose prompt the tokens of a row attend to.
+        rows: `[R, n]` int32, the rows of each run.
+        attention_mask: `[W, S, S]` bool, True where a slot (second axis) attends to another slot of
+            its row (last axis). Every slot attends to itself, also an empty one, so that every
+            softmax has at least one term.
     """
 
     prompt_mask: jax.Array
@@ -46,13 +49,20 @@ class AttentionLayout:
     attention_mask: jax.Array
 
     def stream_positions(self, prompts: jax.Array) -> jax.Array:
-        """Positions of the whole stream that begins with `prompts` `[R, L or 0, D]`."""
+        """Computes the positions of the whole stream.
+
+        Args:
+            prompts: `[R, L, D]`, or `[R, 0, D]` if the stream has no prompts.
+
+        Returns:
+            `[R * L + T]` int32, or `[T]`.
+        """
         runs, length = prompts.shape[:2]
         return jnp.concatenate([jnp.tile(jnp.arange(length), runs), self.positions])
 
 
 def text_layout(texts: int, length: int) -> AttentionLayout:
-    """The layout of ordinary texts without a prompt: one run with L = 0, a row for each."""
+    """Makes the layout of ordinary texts without a prompt: one run with L = 0, a row per text."""
     tokens = jnp.arange(texts * length)
     causal = jnp.tril(jnp.ones((length, length), bool))
     return AttentionLayout(
@@ -67,14 +77,14 @@ def text_layout(texts: int, length: int) -> AttentionLayout:
 
 
 def prompt_layout(prompt_mask: jax.Array) -> AttentionLayout:
-    """The layout of prompts alone, with mask `[R, L]` and without any example."""
-    nothing = jnp.zeros(0, jnp.int32)
+    """Makes the layout of prompts with mask `[R, L]` and no examples."""
+    no_tokens = jnp.zeros(0, jnp.int32)
     return AttentionLayout(
         prompt_mask=prompt_mask,
-        positions=nothing,
-        slot=nothing,
-        token=nothing.reshape(0, 0),
-        run=nothing,
+        positions=no_tokens,
+        slot=no_tokens,
+        token=no_tokens.reshape(0, 0),
+        run=no_tokens,
         rows=jnp.zeros((len(prompt_mask), 0), jnp.int32),
         attention_mask=jnp.zeros((0, 0, 0), bool),
     )
@@ -83,18 +93,21 @@ def prompt_layout(prompt_mask: jax.Array) -> AttentionLayout:
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, layout: AttentionLayout, kv_cache: LayerKVCache | None
 ) -> tuple[jax.Array, LayerKVCache]:
-    """Softmax attention of every token to its run's prompt and to what it sees of its row.
+    """Computes softmax attention of every token to its run's prompt and to its row.
+
+    Scores and softmax are in float32.
 
     Args:
         q: `[R * L + T, H, d]` queries of the stream; `[T, H, d]` if `kv_cache` is given.
-        k: `[R * L + T, K, d]` keys; K divides H, query head h reads key head `h // (H / K)`.
+        k: `[R * L + T, K, d]` keys. K divides H, and query head h uses key head `h // (H / K)`.
         v: `[R * L + T, K, d]` values.
-        layout: of the stream.
-        kv_cache: the prompts' keys and values, if the prompts are no part of the stream.
+        layout: the layout of the stream. Its `attention_mask` says which slots of its row a token
+            attends to.
+        kv_cache: the prompts' keys and values if the stream has no prompts, else None.
 
     Returns:
-        `[R * L + T, H * d]` in the dtype of `v`, and the prompts' keys and values. Scores and
-        softmax are in float32.
+        The heads' outputs side by side, `[R * L + T, H * d]` in the dtype of `v`, and the prompts'
+        keys and values.
     """
     runs, length = layout.prompt_mask.shape
     rows, slots = layout.token.shape
@@ -117,12 +130,12 @@ def attend(
             for x in (q, k, v)
         )
         k, v = (
-            jnp.concatenate([_take(of_prompt, layout.run, layout.rows), x], axis=1)
-            for of_prompt, x in zip(kv_cache, (k, v), strict=True)
+            jnp.concatenate([_take(prompt, layout.run, layout.rows), x], axis=1)
+            for prompt, x in zip(kv_cache, (k, v), strict=True)
         )
-        to_prompt = layout.prompt_mask[layout.run] & (layout.run >= 0)[:, None]
-        to_prompt = jnp.broadcast_to(to_prompt[:, None], (rows, slots, length))
-        attention_mask = jnp.concatenate([to_prompt, layout.attention_mask], axis=2)
+        prompt_mask = layout.prompt_mask[layout.run] & (layout.run >= 0)[:, None]
+        prompt_mask = jnp.broadcast_to(prompt_mask[:, None], (rows, slots, length))
+        attention_mask = jnp.concatenate([prompt_mask, layout.attention_mask], axis=2)
         mixed = _mix(q, k, v, attention_mask[:, None, None]).reshape(rows * slots, width)
         out.append(_take(mixed, layout.slot, token[:, None]))
 
@@ -130,10 +143,19 @@ def attend(
 
 
 def _mix(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array) -> jax.Array:
-    """Softmax attention: `[N, S, H, d]`, `[N, Z, K, d]` twice -> `[N, S, H, d]`.
+    """Computes softmax attention of N batches: S queries of H heads to Z keys of K heads.
 
-    `attention_mask` broadcasts to `[N, K, H / K, S, Z]`. Heads are moved to the front because CPUs
-    multiply matrices that lie next to each other in memory two to three times faster.
+    Heads are moved before tokens because CPUs multiply matrices that are contiguous in memory two
+    to three times faster.
+
+    Args:
+        q: `[N, S, H, d]`.
+        k: `[N, Z, K, d]`.
+        v: `[N, Z, K, d]`.
+        attention_mask: bool, broadcasts to `[N, K, H / K, S, Z]`.
+
+    Returns:
+        `[N, S, H, d]` in the dtype of `v`.
     """
     batch, slots, heads, d = q.shape
     keys, kv_heads = k.shape[1:3]
@@ -146,17 +168,23 @@ def _mix(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array) ->
     scores = jnp.where(attention_mask, scores, LOWEST).reshape(batch, kv_heads, group * slots, keys)
     highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True, initial=LOWEST))
     weights = jnp.exp(scores - highest)
-    # Divided after they have been mixed: those are far fewer numbers than the weights.
+    # The mixed values are divided, not the weights, because they are far fewer numbers.
     mixed = jnp.matmul(weights.astype(v.dtype), v) / weights.sum(axis=-1, keepdims=True)
     return mixed.astype(v.dtype).reshape(batch, heads, slots, d).swapaxes(1, 2)
 
 
 @jax.custom_vjp
 def _take(x: jax.Array, source: jax.Array, inverse: jax.Array) -> jax.Array:
-    """`x[source]`, `[A, ...]` -> `[B, ...]`, with zeros where `source` `[B]` is -1.
+    """Gathers `x[source]`, with zeros where `source` is -1: `[A, ...] -> [B, ...]`.
 
-    `inverse` `[A, n]` says where each element of `x` went, up to n places, so that the gradient is
-    a gather as well: the scatter that JAX would make of it is slow, and in no certain order.
+    The gradient is a gather, too. JAX would make a scatter of it, which is slow and sums in no
+    fixed order.
+
+    Args:
+        x: `[A, ...]`.
+        source: `[B]` int32, indices into `x`.
+        inverse: `[A, n]` int32, the up to n indices in the result of each element of `x`, padded
+            with -1.
     """
     taken = (source >= 0).reshape(-1, *[1] * (x.ndim - 1))
     return jnp.where(taken, x[source], 0)

@@ -1,4 +1,7 @@
-"""Checkpoints as parameters of our modules: checked once, then kept to be mapped into memory."""
+"""Conversion of published models to our modules.
+
+A model is checked and converted once. Its weights are then mapped into memory from the cache.
+"""
 
 import hashlib
 import json
@@ -14,51 +17,63 @@ from safetensors import SafetensorError
 
 from wayward_jax.errors import InputError, reason
 from wayward_jax.models.causal_lm import CausalLM
-from wayward_jax.models.checkpoint import Checkpoint
 from wayward_jax.models.families import FAMILIES
 from wayward_jax.models.family import Family
+from wayward_jax.models.formats.published import PublishedModel
+from wayward_jax.models.language_model import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 
-# Raised whenever the same checkpoint would be converted to something else than before.
+# To be raised with every change after which the same published model is converted differently.
 VERSION = 3
 
 PARAMS, CONFIG, TOKENIZER = "params", "config.json", "tokenizer.json"
-# What comes of numbers and tensors that do not fit together, before or while JAX sees them.
-WRONG = (
-    *(ValueError, TypeError, AttributeError, ArithmeticError, NotImplementedError),
-    SafetensorError,
-)
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 DIGEST_DIGITS = 16
 
+# The exceptions of sizes and tensors that do not fit together, raised by us, by JAX or by NumPy.
+MISFIT_ERRORS = (
+    *(ValueError, TypeError, AttributeError, ArithmeticError, NotImplementedError),
+    SafetensorError,
+)
 
-def convert(checkpoint: Checkpoint, dtype: np.dtype, folder: Path) -> None:
-    """Writes a checkpoint to a new folder, for `open_converted`.
+
+def convert(published: PublishedModel, dtype: np.dtype, folder: Path) -> None:
+    """Writes a published model to a new folder, for `open_converted`.
+
+    Args:
+        published: the model.
+        dtype: the dtype of the written weights.
+        folder: a folder that does not exist yet.
 
     Raises:
-        InputError: the model is of no family here, or its parts do not fit together.
+        InputError: the model is of no supported family, or its parts do not fit together.
     """
     try:
-        family = _family(checkpoint.config)
-        params, digest = _params(checkpoint, family, dtype)
-    except WRONG as error:
-        raise InputError(f"--model: {checkpoint.path}: {reason(error)}") from error
+        family = _family(published.config)
+        params, digest = _params(published, family, dtype)
+    except MISFIT_ERRORS as error:
+        remedy = f"{reason(error)}: get the model's files again, or give another --model"
+        raise InputError(None, published.path, remedy) from error
     config = {
-        **checkpoint.config,
-        "eos_token_id": checkpoint.tokenizer.eos_id,
+        **published.config,
+        "eos_token_id": published.tokenizer.eos_id,
         "params_dtype": dtype.name,
         "digest": digest,
         "params": [path.replace("/", ".") for path in params],
     }
     (folder / PARAMS).mkdir(parents=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
-    checkpoint.tokenizer.save(folder / TOKENIZER)
+    published.tokenizer.save(folder / TOKENIZER)
     for name, array in zip(config["params"], params.values(), strict=True):
         np.save(folder / PARAMS / name, array)
 
 
-def open_converted(folder: Path) -> tuple[CausalLM, dict[str, Any], Tokenizer, str]:
-    """The module, its parameters (NumPy, mapped), the tokenizer and the digest from `convert`.
+def open_converted(folder: Path, name: str) -> LanguageModel:
+    """Opens a model that `convert` wrote. Its weights are NumPy arrays, mapped into memory.
+
+    Args:
+        folder: the folder given to `convert`.
+        name: the `LanguageModel.name`.
 
     Raises:
         InputError: a file of the folder is missing or broken.
@@ -67,15 +82,17 @@ def open_converted(folder: Path) -> tuple[CausalLM, dict[str, Any], Tokenizer, s
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tokenizer = Tokenizer.open(folder / TOKENIZER, config["eos_token_id"])
         dtype, digest = jnp.dtype(config["params_dtype"]), config["digest"]
-        # .npy has no name for bfloat16, and keeps it as two bytes of no type.
+        # The .npy format has no bfloat16 and stores it as two bytes without a type.
         flat = {
-            name: np.load(folder / PARAMS / f"{name}.npy", mmap_mode="r").view(dtype)
-            for name in config["params"]
+            path: np.load(folder / PARAMS / f"{path}.npy", mmap_mode="r").view(dtype)
+            for path in config["params"]
         }
-    except Exception as error:  # tokenizers has no exception of its own
-        raise InputError(f"{folder} is broken ({error}): delete it and start again") from error
-    module = _family(config).module_of(config)
-    return module, {"params": traverse_util.unflatten_dict(flat, sep=".")}, tokenizer, digest
+    except Exception as error:  # tokenizers raises plain Exception
+        remedy = f"the converted model is broken ({reason(error)}): delete it and start again"
+        raise InputError(None, folder, remedy) from error
+    family = _family(config)
+    params = {"params": traverse_util.unflatten_dict(flat, sep=".")}
+    return LanguageModel(name, family, family.module_of(config), params, tokenizer, digest)
 
 
 def _family(config: Mapping[str, Any]) -> Family:
@@ -86,68 +103,61 @@ def _family(config: Mapping[str, Any]) -> Family:
 
 
 def _params(
-    checkpoint: Checkpoint, family: Family, dtype: np.dtype
+    published: PublishedModel, family: Family, dtype: np.dtype
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Reads the weights once, for the module's parameters and for `LanguageModel.digest`.
+    """Reads the weights, once, for the module's parameters and for the digest.
 
     Returns:
-        The parameters in `dtype` by path, such as `layers_0/q_proj/kernel`, and the digest.
+        The parameters in `dtype` by path, such as `layers_0/q_proj/kernel`, and the
+        `LanguageModel.digest`.
     """
-    module = family.module_of(checkpoint.config)
-    layers, held = module.config.depth, len(checkpoint.tensors)
-    if layers > held:
-        raise ValueError(f"the configuration means {layers} layers, and there are {held} tensors")
+    module = family.module_of(published.config)
+    layers, count = module.config.depth, len(published.tensors)
+    if layers > count:
+        raise ValueError(f"the configuration means {layers} layers, and there are {count} tensors")
     shapes = _shapes(module)
     names = {path: family.published_name(path) for path in shapes}
     tensors = {
         name.removeprefix(family.prefix): read
-        for name, read in checkpoint.tensors.items()
+        for name, read in published.tensors.items()
         if not family.constants.search(name)
     }
     if missing := sorted(set(names.values()) - tensors.keys()):
         raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
     head, embedding = family.published_name(("head", "embedding")), names["embed", "embedding"]
-    if head in tensors and head not in names.values():  # tied, and written out all the same
+    if head in tensors and head not in names.values():  # the head is tied, but written out as well
         copy = tensors.pop(head)()
         if not np.array_equal(copy, tensors[embedding]()):
             raise ValueError(f"{head} is not {embedding}, although tie_word_embeddings is true")
     if unknown := sorted(tensors.keys() - set(names.values())):
         raise ValueError(f"{len(unknown)} tensors have no place, the first is {unknown[0]}")
 
-    tokens, rows = checkpoint.tokenizer.vocab_size, shapes["embed", "embedding"][0]
+    tokens, rows = published.tokenizer.vocab_size, shapes["embed", "embedding"][0]
     if tokens > rows:
         raise ValueError(f"the tokenizer has {tokens} tokens, the embedding table only {rows}")
-    if (eos := checkpoint.tokenizer.eos_id) not in range(tokens):
+    if (eos := published.tokenizer.eos_id) not in range(tokens):
         raise ValueError(f"the tokenizer's token that ends a text is {eos!r}, and it has {tokens}")
 
     params, digests = {}, {}
     for path, shape in shapes.items():
         array = tensors[names[path]]()
         ours = array.T if path[-1] == "kernel" and family.linear_out_in else array
-        params["/".join(path)] = _checked(ours, shape, dtype, names[path])
+        params["/".join(path)] = _cast(ours, shape, dtype, names[path])
         digests[names[path]] = _tensor_digest(array)
     digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     return params, digest[:DIGEST_DIGITS]
 
 
 def _shapes(module: CausalLM) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shapes of the module's parameters by path."""
+    """Computes the shapes of the module's parameters by path."""
     ids = jnp.zeros((1, 1), jnp.int32)
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
     flat = traverse_util.flatten_dict(variables["params"])
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def _tensor_digest(array: np.ndarray) -> str:
-    """The sha256 of a tensor's shape and its values in float32, the widest dtype of a run."""
-    digest = hashlib.sha256(str(array.shape).encode())
-    with np.errstate(over="ignore"):
-        digest.update(np.ascontiguousarray(array, "<f4"))
-    return digest.hexdigest()
-
-
-def _checked(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
-    """`array` in `dtype`, if it is what `name` should be."""
+def _cast(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
+    """Casts the tensor `name` to `dtype`. Raises a ValueError if it is not a finite `shape`."""
     if array.dtype.name not in FLOATS:
         raise ValueError(f"{name} is {array.dtype}, only {', '.join(FLOATS)} are supported")
     if array.shape != shape:
@@ -157,3 +167,11 @@ def _checked(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, name: s
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has values that are not finite in {array.dtype}")
     return array
+
+
+def _tensor_digest(array: np.ndarray) -> str:
+    """Computes the sha256 of a tensor's shape and values in float32, the widest dtype of a run."""
+    digest = hashlib.sha256(str(array.shape).encode())
+    with np.errstate(over="ignore"):
+        digest.update(np.ascontiguousarray(array, "<f4"))
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The families of models, by the `model_type` of their Hugging Face configuration."""
+"""The supported model families, by the `model_type` entry of a Hugging Face `config.json`."""
 
 from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.models.llama.params import LLAMA_FAMILY, MISTRAL_FAMILY

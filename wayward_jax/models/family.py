@@ -1,4 +1,4 @@
-"""How the published weights of a family become the parameters of its module."""
+"""The facts about a model family that are not mathematics: names, configuration, layer roles."""
 
 import dataclasses
 import math
@@ -6,22 +6,35 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jax.sharding import PartitionSpec
+
 from wayward_jax.models.causal_lm import CausalLM
 
-LARGEST = 10**8
+# No published model has a size above this; larger values are typing errors.
+LARGEST_SIZE = 10**8
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A `model_type` of the Hugging Face layout.
+    """All models with the same `model_type` in the Hugging Face layout.
 
-    module: makes the module of one of our configurations.
-    config: our configuration from the entries of their `config.json`; a ValueError refuses what
-        the module does not compute.
-    names: our submodules to theirs; `layers_3` is looked up as `layers`.
-    prefix: what their names start with where the model was saved together with its head.
-    constants: matches the names of tensors that are no weights.
-    linear_out_in: whether their linear weights are `[out, in]`; ours are `[in, out]`.
+    Submodules are named as in the family's `modeling.py`. Every family calls its embedding table
+    `embed` and its output table `head`, see `CausalLM`.
+
+    Attributes:
+        module: makes the module for one of our configurations.
+        config: makes our configuration from the entries of a published `config.json`. It raises a
+            ValueError if the module does not compute what the entries ask for.
+        names: the published name of each of our submodules. `layers_3` is looked up as `layers`.
+        prefix: the start of published tensor names if the model was saved together with its head.
+        constants: a pattern that matches the names of published tensors that are no weights.
+        linear_out_in: True if published linear weights are `[out, in]`. Ours are `[in, out]`.
+        split_outputs: linear layers whose outputs are split over the mesh axis `model`.
+        split_inputs: linear layers whose inputs are split over the mesh axis `model`. They follow
+            the layers in `split_outputs`, so that only their sum crosses devices (Megatron-LM,
+            Shoeybi et al., 2019, section 3).
+        attention_inputs: linear layers that make queries, keys and values. In the last layer, they
+            are the only linear layers that are computed for tokens without a prediction.
     """
 
     module: Callable[[Any], CausalLM]
@@ -30,15 +43,25 @@ class Family:
     prefix: str
     constants: re.Pattern[str]
     linear_out_in: bool
+    split_outputs: frozenset[str]
+    split_inputs: frozenset[str]
+    attention_inputs: frozenset[str]
 
-    def module_of(self, published: Mapping[str, Any]) -> CausalLM:
-        """The module that a `config.json` describes; a ValueError refuses what none can have."""
-        config = self.config(published)
+    def module_of(self, entries: Mapping[str, Any]) -> CausalLM:
+        """Makes the module that the entries of a published `config.json` describe.
+
+        Raises:
+            ValueError: an entry is of the wrong kind or out of range, or is not supported.
+        """
+        config = self.config(entries)
         _check(config)
         return self.module(config)
 
     def published_name(self, path: tuple[str, ...]) -> str:
-        """`("layers_3", "q_proj", "kernel")` to `"layers.3.self_attn.q_proj.weight"`."""
+        """Gives the published name, without prefix, of the parameter at `path` in our module.
+
+        `("layers_3", "q_proj", "kernel")` becomes `"layers.3.self_attn.q_proj.weight"`.
+        """
         *modules, leaf = path
         parts = []
         for module in modules:
@@ -49,8 +72,23 @@ class Family:
                 parts += [self.names[layers], number]
         return ".".join([*parts, "bias" if leaf == "bias" else "weight"])
 
+    def partition_spec(self, path: tuple[str, ...]) -> PartitionSpec:
+        """Gives the sharding of the parameter at `path`, for `sharding.place_params`.
+
+        Embedding tables are split by tokens. Parameters that are named nowhere are copied.
+        """
+        *_, module, leaf = path
+        if leaf == "embedding" and module in ("embed", "head"):
+            return PartitionSpec("model", None)
+        if leaf == "kernel" and module in self.split_outputs:
+            return PartitionSpec(None, "model")
+        if leaf == "kernel" and module in self.split_inputs:
+            return PartitionSpec("model", None)
+        return PartitionSpec()
+
 
 def _check(config: Any) -> None:
+    """Raises a ValueError if a field of `config` has a value of the wrong kind or out of range."""
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
         kinds = int | float if field.type is float else field.type
@@ -60,18 +98,18 @@ def _check(config: Any) -> None:
             raise ValueError(f"{name} is {value!r}, which is of the wrong kind")
         elif field.type is float and not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}, only numbers above 0 are supported")
-        elif type(value) is int and field.type is not float and not 0 < value <= LARGEST:
-            raise ValueError(f"{name} is {value!r}, only 1 to {LARGEST} are supported")
+        elif type(value) is int and field.type is not float and not 0 < value <= LARGEST_SIZE:
+            raise ValueError(f"{name} is {value!r}, only 1 to {LARGEST_SIZE} are supported")
 
 
-def require(published: Mapping[str, Any], **values: Any) -> None:
-    """Raises ValueError where `published` has an entry with another value than the one given."""
+def require(entries: Mapping[str, Any], **values: Any) -> None:
+    """Raises a ValueError if one of `entries` has another value than the one in `values`."""
     for name, value in values.items():
-        if published.get(name, value) != value:
-            raise ValueError(f"{name} is {published[name]!r}, only {value!r} is supported")
+        if entries.get(name, value) != value:
+            raise ValueError(f"{name} is {entries[name]!r}, only {value!r} is supported")
 
 
-def same_named(config_class: type, published: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `published` that `config_class` has fields for; null means left out."""
+def same_named(config_class: type, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Picks the entries for which `config_class` has a field. An entry that is null is left out."""
     names = [field.name for field in dataclasses.fields(config_class)]
-    return {name: published[name] for name in names if published.get(name) is not None}
+    return {name: entries[name] for name in names if entries.get(name) is not None}

@@ -1,4 +1,4 @@
-"""Text to token ids and back, exactly."""
+"""Exact conversion of text to token ids and back."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,13 +10,14 @@ import tokenizers
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A model's tokenizer, without the conveniences that change text.
+    """A model's tokenizer without the conveniences that change text.
 
     Encoding adds no special tokens, and decoding keeps all tokens and spaces. Text that spells a
     special token, such as `<|endoftext|>`, becomes that token, as everywhere in Hugging Face.
 
-    backend: the tokenizer, which neither pads nor truncates.
-    eos_id: the token that ends a text.
+    Attributes:
+        backend: the tokenizer, which neither pads nor truncates.
+        eos_id: the id of the token that ends a text.
     """
 
     backend: tokenizers.Tokenizer
@@ -24,7 +25,7 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path, eos_id: int) -> "Tokenizer":
-        """The tokenizer that `save` wrote."""
+        """Opens a tokenizer that `save` wrote."""
         return cls(tokenizers.Tokenizer.from_file(str(path)), eos_id)
 
     def save(self, path: Path) -> None:
@@ -32,21 +33,21 @@ class Tokenizer:
         self.backend.save(str(path))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
+        """Encodes a text to token ids."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
+        """Encodes several texts to token ids."""
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        """Decodes token ids to a text. Bytes that are not UTF-8 become U+FFFD."""
         return self.backend.decode(ids, skip_special_tokens=False)
 
     @cached_property
     def vocab_size(self) -> int:
-        """Ids from this one on are no tokens; an embedding table may have rows for them."""
+        """The highest token id plus 1. An embedding table may have more rows than that."""
         return max(self.backend.get_vocab().values()) + 1
 
     @cached_property

@@ -1,4 +1,4 @@
-"""How much there is to compute, and how fast it could be."""
+"""The work that training needs, and how fast a device could do it."""
 
 import dataclasses
 import time
@@ -10,18 +10,18 @@ import numpy as np
 from flax import traverse_util
 
 from wayward_jax.models import LanguageModel
-from wayward_jax.training.planning import Plan
+from wayward_jax.training.planning import PopulationPlan
 from wayward_jax.training.step import Batches
 
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """What steps of tuning take, padding left out.
+    """The work that training steps need, without padding.
 
     Attributes:
-        tokens: that go through the model, each prompt's once a step.
+        tokens: tokens through the model; a prompt's count once a step.
         predictions: tokens whose logits are needed.
-        pairs: of a text's token and what it sees.
+        pairs: pairs of an example's token and a token that it attends to.
     """
 
     tokens: int = 0
@@ -36,17 +36,18 @@ class StepCost:
         )
 
 
-def step_cost(batch: Batches, plan: Plan) -> StepCost:
-    """What the steps of a batch of `populations.batches`, still on the host, take."""
-    packs = batch.packs
+def step_cost(batches: Batches, plan: PopulationPlan) -> StepCost:
+    """The cost of the steps of `planning.iter_batches`, which are still on the host."""
+    packs = batches.packs
     real = packs.slot >= 0
     lengths = np.array([run.prompt_length for run in plan.padded_runs])
-    side = np.repeat(np.arange(plan.sides), plan.packs)[:, None] * plan.packs * plan.runs_per_pack
-    of_member = lengths[batch.members + side]  # [n, packs, M]
-    of_row = np.take_along_axis(of_member[:, :, None], np.maximum(packs.run, 0), axis=-1)
+    runs_per_shard = plan.packs_per_shard * plan.runs_per_pack
+    shard = np.repeat(np.arange(plan.run_shards), plan.packs_per_shard)[:, None]
+    of_run = lengths[batches.run_index + shard * runs_per_shard]  # [n, packs, M]
+    of_row = np.take_along_axis(of_run[:, :, None], np.maximum(packs.run, 0), axis=-1)
     row = packs.slot // packs.token.shape[-1]
     seen = packs.positions + 1 + np.take_along_axis(of_row, np.maximum(row, 0), axis=-1)
-    prompts = len(batch.members) * sum(run.prompt_length for run in plan.runs)
+    prompts = len(batches.run_index) * sum(run.prompt_length for run in plan.runs)
     return StepCost(
         tokens=int(real.sum()) + prompts,
         predictions=int((packs.weight > 0).sum()),
@@ -54,30 +55,31 @@ def step_cost(batch: Batches, plan: Plan) -> StepCost:
     )
 
 
-def needed_flops(model: LanguageModel, work: StepCost) -> float:
-    """Of the forward and backward pass through frozen weights.
+def needed_flops(model: LanguageModel, cost: StepCost) -> float:
+    """Counts the FLOPs of the forward and backward pass through frozen weights.
 
-    Four a weight and token. The last layer's output and MLP, and the logits, count only where a
-    token is predicted.
+    A weight takes four FLOPs per token: a product and a sum, forward and backward. The last layer's
+    output and MLP, and the logits, count only for tokens with a prediction. Each pair of a token
+    and a token that it attends to takes 12 FLOPs per channel and layer: a query times a key and a
+    weight times a value, forward and for both factors backward.
     """
-    flat = traverse_util.flatten_dict(model.params["params"], sep="/")
-    kernels = {path: x for path, x in flat.items() if path.endswith("kernel")}
-    layers = model.module.config.depth
-    first_half = ("c_attn", "q_proj", "k_proj", "v_proj")
-    last = sum(
-        x.size
-        for path, x in kernels.items()
-        if path.startswith(f"layers_{layers - 1}/") and path.split("/")[1] not in first_half
+    flat = traverse_util.flatten_dict(model.params["params"])
+    kernels = {path: x.size for path, x in flat.items() if path[-1] == "kernel"}
+    config = model.module.config
+    predicting = sum(
+        size
+        for path, size in kernels.items()
+        if path[0] == f"layers_{config.depth - 1}" and path[-2] not in model.family.attention_inputs
     )
-    everywhere = sum(x.size for x in kernels.values()) - last
-    table = model.embedding_table()
-    return 4 * (everywhere * work.tokens + (last + table.size) * work.predictions) + (
-        12 * layers * table.shape[1] * work.pairs
+    everywhere = sum(kernels.values()) - predicting
+    table = model.embedding_table().size
+    return 4 * (everywhere * cost.tokens + (predicting + table) * cost.predictions) + (
+        12 * config.depth * config.attention_width * cost.pairs
     )
 
 
 def matrix_peak(dtype: jnp.dtype, size: int, repeats: int = 8) -> float:
-    """FLOP/s of a product of matrices `[size, size]` on one device, the best of some."""
+    """FLOP/s of a product of matrices `[size, size]` on one device, the best of a few."""
     square = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     product(square, square).block_until_ready()

@@ -1,1 +1,1 @@
-"""File formats of published models."""
+"""Readers of model files: one module for each format, which returns a `PublishedModel`."""

@@ -1,8 +1,8 @@
-"""Tokenizers from the metadata of GGUF files.
+"""Builds tokenizers from the metadata of GGUF files.
 
-A GGUF file holds the vocabulary, but only a name for the way that text is cut before its bytes are
-merged. What the names mean is taken from the `tokenizer.json` of the published models, which is
-where transformers, reading the same file, departs from them for `smollm`.
+A GGUF file holds the vocabulary, but only a name for the rule by which text is cut into words
+before bytes are merged. The rules here are those in the `tokenizer.json` of the published models.
+transformers uses another rule for `smollm` when it reads a GGUF file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,28 +13,29 @@ from tokenizers import Tokenizer as Backend
 
 from wayward_jax.models.tokenizer import Tokenizer
 
-# Values of `tokenizer.ggml.token_type`; unused tokens fill up the embedding table.
+# Values of `tokenizer.ggml.token_type`. Unused tokens only fill up the embedding table.
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
 
-LONGEST = 1000  # of tokens; every cut of each is tried
+# In characters. `_merges` tries to cut every token at every character.
+LONGEST_TOKEN = 1000
 
-# Llama 3's cut: contractions, words, up to three digits, punctuation, white space.
-LLAMA3_CUT = Regex(
+# Llama 3 cuts text into contractions, words, up to three digits, punctuation, and white space.
+LLAMA3_WORDS = Regex(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a GGUF file describes.
+    """Builds the tokenizer that the metadata of a GGUF file describes.
 
     Raises:
         KeyError: the metadata lacks an entry.
         ValueError: this kind of tokenizer is not supported.
     """
     tokens = metadata["tokenizer.ggml.tokens"]
-    if max(map(len, tokens)) > LONGEST:
-        raise ValueError(f"tokenizer.ggml.tokens has one of more than {LONGEST} characters")
+    if max(map(len, tokens)) > LONGEST_TOKEN:
+        raise ValueError(f"tokenizer.ggml.tokens has one of more than {LONGEST_TOKEN} characters")
     kinds = metadata["tokenizer.ggml.token_type"]
     used = [i for i, kind in enumerate(kinds) if kind != UNUSED]
     vocab = {tokens[i]: i for i in used}
@@ -44,7 +45,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     match metadata["tokenizer.ggml.model"]:
         case "gpt2":
             merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
-            backend = _byte_level(vocab, merges, cut=metadata.get("tokenizer.ggml.pre"))
+            backend = _byte_level(vocab, merges, rule=metadata.get("tokenizer.ggml.pre"))
         case "llama":
             scores = metadata["tokenizer.ggml.scores"]
             merges = _merges(vocab, scores)
@@ -64,24 +65,24 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _byte_level(
-    vocab: dict[str, int], merges: Sequence[tuple[str, str]], cut: str | None
+    vocab: dict[str, int], merges: Sequence[tuple[str, str]], rule: str | None
 ) -> Backend:
-    """GPT-2's kind: text is cut into words, and the bytes of each are merged."""
+    """Builds a tokenizer of GPT-2's kind, which cuts text into words and merges their bytes."""
     bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    match cut:
+    match rule:
         case "gpt-2":
             steps = [bytes_of_words]
         case "smollm":
             steps = [pre_tokenizers.Digits(individual_digits=True), bytes_of_words]
         case "llama-bpe":
-            steps = [pre_tokenizers.Split(LLAMA3_CUT, behavior="isolated"), bytes_only]
+            steps = [pre_tokenizers.Split(LLAMA3_WORDS, behavior="isolated"), bytes_only]
         case _:
             raise ValueError(
-                f"tokenizer.ggml.pre is {cut!r}, only gpt-2, smollm, llama-bpe are supported"
+                f"tokenizer.ggml.pre is {rule!r}, only gpt-2, smollm, llama-bpe are supported"
             )
-    # Llama 3 takes a word that is in the vocabulary whole, whether or not merges lead to it.
-    backend = Backend(models.BPE(vocab, list(merges), ignore_merges=cut == "llama-bpe"))
+    # Llama 3 makes a word that is in the vocabulary one token, even if no merges lead to it.
+    backend = Backend(models.BPE(vocab, list(merges), ignore_merges=rule == "llama-bpe"))
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -90,9 +91,12 @@ def _byte_level(
 def _sentencepiece(
     vocab: dict[str, int], merges: Sequence[tuple[str, str]], prefix: bool
 ) -> Backend:
-    """Llama 2's kind: text is merged as one word with ▁ for spaces; bytes stand in for the rest."""
+    """Builds a tokenizer of Llama 2's kind, which merges a whole text, with ▁ for spaces.
+
+    Characters that are in no token are encoded as tokens of single bytes.
+    """
     if "<unk>" not in vocab:
-        raise ValueError("tokenizer.ggml.tokens lacks <unk>, which stands for what is in no token")
+        raise ValueError("tokenizer.ggml.tokens lacks <unk>, which stands for unknown characters")
     backend = Backend(
         models.BPE(vocab, list(merges), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )
@@ -107,11 +111,11 @@ def _sentencepiece(
 
 
 def _merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """SentencePiece's merges: every cut of a token into two tokens, best token first."""
+    """Lists SentencePiece's merges: all pairs of tokens that make a token, highest score first."""
     pairs = [
-        (-scores[i], vocab[token[:at]], vocab[token[at:]], (token[:at], token[at:]))
+        (-scores[i], vocab[token[:end]], vocab[token[end:]], (token[:end], token[end:]))
         for token, i in vocab.items()
-        for at in range(1, len(token))
-        if token[:at] in vocab and token[at:] in vocab
+        for end in range(1, len(token))
+        if token[:end] in vocab and token[end:] in vocab
     ]
     return [pair for *_, pair in sorted(pairs)]

@@ -1,1 +1,1 @@
-"""GPT-2 (Radford et al., 2019)."""
+"""The GPT-2 family (Radford et al., 2019)."""

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al., 2019) as a Flax module that reads embeddings."""
+"""GPT-2 (Radford et al., 2019) as a Flax module whose input may be embeddings."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """Sizes and variants, by their names in the Hugging Face configuration."""
+    """The sizes and variants of a GPT-2, named as in the Hugging Face configuration."""
 
     vocab_size: int = 50257
     n_positions: int = 1024
@@ -40,15 +40,20 @@ class GPT2Config:
     def depth(self) -> int:
         return self.n_layer
 
+    @property
+    def attention_width(self) -> int:
+        return self.n_embd
+
 
 def _norm(config: GPT2Config) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False)
 
 
 class Block(nn.Module):
-    """One layer, normalised before each half; arguments as for `attend`.
+    """One layer: attention and an MLP, each with a norm before it.
 
-    `[T, n_embd] -> [Q, n_embd]`, at the tokens `at` (None is all).
+    It is called as `CausalLM` says: the stream `[R * L + T, n_embd]` becomes `[Q, n_embd]` at
+    `output_positions` (None means all).
     """
 
     config: GPT2Config
@@ -66,19 +71,19 @@ class Block(nn.Module):
         x: jax.Array,
         layout: AttentionLayout,
         kv_cache: LayerKVCache | None,
-        at: jax.Array | None,
+        output_positions: jax.Array | None,
     ) -> tuple[jax.Array, LayerKVCache]:
         qkv = self.c_attn(self.ln_1(x)).reshape(len(x), 3 * self.config.n_head, -1)
         mixed, kv_cache = attend(*jnp.split(qkv, 3, axis=1), layout, kv_cache)
-        if at is not None:
-            x, mixed = x[at], mixed[at]
+        if output_positions is not None:
+            x, mixed = x[output_positions], mixed[output_positions]
         x = x + self.attn_proj(mixed)
         activation = ACTIVATIONS[self.config.activation_function]
         return x + self.mlp_proj(activation(self.c_fc(self.ln_2(x)))), kv_cache
 
 
 class GPT2(CausalLM):
-    """GPT-2 as a `CausalLM`."""
+    """GPT-2: learned positions, layer norms with bias, one fused projection to Q, K and V."""
 
     config: GPT2Config
 

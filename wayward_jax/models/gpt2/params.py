@@ -1,4 +1,4 @@
-"""GPT-2 in the Hugging Face layout."""
+"""GPT-2 in the Hugging Face layout: names, configuration, and the roles of its linear layers."""
 
 import re
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from wayward_jax.models.family import Family, require, same_named
 from wayward_jax.models.gpt2.modeling import ACTIVATIONS, GPT2, GPT2Config
 
 
-def _config(published: Mapping[str, Any]) -> GPT2Config:
+def _config(entries: Mapping[str, Any]) -> GPT2Config:
     require(
-        published,
+        entries,
         scale_attn_weights=True,
         scale_attn_by_inverse_layer_idx=False,
         add_cross_attention=False,
     )
-    config = GPT2Config(**same_named(GPT2Config, published))
+    config = GPT2Config(**same_named(GPT2Config, entries))
     if config.activation_function not in ACTIVATIONS:
         raise ValueError(
             f"activation_function is {config.activation_function!r}, "
@@ -42,5 +42,8 @@ GPT2_FAMILY = Family(
     },
     prefix="transformer.",
     constants=re.compile(r"\.attn\.(masked_)?bias$"),  # the causal mask
-    linear_out_in=False,  # GPT-2's linear layers are 1x1 convolutions
+    linear_out_in=False,  # GPT-2's linear layers are published as 1x1 convolutions
+    split_outputs=frozenset({"c_attn", "c_fc"}),
+    split_inputs=frozenset({"attn_proj", "mlp_proj"}),
+    attention_inputs=frozenset({"c_attn"}),
 )

@@ -1,1 +1,1 @@
-"""Llama (Touvron et al., 2023), and models of the same mathematics."""
+"""The Llama family (Touvron et al., 2023) and other models with the same mathematics."""

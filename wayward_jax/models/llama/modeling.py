@@ -1,4 +1,7 @@
-"""The Llama family (Touvron et al., 2023; SmolLM2, TinyLlama, ...) as a Flax module."""
+"""Llama (Touvron et al., 2023; also SmolLM2, TinyLlama, ...) as a Flax module.
+
+Its input may be embeddings.
+"""
 
 import dataclasses
 import math
@@ -14,7 +17,16 @@ from wayward_jax.models.causal_lm import CausalLM
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Longer contexts by slower rotations: `linear`, or by parts as in Llama 3 (`llama3`)."""
+    """A change of the rotary frequencies that makes the context longer than in pretraining.
+
+    Attributes:
+        rope_type: `linear` divides all frequencies by `factor`; `llama3` divides the low ones.
+        factor: the divisor.
+        low_freq_factor: of `llama3`: frequencies that turn fewer times than this within the
+            original context are divided.
+        high_freq_factor: of `llama3`: frequencies that turn more times than this are kept.
+        original_max_position_embeddings: of `llama3`: the original context, in tokens.
+    """
 
     rope_type: str
     factor: float
@@ -25,7 +37,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes and variants, by their names in the Hugging Face configuration."""
+    """The sizes and variants of a Llama, named as in the Hugging Face configuration."""
 
     vocab_size: int = 32000
     max_position_embeddings: int = 2048
@@ -50,9 +62,17 @@ class LlamaConfig:
     def depth(self) -> int:
         return self.num_hidden_layers
 
+    @property
+    def attention_width(self) -> int:
+        return self.num_attention_heads * self.head_dim
+
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-    """Radians a position for each pair of channels: `[head_dim / 2]` float32."""
+    """Computes the radians per position for each pair of channels: `[head_dim / 2]` float32.
+
+    Raises:
+        ValueError: the kind of scaling is not supported, or a frequency is not finite.
+    """
     half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     frequencies = config.rope_theta**-half
     scaling = config.rope_scaling
@@ -61,8 +81,8 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
     elif scaling.rope_type == "linear":
         frequencies = frequencies / scaling.factor
     elif scaling.rope_type == "llama3":
-        # Rotations that complete within the original context stay, those that do not slow down
-        # by the factor, and those between are mixed.
+        # A frequency is kept if it turns often within the original context, divided by the factor
+        # if it hardly turns, and interpolated between the two otherwise.
         turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -75,17 +95,21 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotary embedding of `x` `[T, H, d]` by `angles` `[T, d / 2]`; halves are paired."""
+    """Applies rotary embedding to `x` `[T, H, d]` by `angles` `[T, d / 2]` in radians.
+
+    Channel i is paired with channel i + d / 2. The product is computed in float32 and returned in
+    the dtype of `x` (RoFormer, Su et al., 2021, section 3.2).
+    """
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 class Block(nn.Module):
-    """One layer, normalised before each half; arguments as for `attend`.
+    """One layer: attention and a gated MLP, each with a norm before it.
 
-    `[T, hidden_size] -> [Q, hidden_size]`, at the tokens `at` (None is all), with the `angles` of
-    `rotate`.
+    It is called as `CausalLM` says: the stream `[R * L + T, hidden_size]` becomes
+    `[Q, hidden_size]` at `output_positions` (None means all). `angles` are those of `rotate`.
     """
 
     config: LlamaConfig
@@ -107,7 +131,7 @@ class Block(nn.Module):
         x: jax.Array,
         layout: AttentionLayout,
         kv_cache: LayerKVCache | None,
-        at: jax.Array | None,
+        output_positions: jax.Array | None,
         angles: jax.Array,
     ) -> tuple[jax.Array, LayerKVCache]:
         normed = self.input_layernorm(x)
@@ -116,15 +140,15 @@ class Block(nn.Module):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         mixed, kv_cache = attend(rotate(q, angles), rotate(k, angles), v, layout, kv_cache)
-        if at is not None:
-            x, mixed = x[at], mixed[at]
+        if output_positions is not None:
+            x, mixed = x[output_positions], mixed[output_positions]
         x = x + self.o_proj(mixed)
         normed = self.post_attention_layernorm(x)
         return x + self.down_proj(nn.silu(self.gate_proj(normed)) * self.up_proj(normed)), kv_cache
 
 
 class Llama(CausalLM):
-    """Llama as a `CausalLM`."""
+    """Llama: rotary positions, RMS norms, grouped key and value heads, a gated MLP."""
 
     config: LlamaConfig
 

@@ -1,4 +1,7 @@
-"""Llama, and Mistral without its sliding window, in the Hugging Face layout."""
+"""Llama and Mistral in the Hugging Face layout: names, configuration, roles of linear layers.
+
+Mistral is supported without its sliding window, where it is the same mathematics as Llama.
+"""
 
 import dataclasses
 import re
@@ -8,7 +11,7 @@ from typing import Any
 from wayward_jax.models.family import Family, require, same_named
 from wayward_jax.models.llama.modeling import Llama, LlamaConfig, RopeScaling
 
-# What each kind of scaling is given by.
+# The entries that each kind of rotary scaling needs.
 ROPE_SCALING = {
     "default": (),
     "linear": ("factor",),
@@ -21,17 +24,18 @@ ROPE_SCALING = {
 }
 
 
-def _rope(published: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `LlamaConfig` about rotary embeddings.
+def _rope(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the fields of `LlamaConfig` about rotary embeddings.
 
-    transformers 5 writes `rope_parameters`; before, there were `rope_theta` and `rope_scaling`.
+    transformers 5 writes them as `rope_parameters`; earlier versions wrote `rope_theta` and
+    `rope_scaling`.
     """
-    rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
+    rope = entries.get("rope_parameters") or entries.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise ValueError(f"the rope scaling is {rope!r}, which is of the wrong kind")
-    theta = rope.get("rope_theta") or published.get("rope_theta") or LlamaConfig.rope_theta
-    for entries in (published, rope):
-        require(entries, partial_rotary_factor=1.0)
+    theta = rope.get("rope_theta") or entries.get("rope_theta") or LlamaConfig.rope_theta
+    for each in (entries, rope):
+        require(each, partial_rotary_factor=1.0)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ROPE_SCALING:
         raise ValueError(f"rope_type is {kind!r}, only {', '.join(ROPE_SCALING)} are supported")
@@ -42,13 +46,13 @@ def _rope(published: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _config(published: Mapping[str, Any]) -> LlamaConfig:
-    require(published, hidden_act="silu", sliding_window=None)
-    fields = same_named(LlamaConfig, published)
+def _config(entries: Mapping[str, Any]) -> LlamaConfig:
+    require(entries, hidden_act="silu", sliding_window=None)
+    fields = same_named(LlamaConfig, entries)
     heads = fields.get("num_attention_heads", LlamaConfig.num_attention_heads)
     width = fields.get("hidden_size", LlamaConfig.hidden_size)
-    left_out = {"num_key_value_heads": heads, "head_dim": width // heads}
-    return LlamaConfig(**{**left_out, **fields, **_rope(published)})
+    defaults = {"num_key_value_heads": heads, "head_dim": width // heads}
+    return LlamaConfig(**{**defaults, **fields, **_rope(entries)})
 
 
 LLAMA_FAMILY = Family(
@@ -72,9 +76,12 @@ LLAMA_FAMILY = Family(
     prefix="model.",
     constants=re.compile(r"\.rotary_emb\.inv_freq$"),
     linear_out_in=True,
+    split_outputs=frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}),
+    split_inputs=frozenset({"o_proj", "down_proj"}),
+    attention_inputs=frozenset({"q_proj", "k_proj", "v_proj"}),
 )
 
-# A Mistral configuration that says nothing about its window means 4096; later versions say null.
+# A Mistral configuration without a `sliding_window` entry means 4096; newer ones write null.
 MISTRAL_FAMILY = dataclasses.replace(
-    LLAMA_FAMILY, config=lambda published: _config({"sliding_window": 4096, **published})
+    LLAMA_FAMILY, config=lambda entries: _config({"sliding_window": 4096, **entries})
 )

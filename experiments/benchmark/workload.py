@@ -1,0 +1,149 @@
+"""The models, examples and populations that the benchmark measures.
+
+Texts are film reviews: the built-in task `reviews`, whose corpus SST-2 was also made from.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wayward_jax import assets, models, tasks
+from wayward_jax.jobs.settings import default_cache_dir
+from wayward_jax.models import LanguageModel
+from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
+from wayward_jax.models.gpt2.params import GPT2_FAMILY
+from wayward_jax.runs import Run
+from wayward_jax.sharding import make_mesh, place
+from wayward_jax.training.examples import EncodedTask, encode_task
+from wayward_jax.training.flops import StepCost, step_cost
+from wayward_jax.training.memory import pack_tokens
+from wayward_jax.training.optimizers import named_optimizer
+from wayward_jax.training.planning import iter_batches, plan_populations
+from wayward_jax.training.step import BATCH_SPECS, Batches, train_steps
+from wayward_jax.training.trainer import init_population
+
+PROMPT_LENGTH = 14
+BATCH_SIZE = 8
+STEPS = 2000
+
+# Examples that PyTorch scores; the same program here scores 32 times as many.
+SAMPLES = 8
+
+
+def load_model(name: str) -> LanguageModel:
+    """Loads SmolLM2, or for `gpt2` random weights of GPT-2 small's shape with its tokenizer."""
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    model = models.load("smollm2-135m", cache_dir=default_cache_dir(), dtype=dtype)
+    if name != "gpt2":
+        return model
+    module = GPT2(GPT2Config())
+    params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), method="text_logits")
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return LanguageModel(name, GPT2_FAMILY, module, params, model.tokenizer)
+
+
+def load_model_pair(name: str, folder: Path) -> tuple[LanguageModel, Any]:
+    """Loads the same float32 weights here and in PyTorch; `folder` is for converted files."""
+    import transformers
+
+    ours = models.load("smollm2-135m", cache_dir=default_cache_dir())
+    if name != "gpt2":
+        file = assets.fetch(name, cache_dir=default_cache_dir())
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype="float32"
+        )
+        return ours, theirs
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    theirs.save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=ours.tokenizer.backend, eos_token="<|im_end|>"
+    ).save_pretrained(folder)
+    return models.load(str(folder), cache_dir=folder), theirs
+
+
+def load_reviews() -> tasks.TaskData:
+    """Loads the task `reviews`."""
+    return tasks.load(
+        "reviews",
+        data_dir=None,
+        fetch=lambda name: assets.fetch(name, cache_dir=default_cache_dir()),
+    )
+
+
+def encode_reviews(model: LanguageModel, data: tasks.TaskData) -> EncodedTask:
+    """Encodes the examples to tune on, and a few to score."""
+    return encode_task(model, {100: data}, prompt_length=PROMPT_LENGTH, n_eval=SAMPLES)
+
+
+class Chunk(NamedTuple):
+    """Measurements of one call of the training program.
+
+    Attributes:
+        seconds: wall time; NaN if the call compiled the program.
+        task_loss: `[n, R]`, of n steps and R runs.
+        cost: the work of the real tokens.
+        computed_tokens: tokens that went through the model, padding included.
+    """
+
+    seconds: float
+    task_loss: np.ndarray
+    cost: StepCost
+    computed_tokens: int
+
+
+class Tuner:
+    """A population of runs on `reviews` that is tuned one chunk of steps at a time.
+
+    Attributes:
+        plan: the plan of the population.
+        state: the state of its runs.
+        compile_seconds: wall time of the first call of each program, by tokens of its packs.
+    """
+
+    def __init__(self, model: LanguageModel, task: EncodedTask, population: int) -> None:
+        self._model, self._mesh = model, make_mesh()
+        runs = [
+            Run(model.name, "reviews", PROMPT_LENGTH, seed=i, steps=STEPS)
+            for i in range(population)
+        ]
+        tokens = pack_tokens(model, task.train, runs, self._mesh)
+        (self.plan,) = plan_populations(
+            task.train, runs, population=population, pack_tokens=tokens, mesh=self._mesh
+        )
+        self._optimizer = named_optimizer("adamw", STEPS)
+        self._population, self.state = init_population(
+            model, self.plan, self._mesh, self._optimizer
+        )
+        self._batches = iter_batches(task.train, self.plan)
+        self.compile_seconds: dict[int, float] = {}
+
+    def tune_chunk(self) -> Chunk:
+        """Takes the next chunk of steps, and measures it."""
+        began = time.perf_counter()
+        batch = next(self._batches)
+        self.state, losses = train_steps(
+            self._model.module,
+            self._model.params,
+            self._population,
+            self.state,
+            place(batch, self._mesh, BATCH_SPECS),
+            self._optimizer,
+            STEPS,
+            self._mesh,
+        )
+        task_loss = np.asarray(losses.task)  # waits for the steps
+        seconds = time.perf_counter() - began
+        shape = batch.packs.ids.shape[-1]
+        if shape not in self.compile_seconds:
+            self.compile_seconds[shape], seconds = seconds, math.nan
+        cost = step_cost(batch, self.plan)
+        return Chunk(seconds, task_loss, cost, self._count_tokens(batch))
+
+    def _count_tokens(self, batch: Batches) -> int:
+        prompts = self.plan.steps_per_call * PROMPT_LENGTH * len(self.plan.padded_runs)
+        return batch.packs.ids.size + prompts

@@ -1,0 +1,49 @@
+"""A frozen language model with everything that the rest of the library needs of it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.family import Family
+from wayward_jax.models.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A language model whose weights are never trained.
+
+    Attributes:
+        name: a short name for results. It is a built-in or hub name as it was given, and of a path
+            the last component without `.gguf`.
+        family: the family's facts, such as which of its layers are sharded.
+        module: the mathematics, as in `module.apply(params, ids, method="text_logits")`.
+        params: the weights, all of one dtype, on the devices.
+        tokenizer: the model's tokenizer.
+        digest: 16 hexadecimal digits of a sha256 of the published weights: the names of all tensors
+            that the model uses (without the family's prefix), their shapes, and their values in
+            float32, before they are cast to the dtype of `params`. It does not depend on the path,
+            on how the weights are split into files, or on `dtype`. It covers neither the
+            configuration nor the tokenizer. It is empty if the weights were not loaded from files.
+    """
+
+    name: str
+    family: Family
+    module: CausalLM
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+    digest: str = ""
+
+    def embedding_table(self) -> jax.Array:
+        """Returns the embedding table `[V, D]`, in the weights' dtype."""
+        return self.module.apply(self.params, method="embedding_table")
+
+    def valid_tokens(self) -> np.ndarray:
+        """Returns `[V]` bool, True for the rows of the embedding table that are tokens.
+
+        The table may have rows beyond the tokenizer's vocabulary. They have no text, so a prompt
+        cannot be read as them.
+        """
+        return np.arange(len(self.embedding_table())) < self.tokenizer.vocab_size
