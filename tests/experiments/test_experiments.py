@@ -217,7 +217,7 @@ def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     records.append_lines(bare / "results.jsonl", rows)
-    with pytest.raises(InputError, match=r"reuse=.*checkpoints"):
+    with pytest.raises(InputError, match=r"reuse=.*bare.*: lacks .*checkpoints"):
         run_job(folder, tmp_path / "again", reuse=(bare,))
 
 

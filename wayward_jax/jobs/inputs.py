@@ -145,7 +145,7 @@ def read_starts(settings: Settings) -> dict[str, Start]:
                 "init", source, f"choose from {', '.join(STARTS)}, or a checkpoint's folder"
             )
         prompt = checkpoints.load_prompt(path)
-        name = f"checkpoint:{hashlib.sha256(prompt.tobytes()).hexdigest()[:12]}"
+        name = f"checkpoint:{checkpoints.prompt_digest(prompt)}"
         if name in found:
             raise InputError(
                 "init", source, f"holds the same prompt as --init={found[name].source}: give one"
@@ -207,7 +207,9 @@ def select_reused(
     for each in found:
         if not each.checkpoint.is_dir():
             raise InputError(
-                "reuse", str(each.checkpoint), "is not there: bring the checkpoints, too"
+                "reuse",
+                str(each.job.folder),
+                f"lacks {each.checkpoint}: bring the checkpoints, too",
             )
         record = each.record
         task = inputs.models[record.run.model].tasks[record.run.task]

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
@@ -327,13 +327,13 @@ class AnalysisSettings(CommonSettings):
     runs: tuple[str, ...] = _setting(
         Listed(Value("folders of finished jobs", str), may_be_empty=True),
         "",
-        "Folders of finished jobs (their --out_dir), also on object stores, to be merged; shards "
-        "are merged by themselves.",
+        "Folders of finished jobs (their --out_dir), also on object stores. They are analyzed "
+        "together; the shards of a job are found in its folder.",
     )
     out_dir: Path | None = _setting(
         Value("a path", _path),
         None,
-        "Folder for the analysis, new or empty; runs/<time>-analysis by default.",
+        "A new or empty folder for the analysis; runs/<time>-analysis by default.",
     )
 
 
@@ -672,9 +672,8 @@ def repeating_command(flags: Flags, model: str, task: str) -> str:
         task: the name of the run's task.
     """
     given = Settings.parse({name: flags[name] for name in ("model", "task", "gamma")})
-    own = dataclasses.replace(
-        given.of_model(_ending_in(model, given.model)), task=(_ending_in(task, given.task),)
-    )
+    of_model = given.of_model(named(model, given.model)[0])
+    own = dataclasses.replace(of_model, task=(named(task, given.task)[0],))
     texts = {**flags, **{name: own.texts()[name] for name in ("model", "task", "gamma")}}
     words = [
         f"--{setting.name}={texts[setting.name]}"
@@ -684,7 +683,6 @@ def repeating_command(flags: Flags, model: str, task: str) -> str:
     return shlex.join(["python", "-m", "experiments.run", *words])
 
 
-def _ending_in(name: str, texts: tuple[str, ...]) -> str:
-    """The text among those of a flag that has this short name."""
-    paths = {text: Path(text) for text in texts}
-    return next(text for text, path in paths.items() if name in (text, path.name, path.stem))
+def named(name: str, texts: Sequence[str]) -> list[str]:
+    """The texts of `--model` or `--task` that may stand for what the results call `name`."""
+    return [text for text in texts if name in (text, Path(text).name, Path(text).stem)]
