@@ -15,7 +15,8 @@ from tests.helpers.toy_models import WORDS, pair
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
-from wayward_jax.jobs.settings import EXPERIMENTS, Gamma, Settings
+from wayward_jax.jobs.setting import Gamma
+from wayward_jax.jobs.settings import EXPERIMENTS, Settings
 from wayward_jax.targets import Target
 
 

@@ -22,11 +22,12 @@ from wayward_jax.constraints import has_empty_cell
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.jobs.experiment import Experiment
+from wayward_jax.jobs.kept_flags import read_flags
 from wayward_jax.jobs.parts import select_part
 from wayward_jax.jobs.processes import on_primary
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.records import FinishedRun, read_jobs
-from wayward_jax.jobs.settings import Settings, read_flags
+from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
 from wayward_jax.models.tokenizer import Tokenizer
