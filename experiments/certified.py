@@ -1,7 +1,8 @@
-"""`certified`: prompts that read as their target by construction, and what that costs.
+"""`certified`: measures what prompts cost that read as their target by construction.
 
-The prompts that read as a target are a product of Voronoi cells. A prompt that is kept in them at
-every step reads as the target whatever it learns. Beside it stand prompts that a penalty holds.
+The prompts that read as a target form a product of Voronoi cells. A prompt that is kept in these
+cells at every step reads as the target whatever it learns. It is compared with prompts that the
+distance term holds to the same target.
 """
 
 from experiments import grid

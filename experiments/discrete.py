@@ -1,76 +1,81 @@
-"""`discrete`: what texts do as prompts, beside what vectors that read as them do.
+"""`discrete`: compares texts as prompts with vectors that read as these texts.
 
-The same model with the target's own text as its prompt, with what the wayward prompt reads as put
-back as tokens, and with the wayward prompt itself. What lies between the last two is how unfaithful
-the reading is. For reference, no prompt at all and demonstrations; all of it also calibrated by a
-text without content (Zhao et al., 2021).
+The same model is given the wayward prompt itself, the prompt's reading put back as tokens, and the
+target's own text. The difference between the first two says how unfaithful the reading is. For
+reference there are no prompt at all (zero-shot) and demonstrations (few-shot). All of them are also
+measured with contextual calibration (Zhao et al., 2021, arXiv 2102.09690).
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments import grid
-from wayward_jax.analysis.selection import Row
-from wayward_jax.discrete import calibrated, demonstrations
+from wayward_jax.analysis.selection import compare
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
+from wayward_jax.packing import Segment
+from wayward_jax.runs import RunRecord
 
-# Demonstrations stand in lines of their own.
+# This text follows each demonstration.
 SEPARATOR = "\n"
 
-
-def measure(bench: ProbeContext) -> Iterator[Measurement]:
-    """Each run that is compared, and reference lines for each task."""
-    for comparison in bench.comparisons():
-        for row in comparison.wayward:
-            yield row["id"], functools.partial(_beside, bench, row)
-    for name in bench.tasks:
-        own = [row for row in bench.rows if (row["model"], row["task"]) == (bench.model.name, name)]
-        yield f"{bench.model.name} {name} zero-shot", functools.partial(_zero_shot, bench, own[0])
-        first = {(row["data_seed"], row["seed"]): row for row in reversed(own)}
-        for (data_seed, seed), row in sorted(first.items()):
-            key = f"{bench.model.name} {name} few-shot {data_seed} {seed}"
-            yield key, functools.partial(_few_shot, bench, row)
+# More demonstrations take time and hardly change the accuracy of models of the paper's sizes.
+MOST_DEMONSTRATIONS = 32
 
 
-def _beside(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
+def measure(context: ProbeContext) -> Iterator[Measurement]:
+    """Yields a measurement for each wayward prompt, and the references for each task."""
+    for comparison in compare(context.own_records, context.select):
+        for record in comparison.wayward:
+            yield record.id, functools.partial(_measure_prompt, context, record)
+    for task in context.tasks:
+        own = [record for record in context.own_records if record.run.task == task]
+        key = " ".join(map(str, _setting(own[0]).values()))
+        yield f"{key} zero-shot", functools.partial(_measure_zero_shot, context, own[0])
+        first = {(record.run.data_seed, record.run.seed): record for record in reversed(own)}
+        for (data_seed, seed), record in sorted(first.items()):
+            measure_one = functools.partial(_measure_few_shot, context, record)
+            yield f"{key} few-shot {data_seed} {seed}", measure_one
+
+
+def _measure_prompt(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
     prompts = {
-        "continuous": bench.load_prompt(row),
-        "projected": bench.embeddings(row["token_ids"]),
-        "target": bench.embeddings(row["target_ids"]),
+        "continuous": context.load_prompt(record.id),
+        "projected": context.embed(record.token_ids),
+        "target": context.embed(record.run.target_ids),
     }
-    return [{"id": row["id"], **found} for found in _accuracies(bench, row["task"], prompts)]
+    return [{"id": record.id, **row} for row in _accuracies(context, record.run.task, prompts)]
 
 
-def _zero_shot(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
-    nothing = {"zero-shot": bench.embeddings([])}
-    found = _accuracies(bench, row["task"], nothing)
-    return [{**_setting(row), **each} for each in found]
+def _measure_zero_shot(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
+    rows = _accuracies(context, record.run.task, {"zero-shot": context.embed([])})
+    return [{**_setting(record), **row} for row in rows]
 
 
-def _few_shot(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
-    task = bench.tasks[row["task"]]
+def _measure_few_shot(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
+    run = record.run
+    task = context.tasks[run.task]
     longest = 1 + max(int(part.positions.max()) for part in task.test.parts)
     ids = demonstrations(
-        task.train[row["data_seed"]],
-        bench.model.tokenizer.encode(SEPARATOR),
-        room=bench.positions - longest,
-        seed=row["seed"],
+        task.train[run.data_seed],
+        context.model.tokenizer.encode(SEPARATOR),
+        room=context.max_positions - longest,
+        seed=run.seed,
     )
-    found = _accuracies(bench, row["task"], {"few-shot": bench.embeddings(ids)})
-    return [{**_setting(row), "prompt_tokens": len(ids), **each} for each in found]
+    rows = _accuracies(context, run.task, {"few-shot": context.embed(ids)})
+    return [{**_setting(record), "prompt_tokens": len(ids), **row} for row in rows]
 
 
 def _accuracies(
-    bench: ProbeContext, task: str, prompts: Mapping[str, np.ndarray]
+    context: ProbeContext, task: str, prompts: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """A row each prompt, as it is and calibrated."""
-    examples, prior = bench.tasks[task].test, bench.tasks[task].content_free
-    scores = bench.score(list(prompts.values()), examples)
-    corrected = calibrated(scores, bench.score(list(prompts.values()), prior))
+    """A row for each prompt, first as it is and then with calibration."""
+    examples, prior = context.tasks[task].test, context.tasks[task].content_free
+    scores = context.score(list(prompts.values()), examples)
+    corrected = calibrate(scores, context.score(list(prompts.values()), prior))
     return [
         {"prompt": name, "calibrated": is_corrected, "accuracy": accuracy(each[i], examples)}
         for is_corrected, each in ((False, scores), (True, corrected))
@@ -78,9 +83,47 @@ def _accuracies(
     ]
 
 
-def _setting(row: Row) -> dict[str, Any]:
-    """What a reference line depends on."""
-    return {name: row[name] for name in ("model", "task", "method", "template")}
+def _setting(record: RunRecord) -> dict[str, Any]:
+    """The settings that the accuracy of a reference depends on."""
+    names = ("model", "model_digest", "task", "method", "template")
+    return {name: getattr(record.run, name) for name in names}
+
+
+def calibrate(scores: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Corrects scores for what the model prefers regardless of the text.
+
+    Contextual calibration (Zhao et al., 2021, section 5) divides the probability of a label by the
+    probability that the label has for a content-free text. Scores are negative logarithms of
+    probabilities, so the division is a subtraction.
+
+    Args:
+        scores: `[N, E, C]` from `evaluation.score_prompts`, nats a token.
+        prior: `[N, 1, C]`, the scores of a content-free text.
+    """
+    return scores - prior
+
+
+def demonstrations(
+    train: Sequence[Segment], separator: Sequence[int], *, room: int, seed: int
+) -> list[int]:
+    """Joins training examples with their labels, in random order, each followed by `separator`.
+
+    There are as many as fit into `room` tokens, and at most `MOST_DEMONSTRATIONS`.
+
+    Args:
+        train: segments from `packing.gold_segments`.
+        separator: tokens.
+        room: the largest number of tokens.
+        seed: the seed of the choice and order.
+    """
+    ids: list[int] = []
+    order = np.random.default_rng(seed).permutation(len(train))
+    for index in order[:MOST_DEMONSTRATIONS]:
+        more = [*train[index].ids.tolist(), *separator]
+        if len(ids) + len(more) > room:
+            break
+        ids += more
+    return ids
 
 
 EXPERIMENT = Experiment(grid.runs, tables=("discrete", "gaps"), measure=measure)

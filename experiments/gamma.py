@@ -1,7 +1,7 @@
-"""`gamma`: prompt F1 and accuracy drop against gamma (paper, section 4.3).
+"""`gamma`: measures prompt F1 and accuracy drop against gamma (paper, section 4.3).
 
-Starts know nothing of the targets, so that it takes the distance term to get there. The gammas are
-the paper's and wider ones, for models whose embeddings are of another scale.
+Prompts start at random tokens, so that only the distance term brings them to their targets. Beside
+the paper's gammas there are larger ones, for models whose embeddings have another scale.
 """
 
 from experiments import grid

@@ -1,7 +1,7 @@
-"""`init`: how much of a prompt's F1 is only where it began.
+"""`init`: measures how much of a prompt's F1 comes from where the prompt started.
 
-A prompt that starts at its target may still read as it after tuning, distance term or not. Starts
-that do not know the target show what the distance term does by itself.
+A prompt that starts at its target may still read as the target after tuning, even without the
+distance term. Starts that do not know the target show what the distance term does by itself.
 """
 
 from experiments import grid

@@ -1,6 +1,6 @@
-"""`length`: prompt F1 and accuracy drop against the length of the prompt (paper, section 4.3).
+"""`length`: measures prompt F1 and accuracy drop against the prompt's length (paper, section 4.3).
 
-Every target is cut to every length, so that lengths differ in nothing else.
+Every target is cut to every length, so that the lengths have the same targets.
 """
 
 from experiments import grid

@@ -1,6 +1,6 @@
-"""`main`: for every task and target, the best prompt that reads as the target (paper, section 4.2).
+"""`main`: finds the best prompt that reads as each target, for every task (paper, section 4.2).
 
-Beside each of them stands p_star, the best prompt of the same length without a target.
+It is compared with p_star, the best prompt of the same length without a target.
 """
 
 from experiments import grid

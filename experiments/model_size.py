@@ -1,7 +1,7 @@
-"""`model_size`: prompt F1 and accuracy drop against the size of the model (paper, section 4.3).
+"""`model_size`: measures prompt F1 and accuracy drop against the model's size (paper, section 4.3).
 
-Which gamma suits a model depends on the scale of its embeddings; `--gamma=gpt2:0.1,gpt2-xl:0.01`
-gives each its own.
+The gamma that suits a model depends on the scale of its embeddings. Each model can have its own
+gammas, as in `--gamma=gpt2:0.1,gpt2-xl:0.01`.
 """
 
 from experiments import grid

@@ -1,8 +1,8 @@
-"""`path`: what lies between p_star, a wayward prompt and the embeddings of its target.
+"""`path`: measures what lies between p_star, a wayward prompt and the embeddings of its target.
 
-Along the straight lines from p_star to the wayward prompt of the same seed, and from there to
-`c_proj(target)`: accuracy, task loss, what is read, and the distance to the target. If reading and
-doing were one, they would change together.
+Accuracy, task loss, prompt F1 and the distance to the target are measured along the straight line
+from p_star to the wayward prompt of the same seed, and along that from there to `c_proj(target)`.
+If what a prompt reads as were what it does, they would change together.
 """
 
 import functools
@@ -12,41 +12,45 @@ from typing import Any
 import numpy as np
 
 from experiments import grid
-from wayward_jax.analysis.selection import Row
+from wayward_jax.analysis.selection import compare
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
 from wayward_jax.projection import d_proj
 from wayward_jax.readings import read_tokens
+from wayward_jax.runs import RunRecord
 
-# Of each line, its ends included.
+# The number of points on each of the two lines, with their ends.
 POINTS = 11
 
 
-def measure(bench: ProbeContext) -> Iterator[Measurement]:
-    """A way for each run that is compared with a p_star of its seed."""
-    for comparison in bench.comparisons():
-        p_stars = {row["seed"]: row for row in comparison.p_star}
-        for row in comparison.wayward:
-            if row["seed"] in p_stars:
-                yield row["id"], functools.partial(_along, bench, p_stars[row["seed"]], row)
+def measure(context: ProbeContext) -> Iterator[Measurement]:
+    """Yields a measurement for each wayward prompt that has a p_star of the same seed."""
+    for comparison in compare(context.own_records, context.select):
+        p_stars = {record.run.seed: record for record in comparison.p_star}
+        for record in comparison.wayward:
+            if p_star := p_stars.get(record.run.seed):
+                yield record.id, functools.partial(_measure_path, context, p_star, record)
 
 
-def _along(bench: ProbeContext, p_star: Row, row: Row) -> list[dict[str, Any]]:
-    """A row each point: position 0 is p_star, 1 the wayward prompt, 2 the target."""
-    target = bench.embeddings(row["target_ids"])
-    corners = np.stack([bench.load_prompt(p_star), bench.load_prompt(row), target])
+def _measure_path(
+    context: ProbeContext, p_star: RunRecord, record: RunRecord
+) -> list[dict[str, Any]]:
+    """A row for each point; position 0 is p_star, 1 the wayward prompt, and 2 the target."""
+    run = record.run
+    target = context.embed(run.target_ids)
+    corners = np.stack([context.load_prompt(p_star.id), context.load_prompt(record.id), target])
     positions = np.linspace(0, 2, 2 * POINTS - 1)
     prompts = between(corners, positions)
-    examples = bench.tasks[row["task"]].test
-    scores = bench.score(prompts, examples)
-    nearest = np.asarray(d_proj(bench.model.embedding_table(), prompts, bench.model.valid_tokens()))
+    examples = context.tasks[run.task].test
+    scores = context.score(prompts, examples)
+    model = context.model
+    nearest = np.asarray(d_proj(model.embedding_table(), prompts, model.valid_tokens()))
     rows = []
     for position, prompt, own, ids in zip(positions, prompts, scores, nearest, strict=True):
-        tokenizer = bench.model.tokenizer
-        read = read_tokens(tokenizer, ids.tolist(), row["target_text"], row["target_ids"])
+        read = read_tokens(model.tokenizer, ids.tolist(), run.target)
         rows.append(
             {
-                "id": row["id"],
+                "id": record.id,
                 "position": round(float(position), 6),
                 "accuracy": accuracy(own, examples),
                 "task_loss": float(own[np.arange(len(own)), examples.labels].mean()),
@@ -59,9 +63,9 @@ def _along(bench: ProbeContext, p_star: Row, row: Row) -> list[dict[str, Any]]:
 
 
 def between(corners: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Points of the straight lines from corner to corner: `[n, L, D]`, `[P]` -> `[P, L, D]`.
+    """Points on the straight lines from corner to corner: `[n, L, D]`, `[P]` -> `[P, L, D]`.
 
-    Position 1.5 lies half-way between the second corner and the third.
+    Position 1.5, for example, lies half-way between the second corner and the third.
     """
     first = np.minimum(np.floor(positions).astype(int), len(corners) - 2)
     share = (positions - first)[:, None, None]

@@ -1,8 +1,8 @@
-"""`transfer`: prompts of one task put before another's, and those of one model given to another.
+"""`transfer`: puts prompts of one task before another task, and gives readings to other models.
 
-Between tasks a prompt is taken as it is and put before the other task's inputs and labels (as the
-paper's code does, `--train_task`). Between models only its reading can be taken: the text becomes
-tokens of the other model, and these the prompt.
+Between tasks, the prompt itself is put before the inputs and labels of the other task (as the
+paper's code does with `--train_task`). Between models, only the reading can be transferred: the
+text is tokenized for the other model, and the embeddings of these tokens are the prompt.
 """
 
 import functools
@@ -10,47 +10,49 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments import grid
-from wayward_jax.analysis.selection import Row, compare
+from wayward_jax.analysis.selection import compare
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
+from wayward_jax.runs import RunRecord
 
 
-def measure(bench: ProbeContext) -> Iterator[Measurement]:
-    """The runs of this model on all tasks, and the texts of all models with this one."""
-    compared = [row for c in compare(bench.rows, bench.select) for row in (*c.p_star, *c.wayward)]
-    rows = {row["id"]: row for row in compared}.values()
-    several_models = len({row["model"] for row in rows}) > 1
-    for row in rows:
-        if row["model"] == bench.model.name and len(bench.tasks) > 1:
-            yield row["id"], functools.partial(_on_all_tasks, bench, row)
+def measure(context: ProbeContext) -> Iterator[Measurement]:
+    """Yields this model's prompts on all tasks, and the readings of all models with this model."""
+    compared = compare(context.records, context.select)
+    records = {record.id: record for c in compared for record in (*c.p_star, *c.wayward)}
+    several_models = len({record.run.model for record in records.values()}) > 1
+    for id_, record in records.items():
+        if record.run.model == context.model.name and len(context.tasks) > 1:
+            yield id_, functools.partial(_measure_on_tasks, context, record)
         if several_models:
-            yield f"{row['id']} {bench.model.name}", functools.partial(_as_text, bench, row)
+            key = f"{id_} {context.model.name}"
+            yield key, functools.partial(_measure_as_text, context, record)
 
 
-def _on_all_tasks(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
-    prompt = bench.load_prompt(row)
+def _measure_on_tasks(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
+    prompt = context.load_prompt(record.id)
     return [
         {
-            "id": row["id"],
+            "id": record.id,
             "as_text": False,
-            "to_model": bench.model.name,
+            "to_model": context.model.name,
             "to_task": name,
-            "accuracy": accuracy(bench.score([prompt], task.test)[0], task.test),
+            "accuracy": accuracy(context.score([prompt], task.test)[0], task.test),
         }
-        for name, task in bench.tasks.items()
+        for name, task in context.tasks.items()
     ]
 
 
-def _as_text(bench: ProbeContext, row: Row) -> list[dict[str, Any]]:
-    prompt = bench.embeddings(bench.model.tokenizer.encode(row["text"]))
-    examples = bench.tasks[row["task"]].test
+def _measure_as_text(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
+    prompt = context.embed(context.model.tokenizer.encode(record.text))
+    examples = context.tasks[record.run.task].test
     return [
         {
-            "id": row["id"],
+            "id": record.id,
             "as_text": True,
-            "to_model": bench.model.name,
-            "to_task": row["task"],
-            "accuracy": accuracy(bench.score([prompt], examples)[0], examples),
+            "to_model": context.model.name,
+            "to_task": record.run.task,
+            "accuracy": accuracy(context.score([prompt], examples)[0], examples),
         }
     ]
 

@@ -1,7 +1,7 @@
-"""`true_definitions`: does a prompt read more easily as what it does? (paper, section 4.3)
+"""`true_definitions`: asks whether true descriptions of a task cost less (paper, section 4.3).
 
-Targets are the task's own definition, definitions of tasks of another kind, and texts that
-contradict the task, a group each.
+There are three groups of targets: the task's own definition, definitions of tasks of another kind,
+and texts that contradict the task.
 """
 
 from experiments import grid

@@ -6,13 +6,11 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
-from absl import flags as absl_flags
-from absl.testing import flagsaver
 
 from experiments import flags
-from experiments.command_line import default_cache_dir
 from tests.helpers import toy_job
 from wayward_jax import assets
+from wayward_jax.jobs.settings import default_cache_dir
 
 # Tests of meshes use these devices. A test without a mesh uses one of them.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -117,11 +115,8 @@ def publish(tmp_path, tokenizer):
 @pytest.fixture
 def given():
     """Returns a function that makes settings of some flags, with defaults for all others."""
-    if not absl_flags.FLAGS.is_parsed():
-        absl_flags.FLAGS(["run"])
 
     def settings(**values):
-        with flagsaver.flagsaver(**values):
-            return flags.settings()
+        return flags.job_settings(toy_job.texts(values))
 
     return settings

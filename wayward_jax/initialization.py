@@ -1,4 +1,4 @@
-"""Where prompts start (NumPy, on the host)."""
+"""The prompts that tuning starts from (NumPy, on the host)."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from wayward_jax.runs import Run
 
-# Byte-pair vocabularies list frequent tokens first, so the first ones are common tokens.
+# Byte-pair vocabularies list frequent tokens first, so the first tokens are common ones.
 COMMON_TOKENS = 5000
 
 
@@ -22,10 +22,10 @@ def at_vocabulary(run: Run, table: np.ndarray) -> np.ndarray:
 
 
 def at_random(run: Run, table: np.ndarray) -> np.ndarray:
-    """Independent normal components with the standard deviation of the embedding table.
+    """Vectors of independent normal numbers with the standard deviation of the embedding table.
 
-    The vectors are then as long as embeddings are. (The paper's code draws from N(0, 1), which
-    is many times longer.)
+    These vectors are about as long as embeddings. (The paper's code draws from N(0, 1), which gives
+    vectors many times as long.)
     """
     shape = (run.prompt_length, table.shape[1])
     return np.random.default_rng(run.seed).normal(0.0, table.std(), shape)
@@ -36,4 +36,4 @@ STARTS: dict[str, Callable[[Run, np.ndarray], np.ndarray]] = {
     "vocab": at_vocabulary,
     "random": at_random,
 }
-"""Name to start: a function of a run and the table `[V, D]` that gives `[L, D]`."""
+"""Starts by name: functions of a run and the embedding table `[V, D]` that give `[L, D]`."""

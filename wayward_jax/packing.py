@@ -1,8 +1,9 @@
-"""Encoded examples to packs of fixed shape (NumPy, on the host).
+"""Packing of encoded examples into batches of fixed shape (NumPy, on the host).
 
-An example's labels share its context, so the context is stored once and the labels' continuations
-branch off it: every token sees the context before it and its own branch alone. The examples of
-several runs are laid end to end in a pack, which none of them notices.
+The labels of an example share its context. The context is therefore stored once, and the labels'
+continuations branch off it: every token attends to the context before it and to its own branch
+alone. The examples of several runs are laid end to end in one packed batch, a pack for short, and
+no example attends to another.
 """
 
 from collections.abc import Sequence
@@ -16,20 +17,20 @@ from flax import struct
 from wayward_jax.models.attention import AttentionLayout
 from wayward_jax.tasks.encoding import Encoded
 
-# Sizes are multiples of this.
+# All sizes of a pack are multiples of this.
 GRAIN = 8
 
 
 class PackedShape(NamedTuple):
-    """The sizes of a pack, which decide what it costs and which program computes it.
+    """The sizes of a pack. They decide what it costs and which program computes it.
 
     Attributes:
-        tokens: T, of all examples of all runs.
-        queries: Q, tokens whose hidden state predicts something.
-        predictions: K.
-        rows: W, of all runs.
-        run_rows: n, the most of one run.
-        slots: S a row.
+        tokens: T, the tokens of all examples of all runs.
+        queries: Q, the tokens whose hidden states predict something.
+        predictions: K, the predicted tokens.
+        rows: W, the rows of all runs.
+        run_rows: n, the most rows of one run.
+        slots: S, the slots of a row.
     """
 
     tokens: int
@@ -42,22 +43,23 @@ class PackedShape(NamedTuple):
 
 @struct.dataclass
 class PackedBatch:
-    """The examples of R runs, end to end. All arrays are int32 but `weight`.
+    """The examples of R runs, end to end. All arrays are int32, except `weight`.
 
-    A -1 stands for nothing: an empty token, slot or row.
+    For attention the tokens stand in rows of slots; a row holds whole examples of one run. A -1
+    stands for nothing: an empty token, slot or row.
 
-    ids: `[T]` tokens.
-    positions: `[T]` counted from the end of the prompt.
-    slot: `[T]` which of the `W * S` slots a token has.
-    token: `[W, S]` which token a slot has.
-    segment: `[W, S]` which example of the pack a slot belongs to.
-    branch: `[W, S]` 0 in a context, `1 + label` in that label's continuation.
-    run: `[W]` which run a row belongs to.
-    rows: `[R, n]` the rows of each run.
-    query: `[Q]` tokens whose hidden states predict.
-    of: `[K]` which of the queries predicts ...
-    target: `[K]` ... this token.
-    score: `[K]` number of the score that the prediction counts for.
+    ids: `[T]`, the tokens.
+    positions: `[T]`, their positions, counted from the end of the prompt.
+    slot: `[T]`, which of the `W * S` slots each token has.
+    token: `[W, S]`, which token each slot has.
+    segment: `[W, S]`, which example of the pack each slot belongs to.
+    branch: `[W, S]`, 0 in a context and `1 + label` in that label's continuation.
+    run: `[W]`, which run each row belongs to.
+    rows: `[R, n]`, the rows of each run.
+    query: `[Q]`, the tokens whose hidden states predict.
+    of: `[K]`, which of the queries makes each prediction.
+    target: `[K]`, the token that is predicted.
+    score: `[K]`, the number of the label, among all labels of all examples, that it counts for.
     weight: `[K]` float32, 1 / tokens of the continuation; 0 for unused predictions.
     """
 
@@ -94,15 +96,15 @@ class PackedBatch:
         )
 
     def token_run(self) -> jax.Array:
-        """`[T]` int32, the run that a token belongs to; for empty tokens any."""
+        """The run of each token: `[T]` int32; that of an empty token means nothing."""
         return jnp.asarray(self.run)[self.slot // self.token.shape[1]]
 
 
 class Segment(NamedTuple):
-    """One context and its continuations, to be placed in a pack.
+    """One context and its continuations, which will be placed in a pack.
 
-    `[n]` tokens, `[q]` queries and `[k]` predictions, as in a `PackedBatch`. The last token of a
-    continuation is only ever predicted, so it is none of the tokens.
+    It has `[n]` tokens, `[q]` queries and `[k]` predictions, with the meanings of a `PackedBatch`.
+    The last token of a continuation is predicted and never read, so it is not among the tokens.
     """
 
     ids: np.ndarray
@@ -118,13 +120,13 @@ class Segment(NamedTuple):
 def make_segment(
     context: Sequence[int], continuations: dict[int, Sequence[int]], first_score: int
 ) -> Segment:
-    """The segment in which `continuations` (by label) branch off `context`.
+    """Makes the segment in which `continuations` (by label) branch off `context`.
 
-    The score of a label is number `first_score + label`: its mean NLL over the continuation.
+    A label has the number `first_score + label`; its NLL is a mean over its continuation.
     """
     ids, positions = list(context), list(range(len(context)))
     branch = [0] * len(context)
-    query = [len(context) - 1]  # its prediction begins every continuation
+    query = [len(context) - 1]  # it predicts the first token of every continuation
     of, target, score, weight = [], [], [], []
     for label, tokens in continuations.items():
         inner = range(len(ids), len(ids) + len(tokens) - 1)
@@ -141,7 +143,7 @@ def make_segment(
 
 
 def gold_segments(encoded: Sequence[Encoded], labels: Sequence[int]) -> list[Segment]:
-    """One segment an example with its gold label alone, as score 0: what training reads."""
+    """Makes the segments of training: an example with its gold label alone, which has number 0."""
     return [
         make_segment(example.contexts[label], {0: example.continuations[label]}, 0)
         for example, label in zip(encoded, labels, strict=True)
@@ -149,7 +151,10 @@ def gold_segments(encoded: Sequence[Encoded], labels: Sequence[int]) -> list[Seg
 
 
 def label_segments(encoded: Sequence[Encoded]) -> list[Segment]:
-    """Every label of every example, score `example * C + label`; equal contexts are shared."""
+    """Makes the segments of scoring: every label, number `example * C + label`, of every example.
+
+    Labels with equal contexts share a segment.
+    """
     segments = []
     for number, example in enumerate(encoded):
         shared: dict[tuple[int, ...], dict[int, Sequence[int]]] = {}
@@ -163,20 +168,20 @@ def label_segments(encoded: Sequence[Encoded]) -> list[Segment]:
 
 
 def sizes(segments: Sequence[Segment]) -> np.ndarray:
-    """`[E, 3]`: each segment's tokens, queries and predictions."""
+    """Counts the tokens, queries and predictions of each segment: `[E, 3]`."""
     found = [(len(p.ids), len(p.query), len(p.of)) for p in segments]
     return np.array(found, np.int64).reshape(-1, 3)
 
 
 def first_fit(lengths: np.ndarray, slots: int) -> np.ndarray:
-    """Where segments start that are packed into rows: first-fit by falling length.
+    """Packs segments into rows, the longest first, each into the first row with room for it.
 
     Args:
-        lengths: `[M, B]` of the segments of M packings, none above `slots`.
-        slots: of a row.
+        lengths: `[M, B]`, lengths of the segments of M packings, none above `slots`.
+        slots: the length of a row.
 
     Returns:
-        `[M, B]` slots; the row is `slot // slots`.
+        `[M, B]`, the slot where each segment starts; its row is `slot // slots`.
     """
     packing = np.arange(len(lengths))
     filled, start = np.zeros_like(lengths), np.zeros_like(lengths)
@@ -189,7 +194,7 @@ def first_fit(lengths: np.ndarray, slots: int) -> np.ndarray:
 
 
 def spread(segments: Sequence[Segment], parts: int) -> list[list[Segment]]:
-    """Spreads segments over parts of about equally many tokens: longest first, to the emptiest."""
+    """Spreads segments over parts with about as many tokens: the longest first, to the emptiest."""
     spread: list[list[Segment]] = [[] for _ in range(parts)]
     filled = [0] * parts
     for item in sorted(segments, key=lambda p: -len(p.ids)):
@@ -200,24 +205,24 @@ def spread(segments: Sequence[Segment], parts: int) -> list[list[Segment]]:
 
 
 def padded(size: int | np.ndarray) -> int | np.ndarray:
-    """The least multiple of `GRAIN` that is no less than `size`, and no less than `GRAIN`."""
+    """Rounds a size up to a multiple of `GRAIN`, at least `GRAIN`."""
     return np.maximum(-(-size // GRAIN), 1) * GRAIN
 
 
 def size_classes(sizes: np.ndarray, most: int, enough: float = 0.95) -> list[int]:
-    """A few sizes to which given ones can be padded up with the least waste.
+    """Chooses a few sizes to which the given sizes can be padded with the least waste.
 
     Args:
         sizes: `[n]` positive int, each as often as it occurs.
-        most: at most so many classes.
-        enough: no more classes than it takes for so much of what is computed to be needed.
+        most: the most classes.
+        enough: no further class is added once this share of the padded sizes is needed.
 
     Returns:
-        Some of the sizes, rising; the last is the largest.
+        Some of the sizes, sorted; the last is the largest.
     """
     values, counts = np.unique(sizes, return_counts=True)
     before = np.concatenate([[0], np.cumsum(counts)])
-    # cost[i, j]: of padding the sizes i to j - 1 to the largest of them.
+    # cost[i, j] is the cost of padding the sizes i to j - 1 to the largest of them.
     cost = np.concatenate([[0], values]) * (before - before[:, None]).astype(float)
     cost[np.tri(len(before), dtype=bool)] = np.inf
     least, ends = cost[0], [[i] for i in range(len(before))]
@@ -230,8 +235,21 @@ def size_classes(sizes: np.ndarray, most: int, enough: float = 0.95) -> list[int
     return [int(values[end - 1]) for end in ends[-1]]
 
 
+def fitting_shape(packs: Sequence[Sequence[Sequence[Segment]]]) -> PackedShape:
+    """Finds the least shape that fits each pack; a pack is a list of segments for each run."""
+    totals, rows, run_rows = [], 1, 1
+    slots = int(padded(max(len(s.ids) for pack in packs for run in pack for s in run)))
+    for pack in packs:
+        totals.append(sizes([segment for run in pack for segment in run]).sum(axis=0))
+        starts = [first_fit(sizes(run)[None, :, 0], slots).max(initial=-1) for run in pack]
+        of_runs = [int(last // slots) + 1 for last in starts]
+        rows, run_rows = max(rows, sum(of_runs)), max(run_rows, *of_runs)
+    tokens, queries, predictions = (int(padded(size)) for size in np.max(totals, axis=0))
+    return PackedShape(tokens, queries, predictions, rows=rows, run_rows=run_rows, slots=slots)
+
+
 def pack_segments(runs: Sequence[Sequence[Segment]], shape: PackedShape) -> PackedBatch:
-    """Lays out the segments of R runs as a pack of a shape that they fit."""
+    """Packs the segments of R runs into a batch of a shape that fits them."""
     segments = [segment for run in runs for segment in run]
     tokens, queries, _ = sizes(segments).T
     first_token, first_query = np.cumsum(tokens) - tokens, np.cumsum(queries) - queries
@@ -277,12 +295,12 @@ def pack_segments(runs: Sequence[Sequence[Segment]], shape: PackedShape) -> Pack
 
 
 def _filled(values: np.ndarray, size: int) -> np.ndarray:
-    """`values` and then -1, `[size]`."""
+    """Appends -1 to `values` up to `[size]`."""
     return np.pad(values, (0, size - len(values)), constant_values=-1)
 
 
 def example_order(n_examples: int, count: int, seed: int) -> np.ndarray:
-    """`[count]` example numbers: one random order of all after another, decided by `seed` alone."""
+    """Draws `[count]` example numbers: one random order of all after another, by `seed` alone."""
     rng = np.random.default_rng(seed)
     epochs = -(-count // n_examples)
     return np.concatenate([rng.permutation(n_examples) for _ in range(epochs)])[:count]

@@ -40,7 +40,7 @@ class Run:
         optimizer: one of `training.optimizers.OPTIMIZERS`, or `custom` for the user's own.
         warmup: steps in which the learning rate rises to its peak; after them it falls linearly.
         weight_decay: decoupled from the gradient; 0 is none.
-        keep: the prompt that is kept, that of the `last` step or the `best` on dev.
+        keep: the prompt that is kept: that of the `last` step, or of the `best` evaluation on dev.
         method: `direct` or `channel`.
         template: index of the task's template.
         k_shot: training examples a class; -1 is all of them.
@@ -87,6 +87,13 @@ class Run:
     def has_target(self) -> bool:
         """False for a `p_star`."""
         return bool(self.target_ids)
+
+    @property
+    def target(self) -> Target | None:
+        """The target; None for a `p_star`."""
+        if not self.has_target:
+            return None
+        return Target(self.target_name, self.target_text, self.target_ids)
 
     @property
     def id(self) -> str:

@@ -1,7 +1,8 @@
-"""Devices as a mesh of three axes, and where arrays lie on it.
+"""The mesh of devices, and the placement of arrays on it.
 
-`runs`: the runs of a population, which never communicate. `data`: the examples of a run, whose
-gradients are summed. `model`: the weights of a model too large for one device.
+The mesh has three axes. `runs` divides the runs of a population, which never communicate. `data`
+divides the examples of each run, whose gradients are summed. `model` divides the weights of a model
+that is too large for one device.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,10 +19,10 @@ BY_RUN = PartitionSpec("runs")
 
 
 def make_mesh(runs: int = 1, data: int = 1, model: int = 1) -> Mesh:
-    """The mesh of the first `runs * data * model` devices.
+    """Makes the mesh of the first `runs * data * model` devices.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer devices.
     """
     needed, devices = runs * data * model, jax.devices()
     if needed > len(devices):
@@ -31,16 +32,22 @@ def make_mesh(runs: int = 1, data: int = 1, model: int = 1) -> Mesh:
 
 
 def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
-    """Puts a pytree onto the mesh; `specs` is one for all, or a pytree prefix of them.
+    """Puts a pytree onto the mesh.
 
-    Where several processes share the mesh, each has the whole tree and puts its devices' part.
+    Several processes that share a mesh call this together, each with the whole tree; each puts the
+    part of its own devices.
+
+    Args:
+        tree: of arrays.
+        mesh: where they are put.
+        specs: one `PartitionSpec` for the whole tree, or a pytree prefix of them.
     """
 
     def put(spec: PartitionSpec, part: Any) -> Any:
         sharding = NamedSharding(mesh, spec)
         if not mesh.is_multi_process:
             return jax.device_put(part, sharding)
-        # device_put would have the processes compare the whole tree first.
+        # device_put would make the processes compare the whole tree first.
         arrays = jax.tree.map(np.asarray, part)
         return jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
@@ -51,7 +58,10 @@ def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
 
 
 def on_host(tree: Any) -> Any:
-    """A pytree as NumPy arrays, whole on every process that shares the mesh; all ask together."""
+    """Copies a pytree to NumPy arrays.
+
+    Several processes that share a mesh call this together, and each gets the whole arrays.
+    """
 
     def whole(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):

@@ -31,7 +31,7 @@ from wayward_jax import tasks
 from wayward_jax.models import LanguageModel
 from wayward_jax.packing import example_order, label_segments
 from wayward_jax.sharding import make_mesh
-from wayward_jax.training.evaluation import evaluation_sets, scores, start_scoring
+from wayward_jax.training.evaluation import evaluation_sets, nll, start_scoring
 from wayward_jax.training.memory import busy_tokens
 
 TOLERANCE = 1e-3
@@ -117,7 +117,7 @@ def _compare_scoring(
     prompts, mask = jnp.asarray(prompt)[None], jnp.ones((1, len(prompt)), bool)
 
     def score_here() -> np.ndarray:
-        return scores(start_scoring(model, prompts, mask, ours, mesh), ours)[0]
+        return nll(start_scoring(model, prompts, mask, ours, mesh), ours)[0]
 
     _check(f"{name}, {what}", score_here()[: len(some)], paper.nll(some))
     seconds: dict[str, list[float]] = {"here": [], "paper-style": []}

@@ -8,13 +8,16 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.helpers import toy_job
 from tests.helpers.nearest import nearest
 from tests.helpers.toy_models import WORDS
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import finished, records
+from wayward_jax.jobs import records
+from wayward_jax.jobs.kept_flags import read_flags
+from wayward_jax.jobs.layout import JobLayout
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
@@ -79,7 +82,7 @@ def test_the_page_has_the_reading_under_other_metrics(analysis, job, table, metr
         assert [data["tokens"][token] for token in ids] == [WORDS[i] for i in near.argmax(1)]
 
 
-def test_the_page_needs_nothing_else(analysis):
+def test_the_page_refers_to_no_other_file(analysis):
     page = (analysis / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", page)
@@ -103,19 +106,57 @@ def test_the_command_of_a_row_repeats_this_row_alone(analysis, job):
     assert row["distance"] == pytest.approx(first["distance"], rel=1e-3)
 
 
-def test_without_the_model_the_page_is_made_and_says_so(job, analysis, tmp_path):
-    moved = shutil.copytree(job / "runs", tmp_path / "runs")
-    rows = (moved / "results.jsonl").read_text()
-    (moved / "results.jsonl").write_text(rows.replace(str(job / "gpt2"), "/nowhere/gpt2"))
+def analyze_copy(job, tmp_path):
+    """Analyzes the changed copy of the job in `tmp_path / "runs"`."""
     out_dir = tmp_path / "analysis"
     process = toy_job.analyze(
-        f"--runs={moved}", f"--out_dir={out_dir}", f"--cache_dir={job / 'cache'}"
+        f"--runs={tmp_path / 'runs'}", f"--out_dir={out_dir}", f"--cache_dir={job / 'cache'}"
     )
-    assert process.returncode == 0, process.stderr
-    assert "The model /nowhere/gpt2 is not here" in (out_dir / "report.html").read_text()
-    table = (analysis / "tables" / "targets.csv").read_text().replace(str(job), "/nowhere")
+    return out_dir, process
+
+
+def assert_read_without_its_model(analysis, out_dir, said):
+    """The page says so, the tables are the same, and there are no neighbors."""
+    assert said in (out_dir / "report.html").read_text()
+    table = (analysis / "tables" / "targets.csv").read_text()
     assert (out_dir / "tables" / "targets.csv").read_text() == table
     assert not any("near" in run for run in page_data(out_dir)["runs"])
+
+
+def test_without_the_model_the_page_is_made_and_says_so(job, analysis, tmp_path):
+    moved = shutil.copytree(job / "runs", tmp_path / "runs")
+    flags = (moved / "flags.json").read_text()
+    (moved / "flags.json").write_text(flags.replace(str(job / "gpt2"), "/nowhere/gpt2"))
+    out_dir, process = analyze_copy(job, tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert_read_without_its_model(analysis, out_dir, "gpt2 is not here")
+
+
+def test_a_model_with_other_weights_is_not_used_and_the_page_says_so(job, analysis, tmp_path):
+    moved = shutil.copytree(job / "runs", tmp_path / "runs")
+    other = shutil.copytree(job / "gpt2", tmp_path / "gpt2")
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if name.endswith("wte.weight"))
+    weights[name] = weights[name] + 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    flags = (moved / "flags.json").read_text()
+    (moved / "flags.json").write_text(flags.replace(str(job / "gpt2"), str(other)))
+    out_dir, process = analyze_copy(job, tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert_read_without_its_model(analysis, out_dir, "has other weights than the prompts were")
+
+
+def test_a_job_of_the_old_format_is_refused_in_one_line(job, tmp_path):
+    old = shutil.copytree(job / "runs", tmp_path / "runs")
+    renamed = (old / "results.jsonl").read_text().replace('"token_ids"', '"projected_ids"')
+    (old / "results.jsonl").write_text(renamed.replace('"text"', '"projected_text"'))
+    out_dir, process = analyze_copy(job, tmp_path)
+    assert process.returncode == 2
+    assert process.stderr == (
+        f"error: {old}/results.jsonl:1: lacks text, token_ids: it was made by another version of "
+        "wayward_jax, so run the job again\n"
+    )
+    assert not out_dir.exists()
 
 
 def folder_of(rows, path):
@@ -133,34 +174,35 @@ def rows(job):
 def test_merged_jobs_have_each_run_once_in_order(rows, tmp_path):
     first = folder_of(rows[:6], tmp_path / "first")
     second = folder_of([{**row, "seconds": 9.0} for row in rows[3:]], tmp_path / "second")
-    merged = finished.read([first, second])
-    assert [run.row for run in merged] == rows[:6] + [{**r, "seconds": 9.0} for r in rows[6:]]
-    assert [run.folder for run in merged] == [first] * 6 + [second] * (len(rows) - 6)
+    merged = records.read_jobs([first, second])
+    expected = rows[:6] + [{**row, "seconds": 9.0} for row in rows[6:]]
+    assert toy_job.rows([run.record for run in merged]) == expected
+    assert [run.job.folder for run in merged] == [first] * 6 + [second] * (len(rows) - 6)
 
 
 def test_jobs_that_disagree_on_a_run_are_refused(rows, tmp_path):
     first = folder_of(rows, tmp_path / "first")
     second = folder_of([rows[0], {**rows[1], "accuracy": 0.123}], tmp_path / "second")
     with pytest.raises(InputError, match=r"second/results.jsonl:2: .* in accuracy: leave out"):
-        finished.read([first, second])
+        records.read_jobs([first, second])
 
 
-def test_rows_without_what_is_needed_are_refused(rows, tmp_path):
+def test_rows_that_lack_an_entry_are_refused(rows, tmp_path):
     old = {name: value for name, value in rows[0].items() if name not in ("correct", "gamma")}
-    with pytest.raises(InputError, match=r"results.jsonl:1: lacks correct, gamma: run the job"):
-        finished.read([folder_of([old], tmp_path / "old")])
+    with pytest.raises(InputError, match=r"results.jsonl:1: lacks correct, gamma: .*run the job"):
+        records.read_jobs([folder_of([old], tmp_path / "old")])
 
 
 @pytest.mark.parametrize("text", ["", "{", "3\n", '{"id": '])
 def test_files_that_hold_no_rows_are_refused(tmp_path, text):
     (tmp_path / "results.jsonl").write_text(text)
     with pytest.raises(InputError, match=r"results.jsonl"):
-        finished.read([tmp_path])
+        records.read_jobs([tmp_path])
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{"])
 def test_flags_that_cannot_be_read_are_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "flags.json").write_text(text)
-    with pytest.raises(InputError, match=r"flags.json cannot be read"):
-        finished.read_flags(tmp_path)
+    with pytest.raises(InputError, match=r"flags.json: cannot be read"):
+        read_flags(JobLayout(tmp_path))

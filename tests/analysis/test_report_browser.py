@@ -65,7 +65,7 @@ def sort(page, name):
     find(page, f'#runs th[data-name="{name}"] button')[0].click()
 
 
-def test_it_opens_without_errors_and_asks_for_nothing(page):
+def test_the_page_opens_without_errors_and_loads_nothing_else(page):
     assert page.get_log("browser") == []
     assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
     assert len(find(page, "figure svg")) == 3
@@ -83,7 +83,7 @@ def test_a_run_is_compared_with_the_p_star_of_its_seed(page, rows):
             )
 
 
-def test_all_runs_are_in_the_table(page, rows):
+def test_the_table_has_all_runs(page, rows):
     assert sorted(shown_ids(page)) == sorted(rows)
     assert "of 10 runs" in page.find_element("id", "shown").text
 
@@ -98,7 +98,7 @@ def test_a_column_sorts_up_and_then_down(page, rows):
     assert find(page, "#runs th[aria-sort=descending]")[0].get_attribute("data-name") == "accuracy"
 
 
-def test_missing_values_come_last_both_ways(page, rows):
+def test_missing_values_come_last_in_both_orders(page, rows):
     for _ in range(2):
         sort(page, "prompt_f1")
         found = [rows[id_]["prompt_f1"] for id_ in shown_ids(page)]
@@ -123,10 +123,10 @@ def test_prompts_are_filtered_by_what_they_read_as(page, rows):
         assert sorted(shown_ids(page)) == sorted(i for i in rows if wanted(rows[i]["prompt_f1"]))
 
 
-def test_a_filter_that_nothing_passes_says_so(page):
+def test_the_page_says_so_if_no_run_matches_the_filter(page):
     page.find_element("id", "find").send_keys("nothing is called this")
     assert shown_ids(page) == []
-    assert page.find_element("id", "shown").text == "no run is like that"
+    assert page.find_element("id", "shown").text == "no run matches"
 
 
 def test_every_strip_shows_the_target_and_what_the_checkpoint_reads_as(page, rows, job, table):

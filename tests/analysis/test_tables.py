@@ -1,23 +1,26 @@
-"""Tables of comparisons, on rows made by hand."""
+"""Tables of comparisons, on records made by hand."""
+
+import dataclasses
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.helpers.finished_runs import best, wayward
+from tests.helpers.finished_runs import best, wayward, with_run
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.selection import compare
 
 DROPS = {"one/1": 0.7, "one/2": 0.6, "one/3": 0.5, "two/1": 0.8, "two/2": 0.7}
 
 
-def rows(task="sst2", names=DROPS, **setting):
+def finished(task="sst2", names=DROPS, **setting):
+    """A p_star and the targets of these names."""
     made = [best(0.8)] + [wayward(DROPS[name], name=name, text=f"{name} word") for name in names]
-    return [{**row, "task": task, **setting, "id": f"{task} {row['id']} {setting}"} for row in made]
+    return [with_run(record, task=task, **setting) for record in made]
 
 
-def test_a_group_has_its_mean_and_what_is_behind_it():
-    frame = tables.by_group(compare(rows())).set_index("set")
+def test_a_group_has_the_mean_drop_and_counts_what_is_behind_it():
+    frame = tables.by_group(compare(finished())).set_index("set")
     assert list(frame.index) == ["one", "two"]
     assert frame.loc["one", "drop"] == pytest.approx(100 * (0.8 - 0.6) / 0.8)
     assert (frame["targets"].tolist(), frame["seeds"].tolist()) == ([3, 2], [1, 1])
@@ -26,7 +29,7 @@ def test_a_group_has_its_mean_and_what_is_behind_it():
 
 
 def test_target_sets_are_compared_unpaired():
-    frame = tables.between_groups(compare(rows()))
+    frame = tables.between_groups(compare(finished()))
     (line,) = frame.itertuples()
     assert (line.set, line.paired, line.targets) == ("one - two", False, "3, 2")
     assert line.difference == pytest.approx(25 - 6.25)
@@ -36,22 +39,27 @@ def test_target_sets_are_compared_unpaired():
 
 
 def test_tasks_are_compared_target_by_target():
-    easy = rows("trec", ["one/1", "one/2", "one/3"])
-    hard = [{**row, "accuracy": row["accuracy"] / 2} for row in rows("sst2", ["one/1", "one/3"])]
+    easy = finished("trec", ["one/1", "one/2", "one/3"])
+    hard = [
+        dataclasses.replace(record, accuracy=record.accuracy / 2)
+        for record in finished("sst2", ["one/1", "one/3"])
+    ]
     (line,) = tables.between_groups(compare([*easy, *hard])).itertuples()
     assert (line.task, line.paired, line.targets) == ("trec - sst2", True, "2, 2")
 
 
-def test_groups_that_differ_in_two_things_are_not_compared():
-    first, second = rows("sst2", ["one/1", "one/2"]), rows("trec", ["two/1", "two/2"])
+def test_groups_that_differ_in_two_settings_are_not_compared():
+    first, second = finished("sst2", ["one/1", "one/2"]), finished("trec", ["two/1", "two/2"])
     assert tables.between_groups(compare([*first, *second])).empty
 
 
 def test_constraints_are_compared_target_by_target_whatever_their_margins():
-    penalty = rows(names=["one/1", "one/2"])
-    held = {"constraint": "cell", "margin": 0.01}
-    cells = [{**row, **held, "accuracy": 0.8} for row in penalty if row["target_ids"]]
-    cells = [{**row, "id": f"cell {row['id']}"} for row in cells]
+    penalty = finished(names=["one/1", "one/2"])
+    cells = [
+        dataclasses.replace(with_run(record, constraint="cell", margin=0.01), accuracy=0.8)
+        for record in penalty
+        if record.run.has_target
+    ]
     comparisons = compare([*penalty, *cells])
     (line,) = tables.between_groups(comparisons).itertuples()
     assert (line.constraint, line.paired, line.targets) == ("penalty - cell", True, "2, 2")
@@ -62,30 +70,53 @@ def test_constraints_are_compared_target_by_target_whatever_their_margins():
     assert tables.differing(margins_too) == ["constraint", "margin"]
 
 
-def test_a_gamma_that_was_found_is_shown_and_is_none_of_those_given():
+def test_models_are_compared_though_they_have_other_weights():
+    small = finished(names=["one/1", "one/2"], model_digest="a")
+    large = finished(names=["one/1", "one/2"], model="gpt2-large", model_digest="b")
+    (line,) = tables.between_groups(compare([*small, *large])).itertuples()
+    assert (line.model, line.paired, line.targets) == ("gpt2 - gpt2-large", True, "2, 2")
+    again = finished(names=["one/1", "one/2"], model_digest="c")
+    (line,) = tables.between_groups(compare([*small, *again])).itertuples()
+    assert line.model_digest == "a - c"
+
+
+def test_a_gamma_that_was_found_is_shown_and_is_not_among_those_given():
     found = {"constraint": "dual", "gamma": 0.01, "margin": 0.01}
     made = [best(0.8), *(wayward(0.7, run={**found, "seed": seed}) for seed in (1, 2))]
-    made = [{**row, "final_gamma": 0.1 * i} for i, row in enumerate(made)]
+    made = [dataclasses.replace(record, final_gamma=0.1 * i) for i, record in enumerate(made)]
     assert tables.by_target(compare(made))["gamma"].tolist() == [pytest.approx(0.15)]
     assert tables.by_gamma(made).empty
 
 
-def test_readers_see_a_setting_only_where_it_differs():
-    once = tables.by_group(compare(rows()))
-    assert "steps" not in tables.shown(once)[0]
-    both = tables.by_group(compare([*rows(steps=5), *rows(steps=9)]))
-    assert tables.shown(both)[0]["steps"].tolist() == ["5", "5", "9", "9"]
+@pytest.mark.parametrize(
+    ("name", "values", "shown"),
+    [
+        ("steps", (5, 9), ["5", "5", "9", "9"]),
+        ("learning_rate", (0.1, 0.01), ["0.1", "0.1", "0.01", "0.01"]),
+        ("optimizer", ("adamw", "sgd"), ["adamw", "adamw", "sgd", "sgd"]),
+        ("keep", ("last", "best"), ["last", "last", "best", "best"]),
+        ("warmup", (0, 10), ["0", "0", "10", "10"]),
+        ("weight_decay", (0.0, 0.1), ["0", "0", "0.1", "0.1"]),
+        ("model_digest", ("a", "b"), ["a", "a", "b", "b"]),
+    ],
+)
+def test_readers_see_a_setting_only_where_it_differs(name, values, shown):
+    title = name.replace("_", " ")
+    once = tables.by_group(compare(finished()))
+    assert title not in tables.shown(once)[0]
+    both = [record for value in values for record in finished(**{name: value})]
+    assert tables.shown(tables.by_group(compare(both)))[0][title].tolist() == shown
 
 
 def test_differences_in_a_number_are_shown_like_those_in_a_name(tmp_path):
-    both = [*rows(learning_rate=0.1), *rows(learning_rate=0.01)]
+    both = [*finished(learning_rate=0.1), *finished(learning_rate=0.01)]
     frame = tables.between_groups(compare(both))
     assert "0.1 - 0.01" in tables.shown(frame)[0]["learning rate"].tolist()
     tables.write(frame, tmp_path, "differences")
     assert "0.1 - 0.01" in (tmp_path / "differences.md").read_text()
 
 
-def test_what_is_unknown_is_left_blank():
+def test_unknown_values_are_left_blank():
     frame = tables.by_group(compare([best(0.0), wayward(0.7, name="one/1")]))
     assert np.isnan([frame["drop"][0], frame["low"][0]]).all()
     assert tables.shown(frame)[0]["from"].tolist() == [""]
@@ -95,15 +126,15 @@ def test_gaps_are_between_a_prompt_and_its_own_texts():
     """By hand: five prompts, 20 points better than what they read as, once 40."""
     made = [best(0.8), *(wayward(0.7, run={"seed": seed}) for seed in range(5))]
     lines = {
-        row["id"]: [
-            {"id": row["id"], "prompt": prompt, "calibrated": False, "accuracy": accuracy}
+        record.id: [
+            {"id": record.id, "prompt": prompt, "calibrated": False, "accuracy": accuracy}
             for prompt, accuracy in (
                 ("continuous", 0.8),
-                ("projected", 0.4 if row["seed"] == 0 else 0.6),
+                ("projected", 0.4 if record.run.seed == 0 else 0.6),
                 ("target", 0.8),
             )
         ]
-        for row in made[1:]
+        for record in made[1:]
     }
     lines["zero-shot"] = [{"prompt": "zero-shot", "calibrated": False, "accuracy": 0.1}]
     projected, target = tables.gaps(made, {"discrete": lines}).itertuples()

@@ -1,5 +1,6 @@
-"""What is measured of finished prompts, against their rows and by other ways."""
+"""Measurements of finished prompts, tested against their records and in other ways."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -9,14 +10,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from experiments import flags
+from experiments.discrete import MOST_DEMONSTRATIONS, calibrate, demonstrations
 from experiments.path import between
 from tests.helpers import toy_job, toy_models
 from wayward_jax import checkpoints
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.selection import compare
-from wayward_jax.discrete import MOST_DEMONSTRATIONS, calibrated, demonstrations
+from wayward_jax.analysis.terminal import show
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import experiment, finished, job, progress_bar, records
+from wayward_jax.jobs import job, records
 from wayward_jax.packing import gold_segments, label_segments
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import evaluation_sets, score_prompts
@@ -39,58 +42,59 @@ def folder(tmp_path_factory):
     return made
 
 
-SETTINGS = {"gammas": (0.0, 0.5), "seeds": (1, 2), "inits": ("vocab",), "learning_rate": 0.1}
+SETTINGS = {"gamma": (0.0, 0.5), "seeds": (1, 2), "init": ("vocab",), "learning_rate": 0.1}
 
 
 def run_job(folder, out_dir, name, **changed):
     settings = toy_job.settings(folder, out_dir, experiment=name, **{**SETTINGS, **changed})
     with toy_job.CountingReporter() as watch:
-        finished = job.run_job(settings, experiment.find(name), out_dir, watch)
+        finished = job.run_job(settings, flags.find_experiment(name), out_dir, watch)
         return finished, watch.steps
 
 
 @pytest.fixture(scope="module")
 def first(folder):
-    return run_job(folder, folder / "first", "main", steps=20)[0].rows
+    return run_job(folder, folder / "first", "main", steps=20)[0].records
 
 
 @pytest.fixture(scope="module")
 def measured(folder, first):
-    """What an experiment measures of the first job's prompts: its rows by key."""
+    """Measures the first job's prompts with an experiment; gives its rows by key."""
 
     def measure(name):
         finished, steps = run_job(folder, folder / name, name, steps=20, reuse=(folder / "first",))
         assert steps == 0
-        assert finished.rows == first
+        assert toy_job.rows(finished.records) == toy_job.rows(first)
         return finished.measured[name]
 
     return measure
 
 
-def test_ways_end_where_the_runs_are_and_at_the_target(first, measured):
-    rows = {row["id"]: row for row in first}
-    p_star = {row["seed"]: row for row in first if not row["target_ids"]}
-    ways = measured("path")
-    assert len(ways) == 2  # a target at its best gamma, two seeds
-    for key, way in ways.items():
-        assert [point["position"] for point in way] == pytest.approx(np.linspace(0, 2, 21))
-        begin, middle, end = way[0], way[10], way[20]
-        assert begin["accuracy"] == p_star[rows[key]["seed"]]["accuracy"]
+def test_paths_begin_at_p_star_pass_the_wayward_prompt_and_end_at_the_target(first, measured):
+    records = {record.id: record for record in first}
+    p_star = {record.run.seed: record for record in first if not record.run.has_target}
+    paths = measured("path")
+    assert len(paths) == 2  # a target at its best gamma, two seeds
+    for key, path in paths.items():
+        record = records[key]
+        assert [point["position"] for point in path] == pytest.approx(np.linspace(0, 2, 21))
+        begin, middle, end = path[0], path[10], path[20]
+        assert begin["accuracy"] == p_star[record.run.seed].accuracy
         for name in ("accuracy", "prompt_f1", "token_f1"):
-            assert middle[name] == rows[key][name]
-        assert middle["distance"] == pytest.approx(rows[key]["distance"], rel=1e-5)
+            assert middle[name] == getattr(record, name)
+        assert middle["distance"] == pytest.approx(record.distance, rel=1e-5)
         assert (end["prompt_f1"], end["token_f1"], end["distance"]) == (1, 1, 0)
         # Half-way to the target a prompt is half as far away, and the square of that.
-        assert way[15]["distance"] == pytest.approx(middle["distance"] / 4, rel=1e-4)
+        assert path[15]["distance"] == pytest.approx(middle["distance"] / 4, rel=1e-4)
 
 
-def test_points_between_corners_are_weighed_means():
+def test_points_between_corners_are_weighted_means():
     corners = np.array([[[0.0, 0]], [[4, 8]], [[4, 0]]])
     found = between(corners, np.array([0, 0.25, 1, 1.5, 2]))
     np.testing.assert_allclose(found[:, 0], [[0, 0], [1, 2], [4, 8], [4, 4], [4, 0]])
 
 
-def test_what_is_measured_is_not_measured_again_and_half_a_line_is(folder, measured, tmp_path):
+def test_a_measurement_is_not_taken_again_unless_its_line_is_cut(folder, measured, tmp_path):
     measured("path")
     path = folder / "path" / "measurements.jsonl"
     before = path.read_bytes()
@@ -106,22 +110,22 @@ def test_what_is_measured_is_not_measured_again_and_half_a_line_is(folder, measu
 def test_a_line_that_is_no_measurement_is_named(tmp_path, line):
     (tmp_path / "measurements.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match=r"measurements.jsonl:1"):
-        finished.read_measurements([tmp_path])
+        records.read_measurements([tmp_path])
 
 
-def test_texts_as_prompts_stand_beside_the_prompts_and_the_references(first, measured):
+def test_discrete_measures_each_prompt_its_texts_and_the_references(first, measured):
     found = measured("discrete")
-    rows = {row["id"]: row for row in first}
-    own = [line for key, lines in found.items() if key in rows for line in lines]
+    by_id = {record.id: record for record in first}
+    own = [line for key, lines in found.items() if key in by_id for line in lines]
     for line in own:
         if line["prompt"] == "continuous" and not line["calibrated"]:
-            assert line["accuracy"] == rows[line["id"]]["accuracy"]
+            assert line["accuracy"] == by_id[line["id"]].accuracy
     assert {(line["prompt"], line["calibrated"]) for line in own} == {
         (prompt, is_so)
         for prompt in ("continuous", "projected", "target")
         for is_so in (False, True)
     }
-    others = [lines[0]["prompt"] for key, lines in found.items() if key not in rows]
+    others = [lines[0]["prompt"] for key, lines in found.items() if key not in by_id]
     assert others == ["zero-shot", "few-shot", "few-shot"]
     # What is read depends on the run, the target's text does not.
     assert len({line["accuracy"] for line in own if line["prompt"] == "target"}) <= 2
@@ -154,7 +158,7 @@ def test_calibration_divides_probabilities_by_those_of_a_text_without_content():
     """By hand: the second label is likelier without content, so that the first one wins."""
     probabilities = np.array([[[0.4, 0.6], [0.1, 0.9]]])
     prior = np.array([[[0.2, 0.8]]])
-    found = np.exp(-calibrated(-np.log(probabilities), -np.log(prior)))
+    found = np.exp(-calibrate(-np.log(probabilities), -np.log(prior)))
     np.testing.assert_allclose(found, [[[2.0, 0.75], [0.5, 1.125]]])
 
 
@@ -180,77 +184,77 @@ def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
 
 
 def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(folder, tmp_path):
-    finished, _ = run_job(
-        folder, tmp_path / "job", "transfer", steps=20, tasks=("mood", "opposite")
-    )
-    rows = {row["id"]: row for row in finished.rows}
+    finished, _ = run_job(folder, tmp_path / "job", "transfer", steps=20, task=("mood", "opposite"))
+    records = {record.id: record for record in finished.records}
     found = finished.measured["transfer"]
     assert len(found) == 2 * (2 + 2)  # of both tasks p_star and the target, two seeds
     for key, lines in found.items():
         on = {line["to_task"]: line["accuracy"] for line in lines}
-        own = rows[key]["task"]
-        assert on[own] == rows[key]["accuracy"]
+        own = records[key].run.task
+        assert on[own] == records[key].accuracy
         assert on["mood"] + on["opposite"] == pytest.approx(1)
 
 
 def test_every_models_readings_are_given_to_every_model(folder, tmp_path):
     models = tuple(str(folder / name) for name in ("gpt2", "llama"))
-    finished, _ = run_job(folder, tmp_path / "job", "transfer", models=models, seeds=(1,))
-    rows = {row["id"]: row for row in finished.rows}
+    finished, _ = run_job(folder, tmp_path / "job", "transfer", model=models, seeds=(1,))
+    of = {record.id: record.run.model for record in finished.records}
     lines = [line for found in finished.measured["transfer"].values() for line in found]
-    pairs = {(rows[line["id"]]["model"], line["to_model"], line["as_text"]) for line in lines}
-    assert pairs == {(a, b, True) for a in models for b in models}
+    pairs = {(of[line["id"]], line["to_model"], line["as_text"]) for line in lines}
+    assert len(set(of.values())) == 2
+    assert pairs == {(a, b, True) for a in of.values() for b in of.values()}
 
 
-def test_projections_of_the_same_prompts_agree_with_their_rows(folder, first, measured):
-    rows = {row["id"]: row for row in first}
+def test_readings_of_the_same_prompts_agree_with_their_records(folder, first, measured):
+    by_id = {record.id: record for record in first}
     (lines,) = measured("projection").values()
     euclidean = [x for x in lines if x["metric"] == "euclidean" and x["prompt"] == "wayward"]
-    aimed = [row for row in first if row["gamma"] == rows[euclidean[0]["id"]]["gamma"]]
-    aimed = [row for row in aimed if row["target_ids"]]
-    for line, row in zip(euclidean, aimed, strict=True):
-        assert (line["prompt_f1"], line["token_f1"]) == (row["prompt_f1"], row["token_f1"])
-        assert line["top_1"] == np.mean(np.equal(row["token_ids"], row["target_ids"]))
+    gamma = by_id[euclidean[0]["id"]].run.gamma
+    wayward = [r for r in first if r.run.has_target and r.run.gamma == gamma]
+    for line, record in zip(euclidean, wayward, strict=True):
+        assert (line["prompt_f1"], line["token_f1"]) == (record.prompt_f1, record.token_f1)
+        assert line["top_1"] == np.mean(np.equal(record.token_ids, record.run.target_ids))
         assert line["top_1"] <= line["top_5"] <= line["top_10"]
     table = toy_models.make_table()
     best = [x for x in lines if x["metric"] == "dot" and x["prompt"] == "p_star"]
-    p_stars = [row for row in first if not row["target_ids"]]
-    for line, row in zip(best, p_stars, strict=True):
-        prompt = checkpoints.load_prompt(folder / "first" / "checkpoints" / row["id"])
+    p_stars = [record for record in first if not record.run.has_target]
+    for line, record in zip(best, p_stars, strict=True):
+        prompt = checkpoints.load_prompt(folder / "first" / "checkpoints" / record.id)
         ten = (-prompt @ table.T).argsort(axis=1)[:, :10]
-        target = np.array(aimed[0]["target_ids"])[:, None]
+        target = np.array(wayward[0].run.target_ids)[:, None]
         assert line["top_10"] == pytest.approx((ten == target).any(axis=1).mean())
 
 
-def test_the_paper_chooses_on_the_split_that_it_reports(folder, first):
-    aimed = [{**row, "prompt_f1": 1.0} for row in first if row["target_ids"]]
-    rows = [row for row in first if not row["target_ids"]]
-    for row in aimed:
-        high = row["gamma"] == 0.5
-        rows.append({**row, "accuracy": float(high), "dev_accuracy": float(not high)})
-    assert compare(rows)[0].wayward[0]["gamma"] == 0.0
-    assert compare(rows, "test")[0].wayward[0]["gamma"] == 0.5
+def test_the_best_gamma_can_be_chosen_on_the_split_that_is_reported(first):
+    records = [record for record in first if not record.run.has_target]
+    for record in first:
+        if record.run.has_target:
+            high = record.run.gamma == 0.5
+            changed = {"accuracy": float(high), "dev_accuracy": float(not high)}
+            records.append(dataclasses.replace(record, prompt_f1=1.0, **changed))
+    assert compare(records)[0].wayward[0].run.gamma == 0.0
+    assert compare(records, "test")[0].wayward[0].run.gamma == 0.5
 
 
-def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, measured):
+def test_tables_have_means_over_prompts_and_the_terminal_shows_them(folder, first, measured):
     found = {"path": measured("path")}
     table = tables.by_measurement(first, found, "path")
     assert table["position"].tolist() == pytest.approx(np.linspace(0, 2, 21))
-    at_target = [way[20]["accuracy"] for way in found["path"].values()]
+    at_target = [path[20]["accuracy"] for path in found["path"].values()]
     last = table.iloc[20]
     assert last["accuracy"] == pytest.approx(np.mean(at_target))
     assert min(at_target) <= last["least"] <= last["accuracy"] <= last["most"] <= max(at_target)
     assert set(table["prompts"]) == {2}
     model = toy_models.make("gpt2", folder / "once_more")
     console = Console(width=100, record=True, file=io.StringIO())
-    progress_bar.show(first, found, {first[0]["model"]: model.tokenizer}, ["path"], console)
+    show(first, found, {first[0].run.model: model.tokenizer}, ["path"], console)
     assert len([line for line in console.export_text().splitlines() if "mood" in line]) == 21
 
 
 def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, measured, tmp_path):
     for name in ("path", "discrete", "projection"):
         measured(name)
-    run_job(folder, folder / "two", "transfer", tasks=("mood", "opposite"), seeds=(1,))
+    run_job(folder, folder / "two", "transfer", task=("mood", "opposite"), seeds=(1,))
     runs = ",".join(str(folder / name) for name in ("path", "discrete", "projection", "two"))
     process = toy_job.analyze(
         f"--runs={runs}",

@@ -1,31 +1,53 @@
-"""Rows of finished runs, made by hand."""
+"""Records of finished runs, made by hand."""
+
+import dataclasses
 
 import numpy as np
 
-from wayward_jax.runs import Run
+from wayward_jax.runs import CurvePoint, Run, RunRecord
 from wayward_jax.targets import Target
 
 COMMON = {"model": "gpt2", "task": "sst2"}
+N_EVAL = 10
 
 
-def row(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0):
-    """Ten test examples, of which the first ones are predicted right."""
-    correct = np.packbits(np.arange(10) < 10 * accuracy).tobytes().hex()
-    return {
-        **vars(run),
-        "id": run.id,
-        "accuracy": accuracy,
-        "dev_accuracy": dev_accuracy,
-        "prompt_f1": prompt_f1 if run.target_ids else None,
-        "correct": correct,
-        "n_eval": 10,
-    }
+def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0):
+    """A run with ten test examples, of which the first ones are predicted right."""
+    f1 = prompt_f1 if run.has_target else None
+    return RunRecord(
+        run=run,
+        n_train=40,
+        n_dev=20,
+        n_eval=N_EVAL,
+        accuracy=accuracy,
+        macro_f1=accuracy,
+        correct=np.arange(N_EVAL) < N_EVAL * accuracy,
+        dev_accuracy=dev_accuracy,
+        text=run.target_text,
+        token_ids=run.target_ids,
+        prompt_f1=f1,
+        token_f1=f1,
+        distance=0.5 if run.has_target else None,
+        final_gamma=run.gamma,
+        task_loss=0.7,
+        kept_step=run.steps,
+        diverged_at=None,
+        seconds=1.0,
+        curve=(CurvePoint(5, 0.7, 0.5 if run.has_target else None, dev_accuracy, f1),),
+    )
 
 
 def best(accuracy, seed=1):
-    return row(Run(**COMMON, prompt_length=2, seed=seed), accuracy)
+    """A p_star."""
+    return record(Run(**COMMON, prompt_length=2, seed=seed), accuracy)
 
 
 def wayward(accuracy, text="two words", name="own/1", run=(), **changed):
+    """A run with a target; `run` are attributes of the run, `changed` those of `record`."""
     target = Target(name, text, tuple(range(len(text.split()))))
-    return row(Run.towards(target, **COMMON, **dict(run)), accuracy, **changed)
+    return record(Run.towards(target, **COMMON, **dict(run)), accuracy, **changed)
+
+
+def with_run(changed, **attributes):
+    """The same record of a run with other attributes."""
+    return dataclasses.replace(changed, run=dataclasses.replace(changed.run, **attributes))

@@ -1,4 +1,4 @@
-"""The nearest tokens of prompts, by brute force in float64."""
+"""Finds the nearest tokens of prompts by brute force in float64."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from wayward_jax import checkpoints
 
 
 def nearest(folder, row, table):
-    """The prompt's ten nearest words and their distances, by brute force in float64."""
+    """The ten words that are nearest to each vector of a row's prompt, and their distances."""
     prompt = checkpoints.load_prompt(folder / "runs" / "checkpoints" / row["id"])
     far = ((np.float64(prompt)[:, None] - np.float64(table)[None]) ** 2).sum(-1)
     ids = far.argsort(axis=1, kind="stable")[:, :10]

@@ -6,7 +6,11 @@ import pytest
 
 
 def assert_same_logits(ours, theirs, length=24):
-    """The logits of a `LanguageModel` and of a transformers model agree to 1e-4 of the largest."""
+    """Asserts that logits of ours and of transformers agree to 1e-4 of the largest logit.
+
+    `ours` is a `LanguageModel`, `theirs` a model of transformers. Both compute two random texts of
+    `length` tokens.
+    """
     torch = pytest.importorskip("torch")
 
     ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, (2, length))

@@ -1,4 +1,4 @@
-"""Two-layer random language models here and in transformers, with examples, runs and a task."""
+"""Random language models of two layers, here and in transformers, with a task and runs."""
 
 import functools
 
@@ -126,7 +126,7 @@ def load_published(family, folder):
 
 
 def published_nll(theirs, prompt, context, continuation):
-    """Computes the mean NLL of a continuation in one plain pass of transformers over one sequence.
+    """Computes the mean NLL of a continuation by one pass of transformers over one sequence.
 
     `prompt` is a torch tensor `[L, D]`, which may require a gradient.
     """
@@ -139,7 +139,11 @@ def published_nll(theirs, prompt, context, continuation):
 
 
 def examples(count, n_labels, seed, method="direct"):
-    """Random encoded examples of different lengths; equal contexts if the method is `direct`."""
+    """Makes random encoded examples of different lengths.
+
+    The labels of an example share their context if the method is `direct`, and their continuation
+    if it is `channel`.
+    """
     rng = np.random.default_rng(seed)
 
     def tokens(low, high):
@@ -160,7 +164,7 @@ TARGET = "w3 w1 w4 w1"
 
 
 def toy_data():
-    """40, 30 and 50 examples: up to three noise words, then one of two words, the label's."""
+    """Makes 40, 30 and 50 examples: up to three noise words, then the word of the label."""
 
     def split(count, seed):
         rng = np.random.default_rng(seed)
@@ -176,7 +180,7 @@ def toy_data():
 
 
 def toy_runs(model, **settings):
-    """Five runs for it, which differ in length, gamma, seed, start and learning rate."""
+    """Makes five runs for `toy_data`, which differ in length, gamma, seed, start, learning rate."""
     target = Target("words", TARGET, tuple(model.tokenizer.encode(TARGET)))
     settings = {"model": "tiny", "task": "toy", "template": 0, **settings}
     towards = functools.partial(Run.towards, target, **settings)

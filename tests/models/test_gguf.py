@@ -1,4 +1,4 @@
-"""GGUF files: small ones written here, in all quantisations that can be, and the real one."""
+"""Models in GGUF files: small ones that the tests write, in many quantizations, and SmolLM2."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-QUANTISATIONS = [
+QUANTIZATIONS = [
     gguf.GGMLQuantizationType[name]
     for name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 ]
@@ -44,7 +44,7 @@ F32 = gguf.GGMLQuantizationType.F32
 
 
 def permute(weights, heads):
-    """What llama.cpp's convert_hf_to_gguf.py does to Q and K."""
+    """Reorders the rows of Q or K as llama.cpp's convert_hf_to_gguf.py does."""
     return (
         weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
         .swapaxes(1, 2)
@@ -53,10 +53,10 @@ def permute(weights, heads):
 
 
 def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
-    """Writes a transformers Llama as llama.cpp's converter does, its matrices in `kinds` by turns.
+    """Writes a transformers Llama as llama.cpp's converter does, and rounds `model` alike.
 
-    The weights of `model` become what the quantised ones stand for, so that it is what the file
-    should read as.
+    The matrices are quantized to `kinds` in turn. The weights of `model` are replaced by the
+    dequantized ones, so that its logits are those expected of the file.
     """
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -91,11 +91,7 @@ def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
             name.split(".")[-2]
         )
         stored = gguf.quantize(permute(array, heads) if heads else array, kind)
-        weights.copy_(
-            pytest.importorskip("torch").from_numpy(
-                gguf.dequantize(gguf.quantize(array, kind), kind)
-            )
-        )
+        array[...] = gguf.dequantize(gguf.quantize(array, kind), kind)  # which also changes `model`
         for theirs, ours in NAMES.items():
             name = name.replace(theirs, ours)
         writer.add_tensor(name, stored, raw_dtype=kind)
@@ -106,11 +102,13 @@ def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
     return path
 
 
-def test_quantisations(publish, tokenizer, tmp_path):
-    """Each matrix in another one, as the files of llama.cpp mix them too."""
+def test_logits_of_every_quantization_are_those_of_the_dequantized_weights(
+    publish, tokenizer, tmp_path
+):
+    """Each matrix has another quantization, since llama.cpp's files mix them as well."""
     _, theirs = publish(LlamaConfig(**LLAMA))
-    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, kinds=QUANTISATIONS)
-    assert {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors} == set(QUANTISATIONS)
+    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, kinds=QUANTIZATIONS)
+    assert {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors} == set(QUANTIZATIONS)
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
 
@@ -125,7 +123,7 @@ def test_quantisations(publish, tokenizer, tmp_path):
     ],
     ids=str,
 )
-def test_variants(variant, publish, tokenizer, tmp_path):
+def test_logits_of_every_variant_are_those_of_transformers(variant, publish, tokenizer, tmp_path):
     _, theirs = publish(LlamaConfig(**{**LLAMA, **variant}))
     file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer)
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
@@ -136,11 +134,11 @@ def test_a_file_of_unrounded_weights_has_the_digest_of_the_folder(publish, token
     digest = models.load(str(folder), cache_dir=tmp_path).digest
     file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer)
     assert models.load(str(file), cache_dir=tmp_path).digest == digest
-    rounded = write_gguf(tmp_path / "rounded.gguf", theirs, tokenizer, kinds=QUANTISATIONS)
+    rounded = write_gguf(tmp_path / "rounded.gguf", theirs, tokenizer, kinds=QUANTIZATIONS)
     assert models.load(str(rounded), cache_dir=tmp_path).digest != digest
 
 
-def test_linear_rope_scaling(publish, tokenizer, tmp_path):
+def test_linear_rope_scaling_is_read(publish, tokenizer, tmp_path):
     rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
     _, theirs = publish(LlamaConfig(**LLAMA, rope_parameters=rope))
 
@@ -152,7 +150,7 @@ def test_linear_rope_scaling(publish, tokenizer, tmp_path):
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
 
-def test_llama3_rope_scaling_is_told_from_its_divisors(publish, tokenizer, tmp_path):
+def test_llama3_rope_scaling_is_recovered_from_its_divisors(publish, tokenizer, tmp_path):
     rope = {
         "rope_type": "llama3",
         "rope_theta": 500000.0,
@@ -175,7 +173,7 @@ def test_llama3_rope_scaling_is_told_from_its_divisors(publish, tokenizer, tmp_p
     assert_same_logits(loaded, theirs)
     assert loaded.module.config.rope_scaling.factor == pytest.approx(32)
 
-    divisors[-3] *= 1.1  # some other model's scaling
+    divisors[-3] *= 1.1  # no longer Llama 3's scaling
     file = write_gguf(tmp_path / "other.gguf", theirs, tokenizer, extra=scaling)
     with pytest.raises(InputError, match=r"rope_freqs\.weight"):
         models.load(str(file), cache_dir=tmp_path)
@@ -193,7 +191,9 @@ def test_llama3_rope_scaling_is_told_from_its_divisors(publish, tokenizer, tmp_p
     ],
     ids=["yarn", "unknown", "value_length", "part", "experts", "layers"],
 )
-def test_what_is_not_computed_is_refused(extra, message, publish, tokenizer, tmp_path):
+def test_models_with_unsupported_mathematics_are_refused(
+    extra, message, publish, tokenizer, tmp_path
+):
     _, theirs = publish(LlamaConfig(**LLAMA))
     file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, extra=extra)
     with pytest.raises(InputError, match=message) as refusal:
@@ -212,7 +212,7 @@ def test_files_cut_short_are_refused_and_named(share, publish, tokenizer, tmp_pa
     assert "\n" not in str(refusal.value)
 
 
-def test_smollm2_against_transformers_own_reading(asset, tmp_path):
+def test_logits_of_smollm2_are_those_that_transformers_reads_from_the_same_file(asset, tmp_path):
     pytest.importorskip("torch")
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 

@@ -119,7 +119,7 @@ def test_a_single_changed_weight_changes_the_digest(published, tmp_path):
 
 
 def test_exchanged_tensors_change_the_digest(publish, tmp_path):
-    """The names are part of it, not the values alone."""
+    """The digest covers the names of tensors, not only their values."""
     folder, _ = publish(CONFIGS["llama"])
     digest = digest_of(folder, tmp_path)
 
@@ -148,8 +148,7 @@ def test_a_model_from_a_path_is_named_by_its_last_component(publish, tmp_path, m
         ("files/v1.5", "v1.5"),
     ],
 )
-def test_short_names(name, short, tmp_path, monkeypatch):
-    """Built-in and hub names stay as they are given."""
+def test_built_in_and_hub_names_stay_and_paths_are_shortened(name, short, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "files" / "v1.5").mkdir(parents=True)
     (tmp_path / "files" / "some.model-Q4.gguf").touch()

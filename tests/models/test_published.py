@@ -1,4 +1,4 @@
-"""Logits against transformers on the same weights, for every variant that is supported."""
+"""Comparison of logits with transformers on the same weights, for every supported variant."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ LLAMA3_ROPE = {
     ],
     ids=str,
 )
-def test_gpt2(variant, publish, tmp_path):
+def test_logits_of_gpt2_are_those_of_transformers(variant, publish, tmp_path):
     folder, theirs = publish(GPT2Config(**GPT2, **variant))
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
@@ -69,12 +69,12 @@ def test_gpt2(variant, publish, tmp_path):
     ],
     ids=str,
 )
-def test_llama(variant, publish, tmp_path):
+def test_logits_of_llama_are_those_of_transformers(variant, publish, tmp_path):
     folder, theirs = publish(LlamaConfig(**{**LLAMA, **variant}))
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
 
-def test_mistral_without_window_is_a_llama(publish, tmp_path):
+def test_mistral_without_a_window_is_computed_as_a_llama(publish, tmp_path):
     folder, theirs = publish(MistralConfig(**LLAMA, sliding_window=None))
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
@@ -95,7 +95,7 @@ def test_mistral_without_window_is_a_llama(publish, tmp_path):
     ],
     ids=lambda config: config.model_type,
 )
-def test_full_width(config, publish, tmp_path):
+def test_logits_at_the_width_of_real_models_are_those_of_transformers(config, publish, tmp_path):
     folder, theirs = publish(config)
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
@@ -103,13 +103,13 @@ def test_full_width(config, publish, tmp_path):
 @pytest.mark.parametrize(
     "config", [GPT2Config(**GPT2), LlamaConfig(**LLAMA)], ids=["gpt2", "llama"]
 )
-def test_weights_in_several_files(config, publish, tmp_path):
+def test_weights_in_several_files_are_read(config, publish, tmp_path):
     folder, theirs = publish(config, max_shard_size="50kB")
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
 
-def test_rope_entries_of_transformers_4(publish, tmp_path):
+def test_rope_entries_of_transformers_4_are_read(publish, tmp_path):
     folder, theirs = publish(LlamaConfig(**LLAMA, rope_parameters=LLAMA3_ROPE))
     config = json.loads((folder / "config.json").read_text())
     rope = config.pop("rope_parameters")
@@ -118,8 +118,8 @@ def test_rope_entries_of_transformers_4(publish, tmp_path):
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
 
-def test_names_and_constants_of_the_first_gpt2_files(publish, tmp_path):
-    """The hub's gpt2 has no `transformer.` before its names, and the causal mask among them."""
+def test_gpt2_files_without_prefix_and_with_causal_masks_are_read(publish, tmp_path):
+    """The tensors of the hub's gpt2 lack the prefix `transformer.` and include causal masks."""
     folder, theirs = publish(GPT2Config(**GPT2))
     file = folder / "model.safetensors"
     tensors = safetensors.numpy.load_file(file)
@@ -131,7 +131,7 @@ def test_names_and_constants_of_the_first_gpt2_files(publish, tmp_path):
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
 
-def test_bfloat16_weights_are_the_rounded_ones(publish, tmp_path):
+def test_bfloat16_weights_are_the_rounded_published_ones(publish, tmp_path):
     folder, _ = publish(LlamaConfig(**LLAMA))
     for _ in range(2):  # converted, then from the cache
         model = models.load(str(folder), cache_dir=tmp_path, dtype=jnp.bfloat16)
@@ -148,7 +148,7 @@ def test_bfloat16_files_are_read(publish, tmp_path):
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs.float())
 
 
-def test_converted_once_until_a_file_changes(publish, tmp_path):
+def test_a_model_is_converted_again_only_after_a_file_changed(publish, tmp_path):
     folder, theirs = publish(GPT2Config(**GPT2))
     cache = tmp_path / "cache"
     models.load(str(folder), cache_dir=cache)
@@ -163,13 +163,15 @@ def test_converted_once_until_a_file_changes(publish, tmp_path):
     assert_same_logits(models.load(str(folder), cache_dir=cache), theirs)
 
 
-def test_rows_beyond_the_tokenizer_are_known(publish, tokenizer, tmp_path):
+def test_the_embedding_table_may_have_more_rows_than_the_tokenizer_has_tokens(
+    publish, tokenizer, tmp_path
+):
     folder, _ = publish(GPT2Config(**GPT2))
     model = models.load(str(folder), cache_dir=tmp_path)
     assert model.tokenizer.vocab_size == len(tokenizer) < model.module.config.vocab_size
 
 
-def test_the_module_can_be_a_static_argument(publish, tmp_path):
+def test_equal_modules_are_equal_as_static_arguments_of_jit(publish, tmp_path):
     folder, _ = publish(LlamaConfig(**LLAMA, rope_parameters=LLAMA3_ROPE))
     one = models.load(str(folder), cache_dir=tmp_path).module
     two = models.load(str(folder), cache_dir=tmp_path).module

@@ -1,4 +1,4 @@
-"""What cannot be used is refused in one line that names the file and what is wrong."""
+"""Models that cannot be used are refused in one line that names the file and the fault."""
 
 import json
 
@@ -24,7 +24,7 @@ GPT2 = {"vocab_size": 400, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head"
 
 
 def assert_refused(name, tmp_path, *parts, **load):
-    """Loading fails with one line that has all `parts` in it, and leaves nothing behind."""
+    """Asserts that loading fails with one line that has all `parts`, and converts nothing."""
     with pytest.raises(InputError) as refusal:
         models.load(str(name), cache_dir=tmp_path / "cache", **load)
     message = refusal.value.as_flag()
@@ -41,38 +41,38 @@ def edit_config(folder, **entries):
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "no/such/folder", "no/such.gguf"])
-def test_names(name, tmp_path):
+def test_unknown_names_are_refused(name, tmp_path):
     assert_refused(name, tmp_path, f"--model={name}: ", "smollm2-135m, gpt2,", ".gguf")
 
 
-def test_other_files(tmp_path):
+def test_files_of_other_formats_are_refused(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"\x80")
     assert_refused(tmp_path / "model.bin", tmp_path, "model.bin", "give the folder")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "some-organisation/some-model"])
-def test_hub_names_without_network(name, tmp_path, monkeypatch):
+def test_hub_names_without_network_are_refused(name, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert_refused(name, tmp_path, "--model=", name, "Hugging Face hub", "network")
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "consolidated.00.pth", "model.ckpt"])
-def test_pickled_weights(file, publish, tmp_path):
+def test_pickled_weights_are_refused(file, publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))
     (folder / "model.safetensors").rename(folder / file)
     assert_refused(folder, tmp_path, str(folder), file, "pickled", "save_pretrained")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_missing_file(file, publish, tmp_path):
+def test_a_folder_without_a_needed_file_is_refused(file, publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))
     (folder / file).unlink()
     assert_refused(folder, tmp_path, str(folder), file)
 
 
 @pytest.mark.parametrize("config", [GPT2Config(**GPT2), LlamaConfig(**LLAMA)])
-def test_missing_tokenizer(config, publish, tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused(config, publish, tmp_path):
     folder, _ = publish(config)
     (folder / "tokenizer.json").unlink()
     assert_refused(folder, tmp_path, str(folder), "tokenizer.json")
@@ -80,21 +80,21 @@ def test_missing_tokenizer(config, publish, tmp_path):
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_file_cut_short(file, share, publish, tmp_path):
+def test_files_cut_short_are_refused(file, share, publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[: int(len(content) * share)])
     assert_refused(folder, tmp_path, str(folder))
 
 
-def test_missing_shard(publish, tmp_path):
+def test_a_missing_part_of_the_weights_is_refused(publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2), max_shard_size="5kB")
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.unlink()
     assert_refused(folder, tmp_path, "model.safetensors.index.json", shard.name)
 
 
-def test_shard_outside_of_the_folder(publish, tmp_path):
+def test_a_part_of_the_weights_outside_of_the_folder_is_refused(publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     index = {"weight_map": {"wte.weight": "../elsewhere.safetensors"}}
@@ -119,14 +119,14 @@ def test_shard_outside_of_the_folder(publish, tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_maths(config, entries, named, publish, tmp_path):
+def test_unsupported_mathematics_is_refused(config, entries, named, publish, tmp_path):
     folder, _ = publish(config)
     edit_config(folder, **entries)
     assert_refused(folder, tmp_path, str(folder), named)
 
 
-def test_mistral_that_leaves_out_its_window(publish, tmp_path):
-    """Left out it is 4096 by the default of transformers."""
+def test_a_mistral_without_a_window_entry_is_refused(publish, tmp_path):
+    """transformers takes a window of 4096 if the entry is left out."""
     folder, _ = publish(MistralConfig(**LLAMA))
     config = json.loads((folder / "config.json").read_text())
     config.pop("sliding_window")
@@ -146,7 +146,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize(("edit", "named"), EDITS.values(), ids=EDITS)
-def test_tensors_that_do_not_fit(edit, named, publish, tmp_path):
+def test_tensors_that_do_not_fit_are_refused(edit, named, publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     edit(tensors)
@@ -154,7 +154,7 @@ def test_tensors_that_do_not_fit(edit, named, publish, tmp_path):
     assert_refused(folder, tmp_path, str(folder), named)
 
 
-def test_weights_too_large_for_the_dtype(publish, tmp_path):
+def test_weights_too_large_for_the_dtype_are_refused(publish, tmp_path):
     folder, model = publish(GPT2Config(**GPT2))
     with pytest.importorskip("torch").no_grad():
         model.transformer.ln_f.weight[0] = 1e5
@@ -162,14 +162,14 @@ def test_weights_too_large_for_the_dtype(publish, tmp_path):
     assert_refused(folder, tmp_path, "ln_f.weight", "float16", dtype=jnp.float16)
 
 
-def test_embedding_table_smaller_than_the_tokenizer(publish, tokenizer, tmp_path):
+def test_an_embedding_table_smaller_than_the_tokenizer_is_refused(publish, tokenizer, tmp_path):
     tokens = len(tokenizer)
     folder, _ = publish(GPT2Config(**{**GPT2, "vocab_size": tokens - 1}))
     assert_refused(folder, tmp_path, str(folder), f"{tokens} tokens", f"only {tokens - 1}")
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "params/wpe.embedding.npy"])
-def test_broken_cache(file, publish, tmp_path):
+def test_a_broken_converted_model_is_refused(file, publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))
     models.load(str(folder), cache_dir=tmp_path)
     (converted,) = (tmp_path / "models").glob("published*")
@@ -179,7 +179,7 @@ def test_broken_cache(file, publish, tmp_path):
         models.load(str(folder), cache_dir=tmp_path)
 
 
-def test_cache_that_cannot_be_written(publish, tmp_path):
+def test_a_cache_that_cannot_be_written_is_refused(publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))
     (tmp_path / "cache").touch()
     assert_refused(folder, tmp_path, "cache/models/published", "cannot be written", "--cache_dir")
@@ -188,7 +188,7 @@ def test_cache_that_cannot_be_written(publish, tmp_path):
 CODE = "open(__file__ + '.ran', 'w')\nclass Mine: pass\n"
 
 
-def test_code_in_a_models_folder_is_never_run(publish, tmp_path):
+def test_code_in_the_folder_of_a_model_is_never_run(publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))
     (folder / "code.py").write_text(CODE)
     edit_config(folder, auto_map={"AutoConfig": "code.Mine", "AutoTokenizer": ["code.Mine"] * 2})

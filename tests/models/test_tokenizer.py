@@ -1,4 +1,4 @@
-"""Token ids against transformers, on text that tokenizers trip over."""
+"""Comparison of token ids with transformers, on text that is hard to tokenize."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ texts = pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD.keys())
 
 @pytest.fixture(scope="module")
 def smollm2(asset):
-    """SmolLM2's tokenizer by us and by transformers, from the same file."""
+    """SmolLM2's tokenizer as we and as transformers read it from the same file."""
     file = asset("smollm2-135m")
     theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     return gguf_format.read(file).tokenizer, theirs
@@ -44,7 +44,7 @@ def smollm2(asset):
 
 @pytest.fixture(scope="module")
 def published_cut(smollm2):
-    """transformers' reading, but cutting text as SmolLM2's `tokenizer.json` says."""
+    """transformers' tokenizer, changed to cut text as SmolLM2's `tokenizer.json` says."""
     theirs = copy.deepcopy(smollm2[1])
     theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -56,25 +56,25 @@ def published_cut(smollm2):
 
 
 @texts
-def test_smollm2(smollm2, published_cut, text):
+def test_ids_of_smollm2_are_those_of_its_published_tokenizer(smollm2, published_cut, text):
     ours, _ = smollm2
     assert ours.encode(text) == published_cut.encode(text, add_special_tokens=False)
     assert ours.decode(ours.encode(text)) == text
 
 
-def test_smollm2_departs_from_transformers_only_before_digits(smollm2):
-    """transformers cuts by GPT-2's rule alone; the published tokenizer cuts off digits first."""
+def test_smollm2_differs_from_transformers_only_before_digits(smollm2):
+    """transformers uses GPT-2's rule alone; the published tokenizer separates digits first."""
     ours, theirs = smollm2
-    departing = {
+    different = {
         name
         for name, text in AWKWARD.items()
         if ours.encode(text) != theirs.encode(text, add_special_tokens=False)
     }
-    assert departing == {"digits after spaces", "other digits"}
+    assert different == {"digits after spaces", "other digits"}
     assert [ours.decode([i]) for i in ours.encode("in  1984")] == ["in", "  ", "1", "9", "8", "4"]
 
 
-def test_smollm2_special_tokens(smollm2):
+def test_special_tokens_of_smollm2_are_known(smollm2):
     ours, theirs = smollm2
     assert ours.vocab_size == len(theirs) == 49152
     assert ours.eos_id == theirs.convert_tokens_to_ids("<|im_end|>")
@@ -82,7 +82,7 @@ def test_smollm2_special_tokens(smollm2):
     assert ours.decode(ours.encode("<|im_end|> .")) == "<|im_end|> ."
 
 
-def test_long_words_take_no_time(smollm2):
+def test_long_words_are_encoded_quickly(smollm2):
     ours, _ = smollm2
     start = time.perf_counter()
     for letter in "a1 \n🙂":
@@ -91,7 +91,7 @@ def test_long_words_take_no_time(smollm2):
 
 
 @texts
-def test_folder(text, publish, tokenizer, tmp_path):
+def test_ids_of_a_folder_are_those_of_transformers(text, publish, tokenizer, tmp_path):
     config = GPT2Config(vocab_size=400, n_positions=8, n_embd=4, n_layer=1, n_head=1)
     folder, _ = publish(config)
     for _ in range(2):  # converted, then from the cache
@@ -102,8 +102,8 @@ def test_folder(text, publish, tokenizer, tmp_path):
         assert ours.decode(ids) == text
 
 
-def test_folder_settings_that_change_text_are_left_out(publish, tokenizer, tmp_path):
-    """A published tokenizer may add tokens, pad and truncate; ours does none of it."""
+def test_tokenizer_settings_that_change_text_are_ignored(publish, tokenizer, tmp_path):
+    """A published tokenizer may add tokens, pad and truncate; ours never does."""
     config = GPT2Config(vocab_size=400, n_positions=8, n_embd=4, n_layer=1, n_head=1)
     folder, _ = publish(config)
     theirs = AutoTokenizer.from_pretrained(folder)
@@ -116,7 +116,7 @@ def test_folder_settings_that_change_text_are_left_out(publish, tokenizer, tmp_p
 
 
 def sentencepiece_metadata():
-    """A small vocabulary of Llama 2's kind: bytes, letters, and what merges make of them."""
+    """Makes a small vocabulary of Llama 2's kind: bytes, letters, and merged tokens."""
     letters = "▁abcdehilnorstw.,é日"
     merged = ["▁t", "he", "▁the", "in", "▁s", "on", "▁▁", "er", "▁w", "▁wh", "or", "the"]
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -150,7 +150,7 @@ def write_metadata(path, metadata):
     writer.close()
 
 
-def test_sentencepiece(tmp_path):
+def test_sentencepiece_ids_are_those_of_transformers(tmp_path):
     metadata = sentencepiece_metadata()
     write_metadata(tmp_path / "tokenizer.gguf", metadata)
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tokenizer.gguf")
@@ -164,7 +164,7 @@ def test_sentencepiece(tmp_path):
 
 
 def test_sentencepiece_always_puts_a_space_first():
-    """As SentencePiece does; transformers leaves it out before another space."""
+    """SentencePiece does so, too; transformers leaves the space out before another space."""
     metadata = sentencepiece_metadata()
     ours = build_tokenizer(metadata)
     tokens = [metadata["tokenizer.ggml.tokens"][i] for i in ours.encode("  the")]
@@ -176,7 +176,7 @@ def test_sentencepiece_always_puts_a_space_first():
 
 
 def byte_level_metadata(tokenizer, cut):
-    """The vocabulary of a byte-level transformers tokenizer whose token 0 is special."""
+    """Describes a byte-level transformers tokenizer, whose token 0 is special, as GGUF does."""
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     return {
@@ -191,7 +191,7 @@ def byte_level_metadata(tokenizer, cut):
 
 
 @pytest.mark.parametrize("cut", ["gpt-2", "llama-bpe"])
-def test_byte_level_cuts(cut, tokenizer, tmp_path):
+def test_byte_level_ids_are_those_of_transformers(cut, tokenizer, tmp_path):
     metadata = byte_level_metadata(tokenizer, cut)
     write_metadata(tmp_path / "tokenizer.gguf", metadata)
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tokenizer.gguf")
@@ -202,7 +202,7 @@ def test_byte_level_cuts(cut, tokenizer, tmp_path):
 
 
 def test_words_that_are_tokens_stay_whole_in_llama3(tokenizer):
-    """Llama 3 takes a word out of the vocabulary before it looks at merges; GPT-2 does not."""
+    """Llama 3 looks for a word in the vocabulary before it applies merges; GPT-2 does not."""
     metadata = byte_level_metadata(tokenizer, "llama-bpe")
     metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "Ġqxz"]
     metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 1]
@@ -211,12 +211,12 @@ def test_words_that_are_tokens_stay_whole_in_llama3(tokenizer):
 
 
 @pytest.mark.parametrize("cut", [None, "default", "qwen2"])
-def test_unknown_cuts_are_refused(cut, tokenizer):
+def test_unknown_rules_to_cut_text_are_refused(cut, tokenizer):
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre"):
         build_tokenizer(byte_level_metadata(tokenizer, cut))
 
 
-def test_user_defined_tokens_are_whole_but_not_special(tokenizer):
+def test_user_defined_tokens_stay_whole_but_are_not_special(tokenizer):
     metadata = byte_level_metadata(tokenizer, "gpt-2")
     metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "<think>"]
     metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 4]

@@ -14,8 +14,8 @@ from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import (
     EvaluationSet,
     evaluation_sets,
+    nll,
     predictions,
-    scores,
     start_scoring,
 )
 
@@ -53,7 +53,7 @@ def evaluation_set(encoded, tokens):
 
 
 def scored(model, examples):
-    return scores(start_scoring(model, PROMPTS, MASK, examples, make_mesh()), examples)
+    return nll(start_scoring(model, PROMPTS, MASK, examples, make_mesh()), examples)
 
 
 @pytest.mark.parametrize("method", ["direct", "channel"])
@@ -166,5 +166,5 @@ def test_the_label_of_lowest_score_is_predicted_and_the_first_of_equals():
     ]
     examples = EvaluationSet(tuple(parts), np.zeros(3, np.int32), n_labels=3)
     expected = [[[2.0, 1.0, 3.0], [1.0, 1.0, 1.0], [0.75, 0.5, 0.5]]]
-    np.testing.assert_array_equal(scores(losses, examples), expected)
+    np.testing.assert_array_equal(nll(losses, examples), expected)
     np.testing.assert_array_equal(predictions(losses, examples), [[1, 0, 1]])

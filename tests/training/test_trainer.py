@@ -24,7 +24,12 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def task(model):
     return encode_task(
-        model, {100: toy_models.toy_data()}, prompt_length=6, template=0, n_curve=10, tokens=200
+        model,
+        {100: toy_models.toy_data()},
+        prompt_length=6,
+        template=0,
+        n_dev_subset=10,
+        tokens=200,
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures of results (matplotlib, no display)."""
+"""Draws the figures of results (matplotlib, no display)."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.measured_figures import measured_figures
-from wayward_jax.analysis.selection import Comparison, Row, is_aimed
+from wayward_jax.analysis.selection import Comparison, ModelKey, model_key
 from wayward_jax.analysis.style import (
     P_STAR_COLOR,
     SERIES_COLORS,
@@ -23,44 +23,46 @@ from wayward_jax.analysis.style import (
     legend,
     spread,
 )
-from wayward_jax.jobs.finished import Measured
+from wayward_jax.jobs.records import Measured
+from wayward_jax.runs import CurvePoint, RunRecord
 
-# More labels below an axis are put at a slant.
+# If there are more labels below an axis, they are slanted.
 MOST_TICKS_IN_LINE = 6
 
 
 def figures(
-    rows: Sequence[Row],
+    records: Sequence[RunRecord],
     comparisons: Sequence[Comparison],
-    parameters: Mapping[str, int] = MappingProxyType({}),
+    parameters: Mapping[ModelKey, int] = MappingProxyType({}),
     measured: Measured = MappingProxyType({}),
 ) -> dict[str, Figure]:
-    """By name, the figures that there are data for.
+    """Draws the figures that there are data for, by name.
 
     Args:
-        rows: of results.
-        comparisons: of them.
-        parameters: how many each model has, as far as is known.
-        measured: of the runs' prompts.
+        records: all runs.
+        comparisons: the comparisons of these runs.
+        parameters: the number of parameters of each model, as far as it is known.
+        measured: the measurements of the runs' prompts.
     """
-    made = {"training": training_curves(rows)}
+    made = {"training": training_curves(records)}
     if not comparisons:
         return made
     made = {"main": main_comparison(comparisons), **made}
-    # Target sets are told apart in the main figure.
+    # Only the main figure tells target sets apart.
     names = [name for name in tables.SETTING_NAMES if name != "set"]
-    known = [c for c in comparisons if c.wayward[0]["model"] in parameters]
+    known = [c for c in comparisons if model_key(c.wayward[0]) in parameters]
     sizes = tables.by_group(known, names)
     if known:
-        sizes["parameters"] = sizes["model"].map(parameters)
+        keys = zip(sizes["model"], sizes["model_digest"], strict=True)
+        sizes["parameters"] = [parameters[key] for key in keys]
     for name, frame, axis in (
-        ("gamma", tables.by_gamma(rows, names), "gamma"),
+        ("gamma", tables.by_gamma(records, names), "gamma"),
         ("length", tables.by_group(comparisons, [*names, "prompt_length"]), "prompt_length"),
         ("model_size", sizes, "parameters"),
     ):
         if axis in frame and frame[axis].nunique() > 1:
             made[name] = against(frame, axis)
-    return made | measured_figures(rows, measured)
+    return made | measured_figures(records, measured)
 
 
 def save(made: Mapping[str, Figure], folder: Path) -> None:
@@ -71,9 +73,9 @@ def save(made: Mapping[str, Figure], folder: Path) -> None:
 
 
 def to_svg(name: str, figure: Figure, *, transparent: bool = False) -> str:
-    """A figure as SVG in which text stays text, the same whenever it is made.
+    """Writes a figure as SVG with text as text; the same figure gives the same SVG.
 
-    Ids inside are made from `name`, so that figures of different names may share a page.
+    The ids inside are made from `name`, so that figures with different names can share a page.
     """
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -84,7 +86,7 @@ def to_svg(name: str, figure: Figure, *, transparent: bool = False) -> str:
 
 @matplotlib.rc_context(STYLE)
 def main_comparison(comparisons: Sequence[Comparison]) -> Figure:
-    """Accuracy, drop and F1 of every group: a dot a target, a bar for the interval of the mean."""
+    """Draws accuracy, drop and F1 of every group, with a dot for each target."""
     frame, each = tables.by_group(comparisons), tables.by_target(comparisons)
     names = labels(frame)
     figure = Figure(figsize=(9, 1.5 + 0.55 * len(frame)), layout="constrained")
@@ -119,7 +121,7 @@ def main_comparison(comparisons: Sequence[Comparison]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def against(frame: pd.DataFrame, axis: str) -> Figure:
-    """Prompt F1 and accuracy drop against a column of a `tables.by_group`."""
+    """Draws prompt F1 and accuracy drop against a column of a table of `tables.by_group`."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     f1, drop = figure.subplots(1, 2)
     for number, (label, series) in enumerate(_series(frame, axis)):
@@ -143,16 +145,15 @@ def against(frame: pd.DataFrame, axis: str) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def training_curves(rows: Sequence[Row]) -> Figure:
-    """Dev accuracy and prompt F1 along training: means, and between which values 80 % of runs are.
+def training_curves(records: Sequence[RunRecord]) -> Figure:
+    """Draws dev accuracy and prompt F1 along training: means, and bands that hold 80 % of the runs.
 
-    Args:
-        rows: of results; runs of different lengths have curves of their own.
+    Runs of different numbers of steps have separate curves.
     """
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     accuracy, f1 = figure.subplots(1, 2)
-    p_star = [row["curve"] for row in rows if not is_aimed(row)]
-    wayward = [row["curve"] for row in rows if is_aimed(row)]
+    p_star = [record.curve for record in records if not record.run.has_target]
+    wayward = [record.curve for record in records if record.run.has_target]
     for curves, color, label in (
         (p_star, P_STAR_COLOR, "p_star: best prompt, no constraint"),
         (wayward, WAYWARD_COLOR, "wayward: reads as the target"),
@@ -169,7 +170,7 @@ def training_curves(rows: Sequence[Row]) -> Figure:
 
 
 def _logarithmic(axes: Any, values: Sequence[float]) -> None:
-    """A logarithmic axis that is marked at its values, which may begin with 0."""
+    """Makes the x-axis logarithmic, with ticks at its values, the least of which may be 0."""
     least = next(value for value in values if value > 0)
     axes.set_xscale("symlog", linthresh=least)
     texts = [f"{v / 1e6:.0f} M" if v >= 1e6 else f"{v:g}" for v in values]
@@ -180,12 +181,12 @@ def _logarithmic(axes: Any, values: Sequence[float]) -> None:
 
 
 def _band(
-    axes: Any, curves: Sequence[list[dict]], name: str, color: str, label: str | None
+    axes: Any, curves: Sequence[Sequence[CurvePoint]], name: str, color: str, label: str | None
 ) -> None:
     by_steps: dict[tuple, list[list[float]]] = {}
     for curve in curves:
-        steps = tuple(point["step"] for point in curve)
-        by_steps.setdefault(steps, []).append([point[name] for point in curve])
+        steps = tuple(point.step for point in curve)
+        by_steps.setdefault(steps, []).append([getattr(point, name) for point in curve])
     for steps, values in by_steps.items():
         low, high = np.percentile(values, [10, 90], axis=0)
         axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)

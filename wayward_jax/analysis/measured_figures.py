@@ -1,4 +1,4 @@
-"""Figures of what was measured of finished prompts (matplotlib, no display)."""
+"""Draws the figures of measurements of finished prompts (matplotlib, no display)."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from wayward_jax.analysis import tables
-from wayward_jax.analysis.selection import Row
 from wayward_jax.analysis.style import (
     P_STAR_COLOR,
     SERIES_COLORS,
@@ -18,7 +17,8 @@ from wayward_jax.analysis.style import (
     legend,
     spread,
 )
-from wayward_jax.jobs.finished import Measured
+from wayward_jax.jobs.records import Measured
+from wayward_jax.runs import RunRecord
 
 CORNERS = ("p_star", "wayward", "target")
 PATH_PANELS = {
@@ -31,11 +31,11 @@ DISCRETE_PROMPTS = {"continuous": "as tuned", "projected": "its reading", "targe
 REFERENCES = {"zero-shot": ":", "few-shot": "--"}
 
 
-def measured_figures(rows: Sequence[Row], measured: Measured) -> dict[str, Figure]:
-    """By the name of the measurement, the figures that there are data for."""
+def measured_figures(records: Sequence[RunRecord], measured: Measured) -> dict[str, Figure]:
+    """Draws the figures that there are data for, by the name of the measurement."""
     made = {}
     for name, make in (("path", path), ("discrete", discrete), ("transfer", transfer)):
-        frame = tables.measurements(rows, measured, name)
+        frame = tables.measurements(records, measured, name)
         if not frame.empty:
             made[name] = make(frame)
     return made
@@ -43,7 +43,7 @@ def measured_figures(rows: Sequence[Row], measured: Measured) -> dict[str, Figur
 
 @matplotlib.rc_context(STYLE)
 def path(frame: pd.DataFrame) -> Figure:
-    """What changes along the way: means, and between which values 80 % of the prompts are."""
+    """Draws what changes along the lines: means, and bands that hold 80 % of the prompts."""
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     series = frame.assign(label=labels(frame, "position", "set")).groupby("label", sort=False)
@@ -66,12 +66,12 @@ def path(frame: pd.DataFrame) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def discrete(frame: pd.DataFrame) -> Figure:
-    """Accuracies of prompts and of texts: a dot a prompt, a large one the mean, and references."""
+    """Draws accuracies of prompts and texts: small dots are prompts, large dots are means."""
     groups = list(frame.groupby(["model", "task"], sort=False))
     figure = Figure(figsize=(9, 0.8 + 2.1 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 2, sharex=True, sharey=True, squeeze=False)
     for (plain, corrected), ((model, task), own) in zip(panels, groups, strict=True):
-        plain.set_title(f"{tables.short(model)}   {tables.short(task)}")
+        plain.set_title(f"{model}   {task}")
         corrected.set_title("calibrated")
         for axes, is_corrected in ((plain, False), (corrected, True)):
             _discrete_panel(axes, own[own["calibrated"] == is_corrected])
@@ -101,7 +101,7 @@ def _discrete_panel(axes: matplotlib.axes.Axes, frame: pd.DataFrame) -> None:
 
 @matplotlib.rc_context(STYLE)
 def transfer(frame: pd.DataFrame) -> Figure:
-    """Mean accuracies as matrices: from the rows' tasks and models to the columns'."""
+    """Draws matrices of mean accuracies, from the tasks and models of rows to those of columns."""
     frame = frame.assign(
         source=_places(frame, "model", "task"), to=_places(frame, "to_model", "to_task")
     )
@@ -117,7 +117,7 @@ def transfer(frame: pd.DataFrame) -> Figure:
         axes.imshow(means, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
         for (y, x), mean in np.ndenumerate(means.to_numpy()):
             if not np.isnan(mean):
-                # Black in the dark, too, where the colours behind it are the same.
+                # The text is black in dark mode, too, because the cells keep their colors there.
                 axes.text(x, y, f"{mean:.2f}", ha="center", va="center", color="black")
         axes.set_title(f"{kind}, as text" if as_text else kind)
         axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
@@ -130,8 +130,7 @@ def transfer(frame: pd.DataFrame) -> Figure:
 
 
 def _places(frame: pd.DataFrame, model: str, task: str) -> pd.Series:
-    """Names of models and tasks together; of the models only if there are several."""
-    tasks = frame[task].map(tables.short)
-    if frame[[model]].nunique().item() == 1:
-        return tasks
-    return frame[model].map(tables.short) + " " + tasks
+    """Names tasks, together with models if there are several models."""
+    if frame[model].nunique() == 1:
+        return frame[task]
+    return frame[model] + " " + frame[task]

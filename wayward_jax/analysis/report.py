@@ -1,9 +1,7 @@
-"""One HTML page about a set of runs, with everything in it that it needs."""
+"""Renders one HTML page about a set of runs, which loads nothing else."""
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -13,12 +11,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from wayward_jax.analysis import figures, style, tables
-from wayward_jax.analysis.readings import Reading
-from wayward_jax.analysis.selection import F1_THRESHOLD, Row, is_aimed, p_stars, setting
-from wayward_jax.jobs.finished import FinishedRun, read_flags
+from wayward_jax.analysis.selection import F1_THRESHOLD, ModelKey, model_key, p_stars, setting
+from wayward_jax.jobs.kept_flags import read_flags, repeating_command
+from wayward_jax.jobs.records import FinishedRun
 from wayward_jax.metrics import accuracy_drop
+from wayward_jax.readings import Reading
+from wayward_jax.runs import RunRecord
 
-# Colours of figures to the page's, which differ in the dark.
+# The page's colors in place of those of figures; the page has others in dark mode.
 PAGE_COLORS = {
     style.INK: "var(--ink)",
     style.GRID: "var(--rule)",
@@ -28,23 +28,13 @@ PAGE_COLORS = {
 SVG_FONT = re.compile(r"font: [^;\"]*?([0-9.]+px)[^;\"]*")
 SVG_NUMBERED_ID = re.compile(r' id="[^"]*_\d+"')
 
-# Of the table of runs, in this order; those of one value for all runs are left out.
-COLUMNS = (
-    "target_name",
-    "model",
-    "task",
-    "init",
-    "constraint",
-    "gamma",
-    "seed",
-    "steps",
-    "prompt_length",
-    "accuracy",
-    "drop",
-    "prompt_f1",
-    "margin",
-    "distance",
+# The table of runs shows these attributes of a run, and then the results. Columns with a single
+# value for all runs are left out, but for those of ALWAYS.
+OF_THE_RUN = (
+    *("target_name", "model", "task", "init", "constraint", "gamma", "seed"),
+    *("steps", "learning_rate", "optimizer", "keep", "prompt_length"),
 )
+COLUMNS = (*OF_THE_RUN, "accuracy", "drop", "prompt_f1", "margin", "distance")
 ALWAYS = ("target_name", "task", "gamma", "accuracy", "drop", "prompt_f1")
 
 
@@ -57,15 +47,15 @@ def render(
     frames: Mapping[str, pd.DataFrame],
     data: Mapping[str, Any],
 ) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-        title: of it.
-        said: the summary, a paragraph each.
-        notes: what to bear in mind, a paragraph each.
+        title: the page's title.
+        said: the summary, one string a paragraph.
+        notes: explanations and reservations, one string a paragraph.
         made: figures by caption.
         frames: tables by caption.
-        data: of `page_data`.
+        data: the result of `page_data`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wayward_jax.analysis", "page"),
@@ -93,55 +83,58 @@ def render(
 def page_data(
     finished: Sequence[FinishedRun],
     readings: Mapping[str, Mapping[str, Reading]],
-    token_texts: Mapping[str, Mapping[int, str]],
+    token_texts: Mapping[ModelKey, Mapping[int, str]],
 ) -> dict[str, Any]:
-    """What the page's script shows, compactly: tokens, texts and commands are listed once.
+    """Collects what the page's script shows; tokens, texts and commands are listed once.
 
     Args:
         finished: the runs.
-        readings: by metric and run id; those of the first metric are shown with their neighbors.
-        token_texts: by model and id; a token that is not there is shown as its id.
+        readings: readings by metric and run id; the first metric's are shown with neighbors.
+        token_texts: the text of each token id, by model; a token without a text is shown as its id.
     """
     tokens, targets, commands = _Index(), _Index(), _Index()
-    best = p_stars([run.row for run in finished])
+    best = p_stars([run.record for run in finished])
     euclidean, *others = readings.values()
 
-    def index(row: Row, ids: Sequence[int]) -> list[int]:
-        texts = token_texts.get(row["model"], {})
+    def index(record: RunRecord, ids: Sequence[int]) -> list[int]:
+        texts = token_texts.get(model_key(record), {})
         return [tokens.of(texts.get(int(id_), f"#{id_}")) for id_ in ids]
 
     runs = []
-    for run in sorted(finished, key=lambda run: not is_aimed(run.row)):
-        row = run.row
-        # The margin shown is that of the reading, not of the constraint.
-        entry = {name: row[name] for name in ("id", *COLUMNS) if name in row and name != "margin"}
-        entry |= {
-            "set": tables.target_set(row["target_name"]),
-            "target": targets.of((row["target_text"], *index(row, row["target_ids"]))),
-            "command": commands.of((run.folder, row["model"], row["task"])),
-            "text": row["text"],
-            "diverged": row["diverged_at"],
+    for run in sorted(finished, key=lambda run: not run.record.run.has_target):
+        record, settings = run.record, run.record.run
+        entry = {
+            "id": record.id,
+            **{name: getattr(settings, name) for name in OF_THE_RUN},
+            "set": tables.target_set(settings.target_name),
+            "target": targets.of((settings.target_text, *index(record, settings.target_ids))),
+            "command": commands.of((run.job, settings.model, settings.task)),
+            "accuracy": record.accuracy,
+            "prompt_f1": record.prompt_f1,
+            "distance": record.distance,
+            "text": record.text,
+            "diverged": record.diverged_at,
             "curve": [
-                [point[name] for name in ("step", "dev_accuracy", "prompt_f1", "task_loss")]
-                for point in row["curve"]
+                [point.step, point.dev_accuracy, point.prompt_f1, point.task_loss]
+                for point in record.curve
             ],
-            "ids": index(row, row["token_ids"]),
+            "ids": index(record, record.token_ids),
         }
-        if row["constraint"] == "dual":
-            entry["gamma"] = float(f"{row['final_gamma']:.3g}")
-        if is_aimed(row) and (same := best.get(setting(row))):
-            of_seed = [other for other in same if other["seed"] == row["seed"]]
-            p_star = float(np.mean([other["accuracy"] for other in of_seed or same]))
-            entry |= {"p_star": p_star, "drop": accuracy_drop(p_star, row["accuracy"])}
-        if found := euclidean.get(row["id"]):
+        if settings.constraint == "dual":
+            entry["gamma"] = float(f"{record.final_gamma:.3g}")
+        if settings.has_target and (same := best.get(setting(record))):
+            of_seed = [other for other in same if other.run.seed == settings.seed]
+            p_star = float(np.mean([other.accuracy for other in of_seed or same]))
+            entry |= {"p_star": p_star, "drop": accuracy_drop(p_star, record.accuracy)}
+        if found := euclidean.get(record.id):
             entry |= {
                 "text": found.text,
-                "ids": index(row, found.ids[:, 0]),
+                "ids": index(record, found.ids[:, 0]),
                 "prompt_f1": found.prompt_f1,
                 "margin": found.margins.min(),
-                "near": index(row, found.ids.ravel()),
+                "near": index(record, found.ids.ravel()),
                 "far": found.distances.ravel().tolist(),
-                "others": [index(row, by_id[row["id"]].ids[:, 0]) for by_id in others],
+                "others": [index(record, by_id[record.id].ids[:, 0]) for by_id in others],
             }
         runs.append(entry)
     return _plain(
@@ -150,28 +143,18 @@ def page_data(
             "columns": [name for name in COLUMNS if _worth_showing(name, runs)],
             "tokens": tokens.values,
             "targets": [{"text": text, "ids": ids} for text, *ids in targets.values],
-            "commands": [command(*job) for job in commands.values],
+            "commands": [
+                repeating_command(read_flags(job), model, task)
+                for job, model, task in commands.values
+            ],
             "runs": runs,
             "hero": _most_wayward(runs),
         }
     )
 
 
-def command(folder: Path, model: str, task: str) -> str:
-    """What repeats a run of a job and nothing else, once `--only=<its id>` stands at the end."""
-    flags = {**read_flags(folder), "model": model, "task": task}
-    of_model = (str(gamma).rpartition(":") for gamma in flags["gamma"])
-    flags["gamma"] = [gamma for of, _, gamma in of_model if of in ("", model)]
-    words = [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in flags.items()
-        if value is not None
-    ]
-    return shlex.join(["python", "-m", "experiments.run", *words])
-
-
 class _Index:
-    """Numbers for values, in the order in which they are first asked for."""
+    """Numbers values in the order in which they are first asked for."""
 
     def __init__(self) -> None:
         self._numbers: dict[Any, int] = {}
@@ -189,7 +172,7 @@ def _worth_showing(name: str, runs: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _most_wayward(runs: Sequence[Mapping[str, Any]]) -> int:
-    """The run to show first: it reads as its target and does its task, if there is one."""
+    """The run to show first: among those that read as their target, the most accurate one."""
 
     def rank(number: int) -> tuple:
         run = runs[number]
@@ -200,7 +183,7 @@ def _most_wayward(runs: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """For JSON: numbers with four significant digits, None where they are not finite."""
+    """Makes values fit for JSON, with four significant digits and None for what is not finite."""
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -213,7 +196,7 @@ def _plain(value: Any) -> Any:
 
 
 def _svg(name: str, figure: Figure) -> Markup:
-    """A figure as an SVG element in the page's colours and fonts."""
+    """Makes an SVG element of a figure, in the page's colors and fonts."""
     svg = figures.to_svg(name, figure, transparent=True)
     svg = SVG_NUMBERED_ID.sub("", svg[svg.index("<svg") :])
     svg = SVG_FONT.sub(r"font-size: \1", svg)

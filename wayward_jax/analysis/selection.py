@@ -1,22 +1,19 @@
-"""Which runs speak for a target, and what it cost (paper, section 4.2)."""
+"""Selects the runs that are compared with each other (paper, section 4.2)."""
 
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from wayward_jax.analysis.statistics import Interval, drop_over_examples
-from wayward_jax.runs import P_STAR
+from wayward_jax.runs import RunRecord
 
-Row = dict[str, Any]
-
-# A prompt reads as its target from this prompt F1 on, as in the paper.
+# A prompt reads as its target if its prompt F1 is at least this, as in the paper.
 F1_THRESHOLD = 0.98
 
-# What a wayward prompt has in common with the p_star that it is compared with, besides its length,
-# and what a target's own runs have in common.
+# A wayward prompt and the p_star that it is compared with have these attributes of a run in common,
+# and their length and number of test examples.
 SETTING = (
     "model",
     "task",
@@ -27,13 +24,26 @@ SETTING = (
     "steps",
     "batch_size",
     "learning_rate",
-    "n_eval",
+    "optimizer",
+    "warmup",
+    "weight_decay",
+    "keep",
+    "model_digest",
 )
-# Accuracies by the split that they are of.
+
+# All runs of a target that are compared as one group have these in common, too.
+HELD_BY = ("init", "constraint", "margin")
+
+# The attribute of a record that holds its accuracy on a split.
 ACCURACY = {"dev": "dev_accuracy", "test": "accuracy"}
 
-HELD_BY = ("init", "constraint", "margin")
-AIMED_SETTING = (*SETTING, *HELD_BY)
+ModelKey = tuple[str, str]
+"""The name of a model and the digest of its weights."""
+
+
+def model_key(record: RunRecord) -> ModelKey:
+    """The model that a run is for."""
+    return record.run.model, record.run.model_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,103 +51,95 @@ class Comparison:
     """A target's runs at one gamma beside the unconstrained runs of the same task and length.
 
     Attributes:
-        p_star: the rows of the unconstrained runs, one a seed.
-        wayward: the rows of the target's runs, one a seed.
+        p_star: the unconstrained runs, one a seed.
+        wayward: the target's runs, one a seed.
     """
 
-    p_star: tuple[Row, ...]
-    wayward: tuple[Row, ...]
+    p_star: tuple[RunRecord, ...]
+    wayward: tuple[RunRecord, ...]
 
     @property
     def best_accuracy(self) -> float:
-        """Of the unconstrained runs, a mean over seeds."""
+        """Mean accuracy of the unconstrained runs."""
         return _mean(self.p_star, "accuracy")
 
     @property
     def accuracy(self) -> float:
-        """Of the target's runs, a mean over seeds."""
+        """Mean accuracy of the target's runs."""
         return _mean(self.wayward, "accuracy")
 
     @property
     def prompt_f1(self) -> float:
-        """Of the target's runs, a mean over seeds."""
+        """Mean prompt F1 of the target's runs."""
         return _mean(self.wayward, "prompt_f1")
 
     @cached_property
     def drop(self) -> Interval:
-        """The accuracy drop in percent, and how far other test examples might move it."""
+        """The accuracy drop in percent, with an interval over test examples."""
         p_star, wayward = (
-            np.stack([correct(row) for row in rows]) for rows in (self.p_star, self.wayward)
+            np.stack([record.correct for record in records])
+            for records in (self.p_star, self.wayward)
         )
         return drop_over_examples(p_star, wayward)
 
 
-def correct(row: Row) -> np.ndarray:
-    """Which test examples a row's run predicted right: `[n_eval]` bool, in the task's order."""
-    bits = np.frombuffer(bytes.fromhex(row["correct"]), np.uint8)
-    return np.unpackbits(bits, count=row["n_eval"]).astype(bool)
+def setting(record: RunRecord) -> tuple:
+    """The key that a target's run shares with the p_star that it is compared with."""
+    run = record.run
+    return (run.prompt_length, record.n_eval, *(getattr(run, name) for name in SETTING))
 
 
-def is_aimed(row: Row) -> bool:
-    """Whether a row's run has a target."""
-    return row["target_name"] != P_STAR
-
-
-def setting(row: Row) -> tuple:
-    """Equal for the runs that a target's run is compared with, and for itself."""
-    return (row["prompt_length"], *(row[name] for name in SETTING))
-
-
-def p_stars(rows: Sequence[Row]) -> dict[tuple, tuple[Row, ...]]:
-    """The unconstrained runs by `setting`."""
-    found: dict[tuple, tuple[Row, ...]] = {}
-    for row in rows:
-        if not is_aimed(row):
-            found[setting(row)] = (*found.get(setting(row), ()), row)
+def p_stars(records: Sequence[RunRecord]) -> dict[tuple, tuple[RunRecord, ...]]:
+    """Groups the unconstrained runs by `setting`."""
+    found: dict[tuple, tuple[RunRecord, ...]] = {}
+    for record in records:
+        if not record.run.has_target:
+            found[setting(record)] = (*found.get(setting(record), ()), record)
     return found
 
 
-def best_gamma(rows: Sequence[Row], select: str = "dev") -> list[Row]:
-    """Of one target's rows, those of the gamma with the highest accuracy.
+def best_gamma(records: Sequence[RunRecord], select: str = "dev") -> list[RunRecord]:
+    """Selects the runs at the gamma with the highest mean accuracy.
 
-    Only gammas whose mean prompt F1 reaches `F1_THRESHOLD` are looked at; if there are none, all
-    are.
+    Gammas whose mean prompt F1 is below `F1_THRESHOLD` are left out, unless all are.
 
     Args:
-        rows: of any gammas and seeds.
-        select: the split of the accuracy: `dev`, or `test`, which is reported (as the paper's code
-            does it).
+        records: a target's runs, at any gammas and seeds.
+        select: the split of the accuracy: `dev`, or `test`, which is also reported (the paper's
+            code chooses on the split that it reports).
     """
-    by_gamma: dict[float, list[Row]] = {}
-    for row in rows:
-        by_gamma.setdefault(row["gamma"], []).append(row)
-    faithful = [g for g in by_gamma.values() if _mean(g, "prompt_f1") >= F1_THRESHOLD]
+    by_gamma: dict[float, list[RunRecord]] = {}
+    for record in records:
+        by_gamma.setdefault(record.run.gamma, []).append(record)
+    faithful = [group for group in by_gamma.values() if _mean(group, "prompt_f1") >= F1_THRESHOLD]
     return max(faithful or by_gamma.values(), key=lambda group: _mean(group, ACCURACY[select]))
 
 
-def compare(rows: Sequence[Row], select: str = "dev") -> list[Comparison]:
-    """A comparison for each task, target and setting, in the order in which targets appear.
+def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Comparison]:
+    """Makes a comparison for each task, target and setting, in the order of the records.
 
-    Targets without a p_star of their setting and length are left out. `select` is as for
-    `best_gamma`.
+    Targets without a p_star of their setting are left out. `select` is as for `best_gamma`.
     """
-    unconstrained = p_stars(rows)
-    aimed: dict[tuple, list[Row]] = {}
-    for row in rows:
-        if is_aimed(row) and (key := setting(row)) in unconstrained:
-            target = row["target_name"], row["target_text"], *(row[name] for name in HELD_BY)
-            aimed.setdefault((key, target), []).append(row)
+    unconstrained = p_stars(records)
+    groups: dict[tuple, list[RunRecord]] = {}
+    for record in records:
+        run = record.run
+        if run.has_target and (key := setting(record)) in unconstrained:
+            target = (run.target_name, run.target_text, *(getattr(run, name) for name in HELD_BY))
+            groups.setdefault((key, target), []).append(record)
     return [
         Comparison(unconstrained[key], tuple(best_gamma(group, select)))
-        for (key, _), group in aimed.items()
+        for (key, _), group in groups.items()
     ]
 
 
 def correctness(comparisons: Sequence[Comparison]) -> tuple[np.ndarray, np.ndarray]:
-    """What p_star and the targets' runs predict right, by target, seed and example: `[T, S, E]`.
+    """Tabulates which test examples p_star and the targets' runs predict right.
 
-    S counts the seeds that all have; several runs of one are averaged. If they share none, S is 1
-    and the values are means over all.
+    Returns:
+        Two arrays `[T, S, E]` float32 by target, seed and example, the first for p_star. S counts
+        the seeds that all comparisons have; several runs of a seed are averaged. Without a common
+        seed, S is 1 and the values are means over all runs.
     """
     by_seed = [tuple(map(_by_seed, (c.p_star, c.wayward))) for c in comparisons]
     shared = sorted(set.intersection(*(set(found) for pair in by_seed for found in pair)))
@@ -153,13 +155,13 @@ def correctness(comparisons: Sequence[Comparison]) -> tuple[np.ndarray, np.ndarr
     return best, wayward
 
 
-def _by_seed(rows: Sequence[Row]) -> dict[int, np.ndarray]:
-    """How often the runs of each seed predict each example right: `[E]` float32."""
+def _by_seed(records: Sequence[RunRecord]) -> dict[int, np.ndarray]:
+    """For each seed, the share of its runs that predict each example right: `[E]` float32."""
     by_seed: dict[int, list[np.ndarray]] = {}
-    for row in rows:
-        by_seed.setdefault(row["seed"], []).append(correct(row))
+    for record in records:
+        by_seed.setdefault(record.run.seed, []).append(record.correct)
     return {seed: np.mean(each, axis=0, dtype=np.float32) for seed, each in by_seed.items()}
 
 
-def _mean(rows: Sequence[Row], name: str) -> float:
-    return float(np.mean([row[name] for row in rows]))
+def _mean(records: Sequence[RunRecord], name: str) -> float:
+    return float(np.mean([getattr(record, name) for record in records]))

@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals, and permutation tests of differences (SciPy)."""
+"""Bootstrap intervals, and permutation tests of differences between groups (SciPy)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,18 +9,18 @@ from scipy import stats
 LEVEL = 0.95
 RESAMPLES = 2000
 
-# Resamples held in memory together; of 7,600 examples they take 12 MB.
+# Resamples that are held in memory together: with 7,600 examples they take 12 MB.
 RESAMPLES_AT_ONCE = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate, and the confidence interval around it (NaN where there is but one value).
+    """An estimate with its confidence interval, whose ends are NaN if there is a single value.
 
     Attributes:
-        value: of all the data.
-        low: its lower end.
-        high: its upper end.
+        value: the estimate from all the data.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
     """
 
     value: float
@@ -29,7 +29,7 @@ class Interval:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the value may as well be 0."""
+        """True if the interval holds 0."""
         return not (self.low > 0 or self.high < 0)
 
 
@@ -38,9 +38,9 @@ class Difference:
     """The difference between the means of two groups.
 
     Attributes:
-        value: mean of the first less mean of the second.
-        p_value: how often regrouping at random gives one as large, either way; NaN if a group has
-            but one value.
+        value: the mean of the first group minus the mean of the second.
+        p_value: the share of random regroupings whose difference is at least as large, in either
+            direction; NaN if a group has a single value.
     """
 
     value: float
@@ -48,30 +48,31 @@ class Difference:
 
 
 def drop_over_examples(p_star: np.ndarray, wayward: np.ndarray) -> Interval:
-    """The accuracy drop of these very prompts, in percent, had the task had other test examples.
+    """The accuracy drop of given prompts in percent, with an interval over test examples.
 
-    A paired bootstrap: an example is drawn for all prompts together. Its correctness under several
-    seeds is averaged, so the interval says nothing about other seeds.
+    The bootstrap is paired: an example is drawn for all prompts together. The correctness of an
+    example is averaged over seeds, so the interval says nothing about other seeds.
 
     Args:
         p_star: `[P, E]` bool, which of E examples the unconstrained prompts predict right.
-        wayward: `[R, E]` bool, the same of the prompts with a target.
+        wayward: `[R, E]` bool, which of them the prompts with a target predict right.
     """
     return _bootstrap((p_star.mean(axis=0), wayward.mean(axis=0)), _relative_drop, paired=True)
 
 
 def drop_over_all(p_star: np.ndarray, wayward: np.ndarray) -> Interval:
-    """The mean accuracy drop of T targets, in percent, had all been drawn anew.
+    """The mean accuracy drop of T targets in percent, with an interval over all that was sampled.
 
-    Targets, seeds and test examples are crossed, all targets of a seed share their p_star, and all
-    prompts the examples. So whole targets, seeds and examples are drawn, each independently of the
-    others (Owen, 2007, "The pigeonhole bootstrap"). Of what there is but one of, it is kept. Few
-    targets or seeds give too narrow an interval: it knows no more of their spread than they show.
+    Targets, seeds and test examples are crossed: all targets of a seed share their p_star, and all
+    prompts share the examples. So the bootstrap draws whole targets, seeds and examples, each
+    independently of the others (Owen, 2007, "The pigeonhole bootstrap"). A single target, seed or
+    example is kept in every resample. The interval is too narrow if there are few targets or seeds,
+    because a few of them show little of their spread.
 
     Args:
-        p_star: `[T, S, E]`, how often the unconstrained prompts that the targets are compared with
-            predict each example right, from 0 to 1.
-        wayward: `[T, S, E]`, the same of the targets' prompts.
+        p_star: `[T, S, E]`, the share of runs, from 0 to 1, that predict each example right, for
+            the unconstrained prompts that the targets are compared with.
+        wayward: `[T, S, E]`, the same share for the targets' prompts.
     """
 
     def mean_drop(
@@ -88,19 +89,19 @@ def drop_over_all(p_star: np.ndarray, wayward: np.ndarray) -> Interval:
 
 
 def mean_over_prompts(values: np.ndarray) -> Interval:
-    """The mean of `[N]` values, one a prompt, had there been other prompts."""
+    """The mean of `[N]` values, one a prompt, with an interval over prompts."""
     if len(values) == 1:
         return Interval(float(values[0]), np.nan, np.nan)
     return _bootstrap((values,), np.mean, paired=False)
 
 
 def difference(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Difference:
-    """Whether two groups differ, by a two-sided permutation test.
+    """Compares the means of two groups by a two-sided permutation test.
 
     Args:
         first: `[N]` values, such as the drops of targets.
         second: `[M]` values.
-        paired: whether `first[i]` and `second[i]` belong together, as drops of one target do.
+        paired: True if `first[i]` and `second[i]` belong together, as two drops of a target do.
     """
     value = float(np.mean(first) - np.mean(second))
     if min(len(first), len(second)) < 2:
@@ -116,7 +117,7 @@ def difference(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Differ
 
 
 def adjusted(p_values: Sequence[float]) -> np.ndarray:
-    """p-values of several tests together (Benjamini and Hochberg, 1995); NaNs stay as they are."""
+    """Adjusts p-values for the number of tests (Benjamini and Hochberg, 1995); NaNs stay NaN."""
     p_values = np.array(p_values, float)
     known = ~np.isnan(p_values)
     if known.any():
@@ -125,25 +126,25 @@ def adjusted(p_values: Sequence[float]) -> np.ndarray:
 
 
 def _relative_drop(best: np.ndarray, accuracy: np.ndarray, axis: int = -1) -> np.ndarray:
-    """`metrics.accuracy_drop` of the means over an axis."""
+    """Applies `metrics.accuracy_drop` to the means over an axis."""
     best, accuracy = best.mean(axis=axis), accuracy.mean(axis=axis)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(best > 0, 100 * (best - accuracy) / best, np.nan)
 
 
 def _indices(n: int) -> np.ndarray:
-    """What to draw n things from; a single one, drawn twice, never varies."""
+    """The sample of n indices to draw from; a single one is there twice, so it never varies."""
     return np.arange(n) if n > 1 else np.zeros(2, int)
 
 
 def _shares(drawn: np.ndarray, n: int) -> np.ndarray:
-    """How often each of n things was drawn, as shares: `[..., D]` indices -> `[..., n]`."""
+    """The share of draws that fall on each of n indices: `[..., D]` -> `[..., n]`."""
     counts = np.apply_along_axis(np.bincount, -1, drawn, minlength=n)
     return counts.astype(np.float32) / drawn.shape[-1]
 
 
 def _drawn(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Of values `[..., T, S]`, those of rows `[..., A]` and columns `[..., B]`: `[..., A, B]`."""
+    """Takes rows `[..., A]` and columns `[..., B]` of values `[..., T, S]`: `[..., A, B]`."""
     of_rows = np.take_along_axis(values, rows[..., :, None], axis=-2)
     return np.take_along_axis(of_rows, columns[..., None, :], axis=-1)
 

@@ -1,4 +1,4 @@
-"""What all figures have in common: colours, labels, legends."""
+"""The colors, labels and legends that all figures have in common."""
 
 from typing import Any
 
@@ -24,21 +24,22 @@ STYLE = {
 
 
 def legend(figure: Figure, axes: Any) -> None:
-    """A legend below the figure, if there are several things to tell apart."""
+    """Puts a legend below the figure if the axes have several labels."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
 
 
 def labels(frame: pd.DataFrame, *but: str) -> list[str]:
-    """What tells the lines of a group table apart, a text each; tasks are always named."""
+    """Labels the lines of a group table by the settings that tell them apart, and by their tasks.
+
+    Settings in `but` are left out.
+    """
     apart = {"task", *tables.differing(frame)} - {*but}
     names = [name for name in tables.SETTING_NAMES if name in apart]
-    return [
-        "   ".join(tables.short(str(line[name])) for name in names) for _, line in frame.iterrows()
-    ]
+    return ["   ".join(str(line[name]) for name in names) for _, line in frame.iterrows()]
 
 
 def spread(n: int) -> np.ndarray:
-    """n places between -1 and 1."""
+    """n evenly spaced numbers from -1 to 1; a single one is 0."""
     return np.linspace(-1, 1, n) if n > 1 else np.zeros(1)

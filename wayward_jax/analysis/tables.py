@@ -1,7 +1,8 @@
-"""Tables of results (pandas), and their files as CSV, Markdown and LaTeX.
+"""Makes the tables of results (pandas), and writes them as CSV, Markdown and LaTeX.
 
-Accuracies and F1 are shares, drops and their differences are in percent. `low` and `high` end 95 %
-confidence intervals, and `least` and `most` those of shares.
+Accuracies and F1 values are shares; drops and their differences are in percent. The columns `low`
+and `high` are the ends of 95 % confidence intervals of drops, and `least` and `most` those of
+shares.
 """
 
 from collections.abc import Sequence
@@ -14,26 +15,32 @@ import pandas as pd
 
 from wayward_jax.analysis import statistics
 from wayward_jax.analysis.selection import (
-    AIMED_SETTING,
     F1_THRESHOLD,
+    HELD_BY,
+    SETTING,
     Comparison,
-    Row,
     compare,
     correctness,
-    is_aimed,
 )
-from wayward_jax.jobs.finished import Measured
-from wayward_jax.runs import P_STAR
+from wayward_jax.jobs.records import Measured
+from wayward_jax.runs import P_STAR, RunRecord
 
 ALWAYS_SHOWN = ("model", "task", "set")
 
-# What tells groups of targets apart.
-SETTING_NAMES = (*ALWAYS_SHOWN, *(n for n in AIMED_SETTING if n not in ALWAYS_SHOWN))
+# These columns tell groups of targets apart.
+SETTING_NAMES = (
+    *ALWAYS_SHOWN,
+    *(name for name in SETTING if name not in ALWAYS_SHOWN),
+    *("n_eval", *HELD_BY),
+)
 
-# Settings of which others may be a consequence.
+# The values of these settings may determine those of other settings.
 BRINGING = ("model", "task", "constraint")
 
-# What was measured by the name of the experiment, and what tells its lines apart.
+# Groups that differ in the first of two settings may also differ in the second.
+BROUGHT = {"model": "model_digest", "constraint": "margin"}
+
+# The columns that tell the lines of a measurement apart, by the name of the experiment.
 MEASURED_BY = {
     "path": ("position",),
     "discrete": ("prompt", "calibrated"),
@@ -45,7 +52,7 @@ MEASURES = (
     *("top_1", "top_5", "top_10"),
 )
 
-# Column names that readers see, where they are not the columns' own.
+# Readers see these names in place of the columns' names.
 NAMES = {
     "p_star": "p_star",
     "drop": "drop, %",
@@ -69,33 +76,28 @@ FORMATS = {
         ("least", "most", "task_loss", "distance", "top_1", "top_5", "top_10"), "{:.3f}"
     ),
     **dict.fromkeys(("drop", "low", "high", "difference", "gap"), "{:+.1f}"),
-    **dict.fromkeys(("gamma", "learning_rate"), "{:.3g}"),
+    **dict.fromkeys(("gamma", "learning_rate", "weight_decay"), "{:.3g}"),
 }
 
 
 def target_set(name: str) -> str:
-    """The set of a target's name: `pile` of `pile/07`."""
+    """The set that a target's name begins with, such as `pile` for `pile/07`."""
     return name.rpartition("/")[0] or name
 
 
-def short(name: str) -> str:
-    """What to call a model or task where there is little room: of a path, its end."""
-    return Path(name).name if name.startswith(("/", "~", ".")) else name
-
-
 def tables(
-    rows: Sequence[Row],
+    records: Sequence[RunRecord],
     comparisons: Sequence[Comparison],
     measured: Measured = MappingProxyType({}),
 ) -> dict[str, pd.DataFrame]:
-    """By name, the tables that there are data for.
+    """Makes the tables that there are data for, by name.
 
     Args:
-        rows: of results.
-        comparisons: of them.
-        measured: of their prompts.
+        records: all runs.
+        comparisons: the comparisons of these runs.
+        measured: the measurements of their prompts.
     """
-    gammas = by_gamma(rows)
+    gammas = by_gamma(records)
     lengths = by_group(comparisons, [*SETTING_NAMES, "prompt_length"])
     made = {
         "groups": by_group(comparisons),
@@ -103,19 +105,19 @@ def tables(
         "gammas": gammas if _several(gammas, "gamma") else pd.DataFrame(),
         "lengths": lengths if _several(lengths, "prompt_length") else pd.DataFrame(),
         "differences": between_groups(comparisons),
-        **{name: by_measurement(rows, measured, name) for name in MEASURED_BY},
-        "gaps": gaps(rows, measured),
+        **{name: by_measurement(records, measured, name) for name in MEASURED_BY},
+        "gaps": gaps(records, measured),
     }
     return {name: frame for name, frame in made.items() if not frame.empty}
 
 
 def by_target(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """A line a comparison; intervals are over test examples."""
+    """Makes a line for each comparison, with intervals over test examples."""
     return pd.DataFrame(
         {
             **_setting(c.wayward[0]),
-            "target": c.wayward[0]["target_name"],
-            "prompt_length": c.wayward[0]["prompt_length"],
+            "target": c.wayward[0].run.target_name,
+            "prompt_length": c.wayward[0].run.prompt_length,
             "gamma": _gamma(c.wayward),
             "p_star": c.best_accuracy,
             "accuracy": c.accuracy,
@@ -133,18 +135,17 @@ def by_target(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 def by_group(
     comparisons: Sequence[Comparison], names: Sequence[str] = SETTING_NAMES
 ) -> pd.DataFrame:
-    """A line for every model, task and target set; intervals are over targets, seeds and test
-    examples.
+    """Makes a line for each group, with intervals over targets, seeds and test examples.
 
     Args:
-        comparisons: to summarise.
-        names: what tells groups apart: attributes of a run, or `set`.
+        comparisons: the comparisons to summarize.
+        names: the columns that tell groups apart, from `SETTING_NAMES` and `prompt_length`.
     """
     lines = []
     for key, group in _groups(comparisons, names).items():
         best, wayward = correctness(group)
         drop = statistics.drop_over_all(best, wayward)
-        p_stars = {row["id"] for c in group for row in c.p_star}
+        p_stars = {record.id for c in group for record in c.p_star}
         lines.append(
             {
                 **dict(key),
@@ -164,13 +165,13 @@ def by_group(
     return pd.DataFrame(lines)
 
 
-def by_gamma(rows: Sequence[Row], names: Sequence[str] = SETTING_NAMES) -> pd.DataFrame:
-    """`by_group` at each gamma that was given, chosen or not."""
-    p_star = [row for row in rows if not is_aimed(row)]
-    given = [row for row in rows if is_aimed(row) and row["constraint"] == "penalty"]
+def by_gamma(records: Sequence[RunRecord], names: Sequence[str] = SETTING_NAMES) -> pd.DataFrame:
+    """Makes the table of `by_group` at each gamma that was given, whether it is the best or not."""
+    p_star = [record for record in records if not record.run.has_target]
+    given = [r for r in records if r.run.has_target and r.run.constraint == "penalty"]
     frames = []
-    for gamma in sorted({row["gamma"] for row in given}):
-        here = [row for row in given if row["gamma"] == gamma]
+    for gamma in sorted({record.run.gamma for record in given}):
+        here = [record for record in given if record.run.gamma == gamma]
         frame = by_group(compare([*p_star, *here]), names)
         if not frame.empty:
             frame.insert(len(names), "gamma", gamma)
@@ -179,18 +180,18 @@ def by_gamma(rows: Sequence[Row], names: Sequence[str] = SETTING_NAMES) -> pd.Da
 
 
 def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """Differences of mean drops between groups that differ in one thing alone.
+    """Tests differences of mean drops between groups that differ in one setting alone.
 
-    Groups of the same targets are compared target by target. `adjusted` holds p-values that allow
-    for how many tests there are.
+    Groups of the same targets are compared target by target. The column `adjusted` has p-values
+    that are adjusted for the number of tests.
     """
     lines = []
     for (first_key, first), (second_key, second) in combinations(_groups(comparisons).items(), 2):
         apart = [
             (name, a, b) for (name, a), (_, b) in zip(first_key, second_key, strict=True) if a != b
         ]
-        if "constraint" in (name for name, *_ in apart):  # which brings its margin with it
-            apart = [each for each in apart if each[0] != "margin"]
+        brought = [BROUGHT.get(name) for name, *_ in apart]
+        apart = [each for each in apart if each[0] not in brought]
         if len(apart) != 1:
             continue
         (name, a, b) = apart[0]
@@ -202,7 +203,7 @@ def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         found = statistics.difference(drops.to_numpy(), others.to_numpy(), paired=paired)
         lines.append(
             {
-                **{key: value for key, value in first_key if key != name},
+                **{key: value for key, value in first_key if key not in (name, *brought)},
                 name: f"{a} - {b}",
                 "difference": found.value,
                 "p_value": found.p_value,
@@ -215,17 +216,18 @@ def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     return _tested(pd.DataFrame(lines))
 
 
-def by_measurement(rows: Sequence[Row], measured: Measured, name: str) -> pd.DataFrame:
-    """Means of all that was measured, of the prompts of a group together.
+def by_measurement(records: Sequence[RunRecord], measured: Measured, name: str) -> pd.DataFrame:
+    """Averages a measurement over the prompts of each group.
 
-    `least` and `most` end the interval over prompts of the first of these means.
+    The columns `least` and `most` are the ends of an interval over prompts, for the first of the
+    means alone.
 
     Args:
-        rows: of the runs.
-        measured: of their prompts.
-        name: of `MEASURED_BY`.
+        records: all runs.
+        measured: the measurements of their prompts.
+        name: the name of a measurement in `MEASURED_BY`.
     """
-    frame = measurements(rows, measured, name)
+    frame = measurements(records, measured, name)
     if frame.empty:
         return frame
     by = [column for column in (*SETTING_NAMES, *MEASURED_BY[name]) if column in frame]
@@ -247,12 +249,12 @@ def by_measurement(rows: Sequence[Row], measured: Measured, name: str) -> pd.Dat
     return pd.DataFrame(lines)
 
 
-def gaps(rows: Sequence[Row], measured: Measured) -> pd.DataFrame:
-    """How much better prompts are than their readings, and than the targets' texts, in points.
+def gaps(records: Sequence[RunRecord], measured: Measured) -> pd.DataFrame:
+    """Tests how much better prompts are than their readings and their targets' texts, in points.
 
-    Each prompt is compared with its own texts. `adjusted` is as for `between_groups`.
+    Each prompt is compared with its own texts. The column `adjusted` is as in `between_groups`.
     """
-    frame = measurements(rows, measured, "discrete")
+    frame = measurements(records, measured, "discrete")
     if frame.empty or "id" not in frame:
         return pd.DataFrame()
     names = [name for name in (*SETTING_NAMES, "calibrated") if name in frame]
@@ -275,9 +277,9 @@ def gaps(rows: Sequence[Row], measured: Measured) -> pd.DataFrame:
     return _tested(pd.DataFrame(lines))
 
 
-def measurements(rows: Sequence[Row], measured: Measured, name: str) -> pd.DataFrame:
-    """A line for each row of what was measured, with the settings of the run that it is about."""
-    settings = {row["id"]: {"kind": _kind(row), **_setting(row)} for row in rows}
+def measurements(records: Sequence[RunRecord], measured: Measured, name: str) -> pd.DataFrame:
+    """Makes a line for each measured row, with the settings of the run that it is about."""
+    settings = {record.id: {"kind": _kind(record), **_setting(record)} for record in records}
     return pd.DataFrame(
         {**settings.get(line.get("id"), {}), **line}
         for lines in measured.get(name, {}).values()
@@ -286,16 +288,16 @@ def measurements(rows: Sequence[Row], measured: Measured, name: str) -> pd.DataF
     )
 
 
-def by_run(rows: Sequence[Row]) -> pd.DataFrame:
-    """The results as they are, a line a run."""
-    nested = ("curve", "correct", "target_ids", "token_ids")
-    return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
+def by_run(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """Makes a line for each run, with all that its record has but for lists."""
+    nested = ["curve", "correct", "target_ids", "token_ids"]
+    return pd.DataFrame([record.to_json() for record in records]).drop(columns=nested)
 
 
 def differing(frame: pd.DataFrame) -> list[str]:
-    """Settings that tell the lines of a table apart.
+    """The settings that tell the lines of a table apart.
 
-    Those that models, tasks and constraints bring with them (a margin, steps) do not.
+    Settings that follow from models, tasks and constraints, such as a margin, are left out.
     """
     names = [
         name
@@ -311,14 +313,14 @@ def differing(frame: pd.DataFrame) -> list[str]:
 def shown(
     frame: pd.DataFrame, always: Sequence[str] = ALWAYS_SHOWN
 ) -> tuple[pd.DataFrame, list[bool]]:
-    """A table for readers: settings only where they differ, all cells as text.
+    """Makes a table for readers, which has settings only where they differ and all cells as text.
 
     Args:
         frame: the table.
         always: settings that are shown in any case.
 
     Returns:
-        The table, and which of its columns are numbers.
+        The table, and for each of its columns whether it holds numbers.
     """
     hidden = {*SETTING_NAMES, "prompt_length"} - {*always} - {*differing(frame)}
     names = [name for name in frame if name not in hidden]
@@ -330,7 +332,7 @@ def shown(
 
 
 def write(frame: pd.DataFrame, folder: Path, name: str) -> None:
-    """Writes `name.csv` in full, and `name.md` and `name.tex` as `shown`."""
+    """Writes all columns to `name.csv`, and the table of `shown` to `name.md` and `name.tex`."""
     frame.to_csv(folder / f"{name}.csv", index=False)
     table, numbers = shown(frame)
     align = ["right" if number else "left" for number in numbers]
@@ -341,7 +343,7 @@ def write(frame: pd.DataFrame, folder: Path, name: str) -> None:
 
 
 def _tested(frame: pd.DataFrame) -> pd.DataFrame:
-    """With `p_value`s adjusted, and what they say."""
+    """Adds adjusted p-values to a table of tests, and whether they are within noise."""
     frame["adjusted"] = statistics.adjusted(frame["p_value"])
     frame["within_noise"] = ~(frame["adjusted"] < 1 - statistics.LEVEL)
     return frame
@@ -354,26 +356,26 @@ def _several(frame: pd.DataFrame, column: str) -> bool:
 def _text(name: str, value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
     if isinstance(value, float) and np.isnan(value):
         return ""
-    if isinstance(value, str):
-        return " - ".join(map(short, value.split(" - ")))
     return FORMATS.get(name, "{}").format(value)
 
 
-def _kind(row: Row) -> str:
-    return "wayward" if is_aimed(row) else P_STAR
+def _kind(record: RunRecord) -> str:
+    return "wayward" if record.run.has_target else P_STAR
 
 
-def _setting(row: Row, names: Sequence[str] = SETTING_NAMES) -> dict[str, object]:
-    values = {**row, "set": target_set(row["target_name"])}
-    return {name: values[name] for name in names}
+def _setting(record: RunRecord, names: Sequence[str] = SETTING_NAMES) -> dict[str, object]:
+    own = {"set": target_set(record.run.target_name), "n_eval": record.n_eval}
+    return {name: own[name] if name in own else getattr(record.run, name) for name in names}
 
 
-def _gamma(rows: Sequence[Row]) -> float:
-    """The one that was given or, where it was found while tuning, a mean of those."""
-    found = [row["final_gamma"] for row in rows if row["constraint"] == "dual"]
-    return float(np.mean(found)) if found else rows[0]["gamma"]
+def _gamma(records: Sequence[RunRecord]) -> float:
+    """The gamma that was given, or the mean of those that were found while tuning."""
+    found = [record.final_gamma for record in records if record.run.constraint == "dual"]
+    return float(np.mean(found)) if found else records[0].run.gamma
 
 
 def _groups(
@@ -387,6 +389,6 @@ def _groups(
 
 def _drops(comparisons: Sequence[Comparison]) -> pd.Series:
     """The drops by target."""
-    rows = [c.wayward[0] for c in comparisons]
-    names = pd.MultiIndex.from_tuples([(r["target_name"], r["target_text"]) for r in rows])
+    runs = [c.wayward[0].run for c in comparisons]
+    names = pd.MultiIndex.from_tuples([(run.target_name, run.target_text) for run in runs])
     return pd.Series([c.drop.value for c in comparisons], index=names)

@@ -1,42 +1,40 @@
-"""What an experiment is."""
+"""The interface of an experiment."""
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from wayward_jax.jobs.settings import Settings
 from wayward_jax.runs import Run
 from wayward_jax.targets import Target
 
 if TYPE_CHECKING:
-    from experiments.flags import Settings
     from wayward_jax.jobs.probes import Measurement, ProbeContext
+    from wayward_jax.models import LanguageModel
 
-RunsOf = Callable[["Settings", str, str, Sequence[Target]], list[Run]]
-"""The runs of a model and a task, by name, towards targets, of which some may be p_star."""
+RunsOf = Callable[[Settings, "LanguageModel", str, Sequence[Target]], list[Run]]
+"""Lists the runs, p_star among them, for a model, a task (by name) and targets.
+
+The settings are those for this model; starts in them are called as `Run.init` calls them.
+"""
 
 Measure = Callable[["ProbeContext"], Iterable["Measurement"]]
-"""What is measured of finished prompts, with one model at a time."""
+"""Yields what is measured of finished prompts with one model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Runs, what is measured of them, and what of that is shown first.
+    """An experiment: its runs, what is measured of their prompts, and what is shown at the end.
 
     Attributes:
-        runs: lists them.
-        tables: names of `analysis.tables.tables` that are shown at the end, as far as there are
-            any; all others are made by `experiments.analyze`.
-        measure: of the prompts once all are tuned, if there is anything.
-        defaults: values of flags where the user gives none, as on a command line.
+        runs: lists the runs.
+        tables: the names of the tables from `analysis.tables.tables` that the program shows at the
+            end, if there are data for them; `experiments.analyze` makes all tables.
+        measure: measures the prompts when all are tuned; None if nothing is measured.
+        defaults: the experiment's own defaults of flags, written as on a command line.
     """
 
     runs: RunsOf
     tables: tuple[str, ...]
     measure: Measure | None = None
     defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def find(name: str) -> Experiment:
-    """The experiment of a module beside this one."""
-    return importlib.import_module(f"experiments.{name}").EXPERIMENT

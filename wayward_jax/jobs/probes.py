@@ -1,4 +1,4 @@
-"""What experiments measure finished prompts with."""
+"""The tools with which experiments measure finished prompts."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -7,62 +7,66 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from wayward_jax.analysis.selection import Comparison, Row, compare
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
+from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
 from wayward_jax.training.evaluation import EvaluationSet, score_prompts
 from wayward_jax.training.examples import EncodedTask
 
-# Longer prompts than those that were tuned are padded to multiples of this many tokens.
+# Prompts that are longer than the tuned ones are padded to a multiple of this many tokens.
 GRAIN = 64
 
 Measurement = tuple[str, Callable[[], list[dict[str, Any]]]]
-"""A name of its own, and what gives its rows. One that is about a run names it as `id`."""
+"""A unique key, and a function that gives the rows. A row about a run has the run's id as `id`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProbeContext:
-    """A model, its tasks, and what was tuned.
+    """All that an experiment measures finished prompts with, for one model at a time.
 
     Attributes:
         model: the frozen model.
-        mesh: its devices.
-        tasks: examples by task.
-        rows: of the job's runs, those of other models too.
-        select: the split that gammas are chosen on.
-        load_prompt: gives the prompt `[L, D]` of a row.
+        mesh: the model's devices.
+        tasks: the encoded tasks, by name.
+        records: the job's runs, also those of other models.
+        select: the split on which gammas are chosen, `dev` or `test`.
+        load_prompt: gives the prompt `[L, D]` of a run by its id.
     """
 
     model: LanguageModel
     mesh: Mesh
     tasks: Mapping[str, EncodedTask]
-    rows: Sequence[Row]
+    records: Sequence[RunRecord]
     select: str
-    load_prompt: Callable[[Row], np.ndarray]
+    load_prompt: Callable[[str], np.ndarray]
 
-    def comparisons(self) -> list[Comparison]:
-        """Those of this model, at the best gamma of each target."""
-        return compare([row for row in self.rows if row["model"] == self.model.name], self.select)
+    @property
+    def own_records(self) -> list[RunRecord]:
+        """The runs of this model."""
+        return [record for record in self.records if record.run.model == self.model.name]
 
-    def embeddings(self, ids: Sequence[int]) -> np.ndarray:
-        """`c_proj` of L tokens: `[L, D]`."""
+    def embed(self, ids: Sequence[int]) -> np.ndarray:
+        """Makes a prompt of L tokens with `c_proj`: `[L, D]` float32."""
         return on_host(c_proj(self.model.embedding_table(), np.asarray(ids, np.int32)))
 
     def score(self, prompts: Sequence[np.ndarray], examples: EvaluationSet) -> np.ndarray:
-        """`evaluation.score_prompts`, padded so that few lengths are compiled: `[N, E, C]`."""
+        """Scores examples with `evaluation.score_prompts`: `[N, E, C]` float32, nats a token.
+
+        Prompts are padded so that programs are compiled for few lengths.
+        """
         longest = max(len(prompt) for prompt in prompts)
-        length = max(row["prompt_length"] for row in self.rows)
+        length = max(record.run.prompt_length for record in self.records)
         if longest > length:
-            length = min(-(-longest // GRAIN) * GRAIN, self.positions)
+            length = min(-(-longest // GRAIN) * GRAIN, self.max_positions)
         return score_prompts(self.model, prompts, examples, self.mesh, length=length)
 
     @property
-    def positions(self) -> int:
-        """The most tokens that the model reads."""
+    def max_positions(self) -> int:
+        """The largest number of tokens that the model can read."""
         return self.model.module.config.max_positions
 
 
 def accuracy(scores: np.ndarray, examples: EvaluationSet) -> float:
-    """Of `[E, C]` scores, the share of examples whose right label has the lowest."""
+    """The share of examples whose right label has the lowest of the scores `[E, C]`."""
     return float(np.mean(scores.argmin(axis=-1) == examples.labels))

@@ -1,23 +1,14 @@
 """What a person sees while a job runs and when it ends."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Self
 
-import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from wayward_jax.analysis import tables
-from wayward_jax.analysis.selection import compare, is_aimed
-from wayward_jax.jobs.finished import Measured
 from wayward_jax.jobs.tensorboard import TensorBoardWriter
 from wayward_jax.jobs.throughput import Figures
-from wayward_jax.models.tokenizer import Tokenizer
-
-OF_A_RUN = ("task", "target_name", "gamma", "accuracy", "prompt_f1")
 
 SECONDS_BETWEEN_LINES = 20
 
@@ -112,63 +103,3 @@ SHOWN = {
 
 def _line(figures: Figures) -> str:
     return "  ".join(form.format(figures[name]) for name, form in SHOWN.items() if name in figures)
-
-
-def show(
-    rows: Sequence[dict],
-    measured: Measured,
-    tokenizers: Mapping[str, Tokenizer],
-    names: Sequence[str],
-    console: Console,
-    select: str = "dev",
-) -> None:
-    """Tables of a job's results, and a target's tokens beside those that were read.
-
-    Without a p_star to compare with there are no tables, and the runs are shown as they are.
-
-    Args:
-        rows: of the results.
-        measured: of their prompts.
-        tokenizers: by model.
-        names: of the tables.
-        console: where they are shown.
-        select: the split that gammas are chosen on.
-    """
-    comparisons = compare(rows, select)
-    made = tables.tables(rows, comparisons, measured)
-    frames = [made[name] for name in names if name in made]
-    for frame in frames or [tables.by_run(rows)[list(OF_A_RUN)]]:
-        console.print(_table(frame))
-        console.print()
-    aimed = [row for c in comparisons for row in c.wayward] or [r for r in rows if is_aimed(r)]
-    if aimed:
-        console.print(_token_strip(aimed[0], tokenizers[aimed[0]["model"]]))
-
-
-def _table(frame: pd.DataFrame) -> Table:
-    # Intervals say as much, and a terminal is narrow.
-    frame = frame.drop(columns="within_noise", errors="ignore")
-    cells, numbers = tables.shown(frame, always=["task"])
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name, number in zip(cells, numbers, strict=True):
-        justify = "right" if number else "left"
-        table.add_column(name, justify=justify, vertical="bottom", overflow="fold")
-    for row in cells.itertuples(index=False):
-        table.add_row(*row)
-    return table
-
-
-def _token_strip(row: dict, tokenizer: Tokenizer) -> Table:
-    """A target's tokens beside those that the prompt reads as, a line each."""
-    strip = Table("target", "reads as", box=None, pad_edge=False)
-    for target, projected in zip(row["target_ids"], row["token_ids"], strict=True):
-        color = "green" if projected == target else "red"
-        strip.add_row(
-            Text(_visible(tokenizer, target)), Text(_visible(tokenizer, projected), style=color)
-        )
-    return strip
-
-
-def _visible(tokenizer: Tokenizer, token: int) -> str:
-    """A token's text with its spaces and control characters to be seen."""
-    return repr(tokenizer.decode([token]))

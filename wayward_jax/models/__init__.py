@@ -5,6 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -14,7 +15,12 @@ from wayward_jax.models import conversion, sources
 from wayward_jax.models.language_model import LanguageModel
 from wayward_jax.sharding import make_mesh, place_params
 
-__all__ = ["LanguageModel", "load"]
+__all__ = ["LanguageModel", "default_dtype", "load"]
+
+
+def default_dtype() -> jnp.dtype:
+    """The dtype of weights that suits the devices: bfloat16, and float32 on CPUs."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
 def load(
@@ -29,7 +35,7 @@ def load(
 
     Args:
         name: a built-in name, a folder in the Hugging Face layout, a GGUF file, or
-            `organisation/name` on the Hugging Face hub.
+            `organization/name` on the Hugging Face hub.
         cache_dir: the folder that keeps fetched and converted models.
         assets_dir: a folder with the files of built-in models. No network is used if it is given.
         dtype: the dtype of the weights.

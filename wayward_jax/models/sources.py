@@ -43,7 +43,7 @@ def locate(name: str, cache_dir: Path, assets_dir: Path | None) -> Path:
         "model",
         name,
         f"there is no such model: give {built_in}, a folder, a .gguf file, "
-        "or organisation/name on the Hugging Face hub",
+        "or organization/name on the Hugging Face hub",
     )
 
 

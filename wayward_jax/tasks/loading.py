@@ -1,5 +1,6 @@
 """Loading a task by its name, with train, dev and test."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,9 +53,10 @@ def load(
         raise InputError("data_seed", data_seed, f"choose one from 0 to {sampling.MAX_SEED}")
     for source in SOURCES:
         if task := source.TASKS.get(name):
-            return source.load(
+            data = source.load(
                 task, data_dir=data_dir, k_shot=k_shot, data_seed=data_seed, fetch=fetch
             )
+            return dataclasses.replace(data, k_shot=k_shot, data_seed=data_seed)
     if name.startswith(hub.PREFIX):
         where = name
         task, splits = hub.read(name)
@@ -69,4 +71,5 @@ def load(
             f"not one of {', '.join(TASKS)}, not {hub.PREFIX}<dataset>, and no folder of this name "
             f"with a {folders.TASK_FILE}, here or under --data_dir: correct the name",
         )
-    return sampling.sample(task, splits, where, k_shot=k_shot, data_seed=data_seed)
+    data = sampling.sample(task, splits, where, k_shot=k_shot, data_seed=data_seed)
+    return dataclasses.replace(data, k_shot=k_shot, data_seed=data_seed)

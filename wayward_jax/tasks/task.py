@@ -25,6 +25,11 @@ class Task:
     label_words: tuple[str, ...]
     max_length: int = 128
 
+    @property
+    def default_template(self) -> int:
+        """The index of the paper's default template; 0 where there is only one."""
+        return min(1, len(self.templates) - 1)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
@@ -56,9 +61,13 @@ class TaskData:
         train: examples that prompts are tuned on.
         dev: examples by which prompts and settings are chosen.
         test: examples on which results are reported.
+        k_shot: training examples a class; -1 means all of them.
+        data_seed: seed of the choice of training examples.
     """
 
     task: Task
     train: Examples
     dev: Examples
     test: Examples
+    k_shot: int = -1
+    data_seed: int = 100

@@ -1,4 +1,4 @@
-"""Scoring examples under prompts: every label of every example in one pass (paper, section 3)."""
+"""Scores examples under prompts: every label of every example in one pass (paper, section 3)."""
 
 import dataclasses
 import functools
@@ -14,11 +14,9 @@ from wayward_jax.models.causal_lm import KVCache
 from wayward_jax.objective import prediction_losses
 from wayward_jax.packing import (
     PackedBatch,
-    PackedShape,
     Segment,
-    first_fit,
+    fitting_shape,
     pack_segments,
-    padded,
     sizes,
     spread,
 )
@@ -30,8 +28,8 @@ class EvaluationSet:
     """E examples with all their C labels, ready to be scored under any prompt.
 
     Attributes:
-        parts: packs `[X, ...]` of one shape, for one run; their scores count up to `E * C`.
-        labels: `[E]` int32, the right ones.
+        parts: packs `[X, ...]` of one shape, for one run; their label numbers count up to `E * C`.
+        labels: `[E]` int32, the gold labels.
         n_labels: C.
     """
 
@@ -51,10 +49,10 @@ def evaluation_sets(
     """Packs the segments of several sets, all in one shape, so that one program scores them all.
 
     Args:
-        segments: of each set, from `label_segments`.
-        labels: of each set, `[E]` int32.
+        segments: for each set, from `label_segments`.
+        labels: for each set, `[E]` int32.
         n_labels: C.
-        tokens: of a pack, at most about so many; how many exactly is chosen to leave few unused.
+        tokens: the most tokens of a pack; the number that leaves fewest unused is chosen.
         devices: X, packs that are scored side by side.
     """
     totals = [sizes(each)[:, 0].sum() for each in segments]
@@ -68,7 +66,7 @@ def evaluation_sets(
         spread(each, devices * -(-total // (size * devices)))
         for each, total in zip(segments, totals, strict=True)
     ]
-    shape = _shape([pack for packs in dealt for pack in packs])
+    shape = fitting_shape([[pack] for packs in dealt for pack in packs])
     return [
         EvaluationSet(
             tuple(
@@ -85,22 +83,12 @@ def evaluation_sets(
     ]
 
 
-def _shape(packs: Sequence[Sequence[Segment]]) -> PackedShape:
-    """The least shape for packs of one run each."""
-    tokens, queries, predictions = np.max([sizes(pack).sum(axis=0) for pack in packs], axis=0)
-    slots = int(padded(max(len(segment.ids) for pack in packs for segment in pack)))
-    last = max(first_fit(sizes(pack)[None, :, 0], slots).max(initial=0) for pack in packs)
-    needed = (int(padded(size)) for size in (tokens, queries, predictions))
-    rows = int(last // slots) + 1
-    return PackedShape(*needed, rows=rows, run_rows=rows, slots=slots)
-
-
 def start_scoring(
     model: LanguageModel, prompts: jax.Array, mask: jax.Array, examples: EvaluationSet, mesh: Mesh
 ) -> list[jax.Array]:
-    """Sets the devices to scoring every label of every example under every prompt.
+    """Starts to score every label of every example under every prompt; the devices do the work.
 
-    A prompt is read once, and a context once for all labels.
+    A prompt is computed once, and a context once for all labels.
 
     Args:
         model: the frozen model.
@@ -110,7 +98,7 @@ def start_scoring(
         mesh: see `mesh.AXES`.
 
     Returns:
-        What `scores` makes scores of, as soon as the devices are done.
+        One array for each part of the examples, from which `nll` makes the result.
     """
     kv_cache = _read(model.module, model.params, prompts, mask, mesh)
     return [
@@ -127,27 +115,27 @@ def start_scoring(
     ]
 
 
-def scores(losses: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
-    """Mean negative log-likelihood of every label of every example under every prompt.
+def nll(parts: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
+    """The mean negative log-likelihood of every label of every example under every prompt.
 
     The mean is over the tokens from the first at which the labels differ to EOS.
 
     Args:
-        losses: from `start_scoring`.
-        examples: the same.
+        parts: from `start_scoring`.
+        examples: the same examples.
 
     Returns:
         `[R, E, C]` float32, nats a token.
     """
-    total = np.zeros((len(losses[0]), len(examples.labels) * examples.n_labels), np.float32)
-    for part, loss in zip(examples.parts, losses, strict=True):
-        np.add.at(total, (slice(None), part.score), on_host(loss))
+    total = np.zeros((len(parts[0]), len(examples.labels) * examples.n_labels), np.float32)
+    for pack, losses in zip(examples.parts, parts, strict=True):
+        np.add.at(total, (slice(None), pack.score), on_host(losses))
     return total.reshape(len(total), -1, examples.n_labels)
 
 
-def predictions(losses: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
-    """The label of lowest score, the first of equals: `[R, E]` int. Arguments as for `scores`."""
-    return scores(losses, examples).argmin(axis=-1)
+def predictions(parts: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
+    """The label of lowest `nll`, the first of equals: `[R, E]` int. Arguments as for `nll`."""
+    return nll(parts, examples).argmin(axis=-1)
 
 
 def score_prompts(
@@ -158,14 +146,14 @@ def score_prompts(
     *,
     length: int,
 ) -> np.ndarray:
-    """`scores` under N prompts of any lengths: `[N, E, C]`.
+    """The `nll` under N prompts of any lengths: `[N, E, C]`.
 
     Args:
         model: the frozen model.
-        prompts: `[<= length, D]` each; one without vectors is no prompt at all.
+        prompts: `[<= length, D]` each; a prompt without vectors is no prompt at all.
         examples: to score.
         mesh: see `start_scoring`.
-        length: to which all are padded. Each other one is compiled anew.
+        length: to which all prompts are padded. Each other length is another program.
     """
     places = -(-len(prompts) // mesh.shape["runs"]) * mesh.shape["runs"]
     vectors = np.zeros((places, length, model.embedding_table().shape[1]), np.float32)
@@ -173,15 +161,15 @@ def score_prompts(
     for i, prompt in enumerate(prompts):
         vectors[i, : len(prompt)] = prompt
         mask[i, : len(prompt)] = True
-    losses = start_scoring(model, *place((vectors, mask), mesh, BY_RUN), examples, mesh)
-    return scores(losses, examples)[: len(prompts)]
+    parts = start_scoring(model, *place((vectors, mask), mesh, BY_RUN), examples, mesh)
+    return nll(parts, examples)[: len(prompts)]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "mesh"))
 def _read(
     module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, mesh: Mesh
 ) -> KVCache:
-    """What the module keeps of every prompt: `[R, 1, L, K, d]` keys and values."""
+    """The keys and values of every prompt: `[R, 1, L, K, d]`."""
 
     @functools.partial(
         jax.shard_map,
@@ -210,7 +198,7 @@ def _score(
     part: PackedBatch,
     mesh: Mesh,
 ) -> jax.Array:
-    """`prediction_losses` of a part under every prompt, one prompt after the other: `[R, X, K]`."""
+    """`prediction_losses` of a part under every prompt, prompt by prompt: `[R, X, K]`."""
 
     @functools.partial(
         jax.shard_map,

@@ -1,31 +1,33 @@
-"""A task's examples as token segments, ready for training and evaluation (on the host)."""
+"""A task's examples as segments of tokens, ready for training and evaluation (on the host)."""
 
 import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
-from wayward_jax.discrete import CONTENT_FREE
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.packing import Segment, example_order, gold_segments, label_segments
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
 from wayward_jax.training.evaluation import EvaluationSet, evaluation_sets
 
+CONTENT_FREE = "N/A"
+"""A text that says nothing about any task."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedTask:
-    """A task's examples, tokenised for one method and template.
+    """A task's examples, tokenized for one method and template.
 
-    What is tuned and chosen on depends on the choice of examples, and so on a run's data seed.
+    The train and dev examples depend on the choice of examples, and so on a run's data seed.
 
     Attributes:
-        train: by data seed, one segment an example with its gold label.
-        dev_subset: by data seed, a few dev examples, for the points of a training dev_subset.
-        dev: by data seed, what choices between runs go by.
-        test: what is reported.
-        content_free: a single example whose text has no content, see `discrete.calibrated`; its
-            label means nothing.
+        train: for each data seed, a segment with the gold label for each example.
+        dev_subset: for each data seed, a few dev examples, for evaluations during training.
+        dev: for each data seed, the examples by which runs are chosen.
+        test: the examples on which results are reported.
+        content_free: a single example whose text has no content, for calibration; its label means
+            nothing.
     """
 
     train: dict[int, list[Segment]]
@@ -43,16 +45,23 @@ def encode_task(
     method: str = "direct",
     template: int = 1,
     n_eval: int = 0,
-    n_curve: int = 64,
+    n_dev_subset: int = 64,
     tokens: int = 2048,
     devices: int = 1,
 ) -> EncodedTask:
-    """Tokenises a task's examples for prompts of up to `prompt_length` tokens.
+    """Tokenizes a task's examples for prompts of up to `prompt_length` tokens.
 
-    Dev and test are cut to `n_eval` random examples (0: all of them), the same for every run; the
-    dev subset is cut to `n_curve`. They are packed in parts of about `tokens` tokens, to be scored
-    on `devices` devices side by side. `samples` are the task's data by the data seed that they were
-    chosen with; they differ in train and dev alone.
+    Args:
+        model: that the tokens are for.
+        samples: the task's data by the data seed of their choice; they differ in train and dev
+            alone.
+        prompt_length: the longest prompt.
+        method: `direct` or `channel`.
+        template: index of the task's template.
+        n_eval: random examples to which dev and test are cut, the same for every run; 0 is all.
+        n_dev_subset: random examples to which the dev subset is cut.
+        tokens: about how many tokens are scored at once.
+        devices: parts of the examples that are scored side by side.
 
     Raises:
         InputError: the model has no room for such prompts; see also `tasks.encode`.
@@ -60,8 +69,10 @@ def encode_task(
     positions = model.module.config.max_positions
     if prompt_length >= positions:
         raise InputError(
-            f"--targets: a prompt would take {prompt_length} tokens, and {model.name} has "
-            f"{positions} positions for prompt and text: choose shorter ones or --prompt_length"
+            "targets",
+            None,
+            f"a prompt would take {prompt_length} tokens, and {model.name} has {positions} "
+            "positions for prompt and text: choose shorter targets or --prompt_length",
         )
 
     def encoded(data: TaskData, examples: Examples) -> list[Encoded]:
@@ -80,7 +91,10 @@ def encode_task(
 
     last = list(samples.values())[-1]
     evaluated = [
-        *((data, some(data.dev, min(n_curve, n_eval or n_curve))) for data in samples.values()),
+        *(
+            (data, some(data.dev, min(n_dev_subset, n_eval or n_dev_subset)))
+            for data in samples.values()
+        ),
         *((data, some(data.dev, n_eval)) for data in samples.values()),
         (last, some(last.test, n_eval)),
         (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32))),

@@ -1,4 +1,4 @@
-"""How much memory a step of tuning takes, and how much there is."""
+"""The memory that a training step takes, and the memory that there is."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,20 @@ from wayward_jax.packing import PackedBatch, PackedShape
 from wayward_jax.runs import Run
 from wayward_jax.training.planning import Train, plan_populations
 
-# Tokens of a pack that keep a device busy: more gain nothing.
+# A device is busy with this many tokens of a pack. More tokens gain nothing.
 BUSY_CPU, BUSY_ACCELERATOR = 1024, 16384
 
-# The share of free memory that a step may take; the rest is for what is not counted.
+# A step may take this share of the free memory. The rest is for what is not counted.
 SHARE = 0.8
 
 
 def busy_tokens(mesh: Mesh) -> int:
-    """How many tokens going through the model at once keep a device of the mesh busy."""
+    """The number of tokens that keep a device busy when they go through the model at once."""
     return BUSY_CPU if mesh.devices.flat[0].platform == "cpu" else BUSY_ACCELERATOR
 
 
 def free_bytes(device: jax.Device) -> int:
-    """The memory of a device that is not in use."""
+    """The memory of a device that is not in use, in bytes."""
     stats = device.memory_stats()
     if stats is None:  # a CPU
         return psutil.virtual_memory().available
@@ -37,9 +37,10 @@ def free_bytes(device: jax.Device) -> int:
 def activation_bytes(
     model: LanguageModel, runs: int, prompt_length: int, shape: PackedShape
 ) -> int:
-    """What JAX keeps from the forward to the backward pass of a pack; compilers need less.
+    """The bytes that JAX keeps from the forward pass of a pack to its backward pass.
 
-    Nothing is computed and nothing compiled: the pass is followed with shapes alone.
+    Compilers need less. Nothing is computed or compiled for this: JAX follows the pass with shapes
+    alone.
     """
 
     def kept(
@@ -48,7 +49,7 @@ def activation_bytes(
         def losses(prompts: jax.Array) -> jax.Array:
             return summed_losses(model.module, params, prompts, mask, pack)[0]
 
-        # Without its structure, in which JAX would keep the whole pass for good.
+        # The leaves alone, for JAX would keep the structure, and the whole pass with it, forever.
         return jax.tree.leaves(jax.vjp(losses, prompts)[1])
 
     def integers(*shape: int) -> jax.ShapeDtypeStruct:
@@ -75,10 +76,10 @@ def activation_bytes(
 
 
 def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: Mesh) -> int:
-    """How many tokens may go through the model at once when these runs are tuned.
+    """The number of tokens that may go through the model at once when runs are tuned.
 
     Raises:
-        InputError: there is not even the memory for one run.
+        InputError: there is too little memory even for one run.
     """
     longest = max(runs, key=lambda run: run.prompt_length)
     (alone,) = plan_populations(train, [longest], population=1, pack_tokens=1, mesh=mesh)
@@ -87,9 +88,10 @@ def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: M
     free = SHARE * free_bytes(device) * mesh.shape["model"]
     if needed > free:
         raise InputError(
-            f"--batch_size={longest.batch_size}: a step of one run takes about "
-            f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free: lower --batch_size, or "
-            "share the model between devices with --mesh"
+            "batch_size",
+            longest.batch_size,
+            f"a step of one run takes about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are "
+            "free: lower --batch_size, or share the model between devices with --mesh",
         )
     tokens = alone.shapes[-1].tokens + alone.prompt_length
     return min(busy_tokens(mesh), int(free / needed * tokens))

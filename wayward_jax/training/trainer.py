@@ -18,7 +18,7 @@ from wayward_jax.initialization import STARTS
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.projection import c_proj, d_proj
-from wayward_jax.readings import Reading, read_tokens
+from wayward_jax.readings import ReadTokens, read_tokens
 from wayward_jax.runs import CurvePoint, Run, RunRecord
 from wayward_jax.sharding import BY_RUN, on_host, place
 from wayward_jax.training.evaluation import EvaluationSet, predictions, start_scoring
@@ -303,7 +303,7 @@ def _curves(
     task: EncodedTask,
     plan: PopulationPlan,
     progress: TrainProgress,
-    readings: Sequence[Sequence[Reading]],
+    readings: Sequence[Sequence[ReadTokens]],
 ) -> list[tuple[CurvePoint, ...]]:
     """Each run's curve."""
     losses = on_host(progress.losses)
@@ -326,9 +326,9 @@ def _curves(
     ]
 
 
-def _read(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[Reading]:
+def _read(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[ReadTokens]:
     """What the prompts of runs read as, from their nearest tokens `[R, L]`."""
     return [
-        read_tokens(model.tokenizer, ids[: run.prompt_length], run.target_text, run.target_ids)
+        read_tokens(model.tokenizer, ids[: run.prompt_length], run.target)
         for run, ids in zip(runs, on_host(nearest).tolist(), strict=False)
     ]

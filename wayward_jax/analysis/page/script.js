@@ -7,10 +7,10 @@ const NAMES = {
   target_name: "target", prompt_length: "length", p_star: "p_star accuracy",
   drop: "drop, %", prompt_f1: "F1", margin: "least margin", learning_rate: "learning rate",
 };
-const TEXTS = new Set(["target_name", "model", "task", "init", "constraint"]);
+const TEXTS = new Set(["target_name", "model", "task", "init", "constraint", "optimizer", "keep"]);
 const DIGITS = { accuracy: 3, drop: 1, prompt_f1: 2 };
 
-// --- small tools ---------------------------------------------------------------------------------
+// --- helpers -------------------------------------------------------------------------------------
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -32,9 +32,8 @@ function drawing(tag, attributes, ...children) {
 const number = (value, digits) =>
   value == null ? "–" : digits === undefined ? String(value) : value.toFixed(digits);
 const signed = (value, digits) => (value > 0 ? "+" : "") + number(value, digits).replace("-", "−");
-const short = (name) => (/^[/~.]/.test(name) ? name.replace(/\/+$/, "").split("/").pop() : name);
 
-// White space and control characters of a token, to be seen.
+// These characters stand in for white space; other control characters get one in common.
 const MARKS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
 function visible(text) {
   const parts = text.split(/([\x00-\x20])/).filter((part) => part !== "");
@@ -44,7 +43,7 @@ function visible(text) {
 
 // --- a prompt ------------------------------------------------------------------------------------
 
-// Margins from this one on are all of the fullest colour.
+// All margins from this one on have the fullest color.
 const margins = runs.flatMap((run) => (run.far ? marginsOf(run) : [])).sort((a, b) => a - b);
 const fullMargin = margins[Math.floor(0.95 * (margins.length - 1))] || 1;
 
@@ -64,14 +63,14 @@ function promptView(run) {
 }
 
 function description(run, aimed) {
-  const said = element("p", { class: "what" }, "On ", element("b", {}, short(run.task)), ": accuracy ",
+  const said = element("p", { class: "what" }, "On ", element("b", {}, run.task), ": accuracy ",
     element("b", {}, number(run.accuracy, 3)));
   if (run.p_star !== undefined) {
     said.append(` where p_star has ${number(run.p_star, 3)}, a ${run.drop < 0 ? "gain" : "drop"} of `,
       element("b", {}, `${number(Math.abs(run.drop), 1)} %`));
   }
   if (aimed) said.append(". Reads as its target with F1 ", element("b", {}, number(run.prompt_f1, 2)));
-  said.append(`. ${short(run.model)}, ${aimed ? held(run) : ""}seed ${run.seed}, ` +
+  said.append(`. ${run.model}, ${aimed ? held(run) : ""}seed ${run.seed}, ` +
     `${run.prompt_length} tokens`);
   if (run.diverged !== null) said.append(`; diverged at step ${run.diverged}`);
   said.append(".");
@@ -137,11 +136,11 @@ function legend(run, aimed) {
   if (aimed) said.append(element("span", {}, "Above: the target."));
   said.append(element("span", {}, aimed ? "Below: the nearest token." : "The nearest tokens."));
   if (showOthers.checked) {
-    said.append(element("span", {}, `Under it: ${data.metrics.slice(1).join(", ")}.`));
+    said.append(element("span", {}, `Under it: the nearest token by ${data.metrics.slice(1).join(", by ")}.`));
   }
   if (run.far) {
     said.append(element("span", {}, "Margin to the runner-up: 0", element("span", { class: "scale" }),
-      `${fullMargin.toPrecision(2)} and more`));
+      `${fullMargin.toPrecision(2)} or more`));
   }
   return said;
 }
@@ -184,7 +183,7 @@ function hideCard() {
 
 document.addEventListener("keydown", (event) => event.key === "Escape" && hideCard());
 
-// --- how the prompt came about -------------------------------------------------------------------
+// --- the curve and the command -------------------------------------------------------------------
 
 function facts(run) {
   const repeat = `${data.commands[run.command]} --only=${run.id}`;
@@ -195,13 +194,13 @@ function facts(run) {
     try {
       await navigator.clipboard.writeText(repeat);
       copy.textContent = "Copied";
-    } catch {  // pages from a disk may not write to the clipboard everywhere
+    } catch {  // some browsers do not let pages from a disk write to the clipboard
       getSelection().selectAllChildren(code);
     }
   });
   return element("div", { class: "facts" },
-    element("div", {}, element("h3", {}, "Along training, on dev"), curve(run)),
-    element("div", {}, element("h3", {}, "This run again"), code, copy));
+    element("div", {}, element("h3", {}, "Training curve, on dev"), curve(run)),
+    element("div", {}, element("h3", {}, "The command that repeats this run"), code, copy));
 }
 
 function curve(run) {
@@ -244,7 +243,7 @@ function curve(run) {
   return svg;
 }
 
-// --- the prompt on top ---------------------------------------------------------------------------
+// --- the prompt at the top -----------------------------------------------------------------------
 
 const hero = document.getElementById("hero");
 const othersLabel = document.getElementById("others");
@@ -265,7 +264,7 @@ document.getElementById("previous").addEventListener("click", () => turn(-1));
 document.getElementById("next").addEventListener("click", () => turn(1));
 if (data.metrics.length > 1 && runs.some((run) => run.others)) {
   othersLabel.hidden = false;
-  othersLabel.querySelector("span").textContent = `nearest by ${data.metrics.slice(1).join(" and ")}, too`;
+  othersLabel.querySelector("span").textContent = `show the nearest tokens by ${data.metrics.slice(1).join(" and ")}, too`;
   showOthers.addEventListener("change", () => { showHero(); showRows(); });
 }
 
@@ -288,7 +287,7 @@ function makeFilters() {
     if (values.length < 2) continue;
     const select = element("select", { name, onchange: filter },
       element("option", { value: "" }, "all"),
-      ...values.map((value) => element("option", { value }, short(value))));
+      ...values.map((value) => element("option", { value }, value)));
     selects.push(select);
     document.getElementById("filters").append(element("label", {}, name, select));
   }
@@ -315,7 +314,7 @@ function chosen() {
   return found;
 }
 
-// What is missing comes last, whichever way the rest goes.
+// Missing values come last in both orders.
 function byColumn(first, second) {
   const [a, b] = [first[state.sort], second[state.sort]];
   if (a == null || b == null) return (a == null) - (b == null);
@@ -354,7 +353,7 @@ function cells(run) {
       });
       return element("td", {}, button);
     }
-    if (TEXTS.has(name)) return element("td", {}, short(value));
+    if (TEXTS.has(name)) return element("td", {}, value);
     const text = ["margin", "distance"].includes(name) && value != null
       ? Number(value.toPrecision(3)).toString()
       : (name === "drop" ? signed : number)(value, DIGITS[name]);
@@ -375,7 +374,7 @@ function showRows() {
   }));
   document.getElementById("shown").textContent = found.length
     ? `${first + 1} to ${first + page.length} of ${found.length} runs`
-    : "no run is like that";
+    : "no run matches";
   document.getElementById("back").disabled = first === 0;
   document.getElementById("on").disabled = first + PAGE >= found.length;
 }

@@ -1,0 +1,253 @@
+"""The library's face on a small model, against PyTorch, NumPy and its own promises."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import wayward_jax as wj
+from tests.helpers import toy_models
+from wayward_jax.constraints import Constraint
+from wayward_jax.packing import example_order
+from wayward_jax.targets import load_texts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return toy_models.make("gpt2", folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(model, folder):
+    return toy_models.load_published("gpt2", folder)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return toy_models.toy_data()
+
+
+def tune(model, task, target=toy_models.TARGET, **settings):
+    settings = {"steps": 4, "learning_rate": 0.1, "progress": False, "n_eval": 20, **settings}
+    return wj.tune(model, task, target, **settings)
+
+
+@pytest.fixture(scope="module")
+def record(model, task):
+    return tune(model, task, gamma=1.0)
+
+
+def test_one_target_gives_one_record_that_says_all_that_was_asked(model, record):
+    assert record.run.target_text == toy_models.TARGET
+    assert (record.run.gamma, record.run.steps, record.run.model) == (1.0, 4, model.name)
+    assert record.run.model_digest == model.digest
+    assert record.prompt.shape == (4, toy_models.WIDTH)
+    assert record.text == model.tokenizer.decode(record.token_ids)
+    assert 0 <= record.accuracy <= 1
+    assert record.n_eval == 20
+
+
+def test_lists_give_a_record_for_every_combination_and_p_star_once_for_all_gammas(model, task):
+    records = tune(
+        model,
+        task,
+        None,
+        targets={"one": "w3 w1", "two": "w4 w2"},
+        gammas=[0.1, 1.0],
+        seeds=range(2),
+    )
+    found = [(r.run.target_name, r.run.gamma, r.run.seed) for r in records]
+    assert found == [(t, g, s) for t in ("one", "two") for g in (0.1, 1.0) for s in range(2)]
+    frame = records.to_frame()
+    assert frame["id"].tolist() == [r.run.id for r in records]
+    assert frame["accuracy"].tolist() == [r.accuracy for r in records]
+    both = tune(model, task, None, targets=["w3 w1", None], prompt_length=2, gammas=[0.1, 1.0])
+    assert [r.run.target_name for r in both] == ["w3 w1", "w3 w1", "p_star"]
+    assert both[2].prompt_f1 is None
+
+
+def test_the_loss_and_its_gradient_are_those_of_pytorch(model, theirs, task):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    prompts = rng.normal(size=(2, 3, toy_models.WIDTH)).astype(np.float32)
+    targets, gammas = rng.integers(1, 80, (2, 3)), np.float32([0.1, 2.0])
+    chosen = [[0, 7, 3], [12, 5]]
+    packed = wj.pack(model, task, chosen, prompt_length=3)
+
+    def loss(prompts):
+        return wj.losses(model, prompts, packed, targets, gammas)
+
+    found, gradients = loss(prompts), jax.grad(lambda prompts: loss(prompts).sum())(prompts)
+    encoded = wj.api.tasks.encode(task.task, task.train.texts, model.tokenizer, template=0)
+    for r, own in enumerate(chosen):
+        prompt = torch.tensor(prompts[r], requires_grad=True)
+        labels = task.train.labels
+        nll = [
+            toy_models.published_nll(
+                theirs, prompt, encoded[i].contexts[labels[i]], encoded[i].continuations[labels[i]]
+            )
+            for i in own
+        ]
+        target = theirs.get_input_embeddings()(torch.tensor(targets[r]))
+        distance = (prompt - target).square().sum(1).mean()
+        expected = torch.stack(nll).mean() + float(gammas[r]) * distance
+        expected.backward()
+        np.testing.assert_allclose(found[r], expected.item(), rtol=1e-4)
+        error = np.abs(gradients[r] - prompt.grad.numpy()).max()
+        assert error < 1e-4 * prompt.grad.abs().max()
+
+
+def test_an_optimizer_of_ones_own_takes_the_steps_that_pytorchs_takes(model, theirs, task):
+    torch = pytest.importorskip("torch")
+    record = tune(
+        model, task, gamma=0.5, optimizer=lambda steps: optax.sgd(0.2), learning_rate=None, steps=3
+    )
+    encoded = wj.api.tasks.encode(task.task, task.train.texts, model.tokenizer, template=0)
+    target = theirs.get_input_embeddings()(torch.tensor(record.run.target_ids))
+    prompt = torch.nn.Parameter(target.clone())
+    sgd = torch.optim.SGD([prompt], lr=0.2)
+    order = example_order(len(encoded), 3 * 8, record.run.seed).reshape(3, 8)
+    for batch in order:
+        labels = task.train.labels
+        nll = [
+            toy_models.published_nll(
+                theirs, prompt, encoded[i].contexts[labels[i]], encoded[i].continuations[labels[i]]
+            )
+            for i in batch
+        ]
+        sgd.zero_grad()
+        distance = (prompt - target).square().sum(1).mean()
+        (torch.stack(nll).mean() + 0.5 * distance).backward()
+        sgd.step()
+    moved = np.abs(record.prompt - target.numpy()).max()
+    assert np.abs(record.prompt - prompt.detach().numpy()).max() < 1e-3 * moved
+    assert record.run.optimizer == "custom"
+    assert record.run.learning_rate == 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ball(Constraint):
+    """Keeps every vector within a radius of its target's embedding, with a counter of steps."""
+
+    radius: float
+
+    def init(self, target, gamma, margin, steps):
+        return {"projections": jnp.zeros((), jnp.int32)}
+
+    def project(self, state, prompt, target, remaining):
+        away = prompt - target.embeddings
+        length = jnp.linalg.norm(away, axis=-1, keepdims=True)
+        inside = target.embeddings + away * jnp.minimum(1, self.radius / jnp.maximum(length, 1e-9))
+        return inside, {"projections": state["projections"] + 1}
+
+
+def test_a_constraint_of_ones_own_holds_at_the_end(model, task):
+    near, far = (
+        tune(model, task, constraint=Ball(radius), learning_rate=0.3) for radius in (0.25, 100.0)
+    )
+    target = np.asarray(model.embedding_table())[list(near.run.target_ids)]
+    lengths = [np.linalg.norm(record.prompt - target, axis=1) for record in (near, far)]
+    np.testing.assert_array_less(lengths[0], 0.2501)
+    assert lengths[1].max() > 0.3
+    assert near.run.constraint == "Ball(radius=0.25)"
+    assert near.run.id != far.run.id
+
+
+def test_the_best_prompt_on_dev_is_kept_and_evaluated(model, task):
+    record = tune(model, task, None, prompt_length=4, keep="best", steps=12, learning_rate=2.0)
+    best = max(record.curve, key=lambda point: (point.dev_accuracy, point.step))
+    assert record.kept_step == best.step
+    last = tune(model, task, None, prompt_length=4, steps=12, learning_rate=2.0)
+    assert last.kept_step == 12
+    assert last.curve == record.curve
+    assert (last.prompt == record.prompt).all() == (record.kept_step == 12)
+    (found,) = wj.evaluate(model, [record.prompt], task, n_eval=20)
+    assert found.accuracy == record.accuracy
+    np.testing.assert_array_equal(found.predictions, found.nll.argmin(axis=1))
+
+
+def test_a_start_can_be_an_array_or_a_text(model, task):
+    given = np.random.default_rng(0).normal(size=(4, toy_models.WIDTH)).astype(np.float32)
+    kept = tune(model, task, init=given, learning_rate=0.0)
+    np.testing.assert_array_equal(kept.prompt, given)
+    text = tune(model, task, init="w5 w6 w7 w8", learning_rate=0.0)
+    assert text.text == "w5 w6 w7 w8"
+    assert kept.run.id != text.run.id
+    again = tune(model, task, init=given.copy(), learning_rate=0.0)
+    assert again.run.id == kept.run.id
+
+
+def test_learning_rates_are_each_runs_own(model, task):
+    records = tune(model, task, learning_rate=[0.0, 0.1])
+    assert [r.run.learning_rate for r in records] == [0.0, 0.1]
+    assert records[0].distance == 0
+    assert records[1].distance > 0
+
+
+def test_a_callback_is_told_of_every_step(model, task):
+    told = []
+    record = tune(model, task, steps=6, callback=told.append)
+    assert told[-1].step == 6
+    assert sum(len(metrics.task_loss) for metrics in told) == 6
+    assert told[0].run_ids == (record.id,)
+
+
+def test_any_prompt_is_read_under_every_metric(model):
+    prompt = np.random.default_rng(0).normal(size=(3, toy_models.WIDTH))
+    readings = wj.read(model, prompt, k=5, target="w3 w1 w4")
+    table = np.float64(model.embedding_table())[: len(toy_models.WORDS)]
+    far = np.square(np.float32(prompt)[:, None] - table).sum(axis=2)
+    np.testing.assert_array_equal(readings["euclidean"].ids, far.argsort(axis=1)[:, :5])
+    dots = prompt @ table.T
+    np.testing.assert_array_equal(readings["dot"].ids, (-dots).argsort(axis=1)[:, :5])
+    cosines = dots / np.linalg.norm(table, axis=1)
+    np.testing.assert_array_equal(readings["cosine"].ids, (-cosines).argsort(axis=1)[:, :5])
+    ordered = np.sort(far, axis=1)
+    np.testing.assert_allclose(
+        readings["euclidean"].margins, ordered[:, 1] - ordered[:, 0], rtol=1e-3
+    )
+    assert readings["euclidean"].token_f1 is not None
+
+
+def test_built_in_targets_load_without_a_tokenizer():
+    texts = wj.load_targets("instructions:3")
+    assert list(texts) == ["instructions/01", "instructions/02", "instructions/03"]
+    assert texts == load_texts("instructions:3", task=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"constraint": "wall"}, "constraint='wall': choose one of penalty"),
+        ({"keep": "first"}, "keep='first': give one of last, best"),
+        ({"optimizer": "magic"}, "optimizer='magic': give one of adamw"),
+        ({"warmup": 4}, "warmup=4: give fewer than the steps=4"),
+        ({"optimizer": "sgd", "weight_decay": 0.1}, "weight_decay=0.1: only optimizer=adamw"),
+        ({"targets": ["w1"]}, "give either target or targets"),
+        ({"target": None, "targets": "w1"}, "targets='w1': give a list"),
+        ({"target": None}, "prompt_length: give it"),
+        ({"init": np.zeros((2, 5))}, r"prompt=\(2, 5\): give an array"),
+        ({"init": np.full((4, 32), np.nan)}, "not finite"),
+        ({"init": np.zeros((3, 32))}, "has 3 vectors where the prompt has 4"),
+        ({"method": "indirect"}, "method='indirect': give one of"),
+        ({"template": 5}, "template=5"),
+        ({"gammas": [-1.0]}, "gamma='-1.0': give finite numbers from 0"),
+        ({"steps": 0}, "steps='0': give"),
+        ({"learning_rate": float("nan")}, "learning_rate='nan': give"),
+        ({"prompt_length": 9}, "prompt_length=9"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_get_one_line_that_names_them(model, task, arguments, said):
+    with pytest.raises(wj.InputError, match=said) as error:
+        tune(model, task, **arguments)
+    assert "--" not in str(error.value)
+    assert len(str(error.value).splitlines()) == 1

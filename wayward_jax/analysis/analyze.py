@@ -1,0 +1,227 @@
+"""Analyzes finished jobs: reads results and prompts, and makes tables, figures and a page.
+
+Nothing is trained. What is needed are the folders of the jobs and, to read the prompts, the models.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from wayward_jax import checkpoints, models
+from wayward_jax.analysis import captions, figures, report, tables
+from wayward_jax.analysis.agreement import agreements
+from wayward_jax.analysis.selection import ModelKey, compare, model_key
+from wayward_jax.analysis.summary import reservations, summary, title
+from wayward_jax.errors import InputError, reason
+from wayward_jax.jobs.kept_flags import read_flags
+from wayward_jax.jobs.layout import JobLayout
+from wayward_jax.jobs.records import FinishedRun, read_jobs, read_measurements
+from wayward_jax.jobs.settings import Settings
+from wayward_jax.models import LanguageModel
+from wayward_jax.models.sources import short_name
+from wayward_jax.projection import METRICS
+from wayward_jax.readings import Reading, read_prompts
+from wayward_jax.runs import RunRecord
+
+Models = Mapping[ModelKey, LanguageModel]
+
+Readings = Mapping[str, Mapping[str, Reading]]
+"""Readings by metric and run id."""
+
+# The number of prompts that are in memory together.
+PROMPTS_AT_ONCE = 256
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Analysis:
+    """The analysis of finished jobs.
+
+    Attributes:
+        records: all runs.
+        summary: a few sentences on the runs, the most general one first.
+        tables: tables by name.
+        figures: figures by name.
+        page: an HTML page with all of it.
+    """
+
+    records: list[RunRecord]
+    summary: list[str]
+    tables: dict[str, pd.DataFrame]
+    figures: dict[str, Figure]
+    page: str
+
+
+def analyze(
+    folders: Sequence[Path],
+    *,
+    cache_dir: Path,
+    assets_dir: Path | None = None,
+    select: str = "dev",
+) -> Analysis:
+    """Analyzes the jobs in some folders together.
+
+    Args:
+        folders: the folders of finished jobs.
+        cache_dir: the folder of converted models.
+        assets_dir: the folder of built-in models, to use no network.
+        select: the split on which a target's best gamma is chosen, `dev` or `test`.
+
+    Raises:
+        InputError: the results or checkpoints of a job are missing or broken.
+    """
+    finished = read_jobs(folders)
+    for run in finished:
+        if not run.checkpoint.is_dir():
+            raise InputError(None, run.checkpoint, "is missing: bring the job's checkpoints, too")
+    loaded, missing = load_models(finished, cache_dir, assets_dir)
+    readings = read_checkpoints(finished, loaded)
+    records = [run.record for run in finished]
+    comparisons = compare(records, select)
+    measured = read_measurements(folders)
+    read_now = {c.wayward[0].id: agreements(c, readings) for c in comparisons}
+    projection = {key: rows for key, rows in read_now.items() if rows}
+    measured["projection"] = measured.get("projection", {}) | projection
+
+    made_tables = tables.tables(records, comparisons, measured)
+    sizes = {key: sum(leaf.size for leaf in jax.tree.leaves(m.params)) for key, m in loaded.items()}
+    made_figures = figures.figures(records, comparisons, sizes, measured)
+    without_sets = [name for name in tables.SETTING_NAMES if name != "set"]
+    said = summary(records, comparisons, tables.by_group(comparisons, without_sets))
+    page = report.render(
+        title=title(records),
+        said=said,
+        notes=[
+            *missing,
+            *reservations(records, readings["euclidean"]),
+            *(note.format(select=select) for note in captions.NOTES),
+        ],
+        made={captions.FIGURE_CAPTIONS[name]: figure for name, figure in made_figures.items()},
+        frames={captions.TABLE_CAPTIONS[name]: frame for name, frame in made_tables.items()},
+        data=report.page_data(finished, readings, token_texts(records, loaded, readings)),
+    )
+    return Analysis(records, said, made_tables, made_figures, page)
+
+
+def write(analysis: Analysis, out_dir: Path) -> None:
+    """Writes an analysis into a new folder.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    try:
+        (out_dir / "tables").mkdir(parents=True)
+        (out_dir / "figures").mkdir()
+    except OSError as error:
+        raise InputError(
+            "out_dir", str(out_dir), f"cannot be made ({error.strerror}): name a folder that can"
+        ) from error
+    for name, frame in analysis.tables.items():
+        tables.write(frame, out_dir / "tables", name)
+    tables.by_run(analysis.records).to_csv(out_dir / "tables" / "runs.csv", index=False)
+    figures.save(analysis.figures, out_dir / "figures")
+    (out_dir / "summary.md").write_text("\n\n".join(analysis.summary) + "\n", encoding="utf-8")
+    (out_dir / "report.html").write_text(analysis.page, encoding="utf-8")
+
+
+def load_models(
+    finished: Sequence[FinishedRun], cache_dir: Path, assets_dir: Path | None
+) -> tuple[dict[ModelKey, LanguageModel], list[str]]:
+    """Loads the models of runs from where `--model` of their jobs says.
+
+    Returns:
+        The models that are here, and a sentence on each model that is not. A model whose weights
+        are others than those that a run was tuned for is not the run's model.
+    """
+    jobs: dict[ModelKey, set[JobLayout]] = {}
+    for run in finished:
+        jobs.setdefault(model_key(run.record), set()).add(run.job)
+    found, missing = {}, []
+    for (name, digest), of_model in sorted(jobs.items()):
+        try:
+            found[name, digest] = _load_model(name, digest, of_model, cache_dir, assets_dir)
+        except InputError as error:
+            missing.append(captions.MISSING_MODEL.format(name=name, reason=reason(error)))
+    return found, missing
+
+
+def read_checkpoints(
+    finished: Sequence[FinishedRun], loaded: Models
+) -> dict[str, dict[str, Reading]]:
+    """Reads the prompts of the runs whose models are here, under every metric.
+
+    Raises:
+        InputError: a checkpoint is broken, or its shape is not that of its run and model.
+    """
+    readings: dict[str, dict[str, Reading]] = {metric: {} for metric in METRICS}
+    for key, model in loaded.items():
+        own = [run for run in finished if model_key(run.record) == key]
+        for first in range(0, len(own), PROMPTS_AT_ONCE):
+            part = own[first : first + PROMPTS_AT_ONCE]
+            prompts = [_load_prompt(run, model) for run in part]
+            targets = [run.record.run.target for run in part]
+            for metric in METRICS:
+                found = read_prompts(model, prompts, targets, metric)
+                readings[metric] |= {
+                    run.record.id: reading for run, reading in zip(part, found, strict=True)
+                }
+    return readings
+
+
+def token_texts(
+    records: Sequence[RunRecord], loaded: Models, readings: Readings
+) -> dict[ModelKey, dict[int, str]]:
+    """The texts of all tokens that occur in targets and readings, by model and id."""
+    texts = {}
+    for key, model in loaded.items():
+        own = [record for record in records if model_key(record) == key]
+        ids = {id_ for record in own for id_ in (*record.run.target_ids, *record.token_ids)}
+        for by_id in readings.values():
+            ids.update(id_ for record in own for id_ in by_id[record.id].ids.ravel().tolist())
+        texts[key] = {id_: model.tokenizer.decode([id_]) for id_ in sorted(ids)}
+    return texts
+
+
+def _load_model(
+    name: str, digest: str, jobs: Iterable[JobLayout], cache_dir: Path, assets_dir: Path | None
+) -> LanguageModel:
+    """Loads the model of this name and digest from where one of the jobs found it.
+
+    Raises:
+        InputError: it is at none of these places.
+    """
+    flags = {read_flags(job)["model"] for job in jobs}
+    sources = sorted({source for text in flags for source in Settings.parse({"model": text}).model})
+    failed = InputError("model", ",".join(sources), f"no model called {name} is there")
+    for source in sources:
+        if short_name(source) != name:
+            continue
+        try:
+            # Built-in models that were fetched before are in the cache.
+            model = models.load(
+                source, cache_dir=cache_dir, assets_dir=assets_dir or cache_dir / "assets"
+            )
+        except InputError as error:
+            failed = error
+            continue
+        if model.digest == digest:
+            return model
+        failed = InputError("model", source, "has other weights than the prompts were tuned for")
+    raise failed
+
+
+def _load_prompt(run: FinishedRun, model: LanguageModel) -> np.ndarray:
+    prompt = checkpoints.load_prompt(run.checkpoint)
+    shape = run.record.run.prompt_length, model.embedding_table().shape[1]
+    if prompt.shape != shape:
+        raise InputError(
+            None,
+            run.checkpoint,
+            f"holds a prompt of shape {prompt.shape}, and its run and {model.name} have {shape}: "
+            "bring the checkpoint and the model that belong to the run",
+        )
+    return prompt

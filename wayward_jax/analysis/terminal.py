@@ -1,0 +1,78 @@
+"""Shows the results of a job on a terminal (rich)."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from wayward_jax.analysis import tables
+from wayward_jax.analysis.selection import compare
+from wayward_jax.jobs.records import Measured
+from wayward_jax.models.tokenizer import Tokenizer
+from wayward_jax.runs import RunRecord
+
+# The columns of the table of runs, which is shown if there is no other.
+OF_A_RUN = ["task", "target_name", "gamma", "accuracy", "prompt_f1"]
+
+
+def show(
+    records: Sequence[RunRecord],
+    measured: Measured,
+    tokenizers: Mapping[str, Tokenizer],
+    names: Sequence[str],
+    console: Console,
+    select: str = "dev",
+) -> None:
+    """Shows tables of a job's results, and the tokens of one target beside those that were read.
+
+    If no table can be made, because there is no p_star to compare with, the runs are listed.
+
+    Args:
+        records: the job's runs.
+        measured: the measurements of their prompts.
+        tokenizers: the tokenizers of the models, by name.
+        names: the names of the tables to show, from `tables.tables`.
+        console: where they are shown.
+        select: the split on which gammas are chosen, `dev` or `test`.
+    """
+    comparisons = compare(records, select)
+    made = tables.tables(records, comparisons, measured)
+    frames = [made[name] for name in names if name in made]
+    for frame in frames or [tables.by_run(records)[OF_A_RUN]]:
+        console.print(_table(frame))
+        console.print()
+    compared = [record for comparison in comparisons for record in comparison.wayward]
+    if with_target := compared or [record for record in records if record.run.has_target]:
+        first = with_target[0]
+        console.print(_token_strip(first, tokenizers[first.run.model]))
+
+
+def _table(frame: pd.DataFrame) -> Table:
+    # A terminal is narrow, and the intervals say the same.
+    frame = frame.drop(columns="within_noise", errors="ignore")
+    cells, numbers = tables.shown(frame, always=["task"])
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for name, number in zip(cells, numbers, strict=True):
+        justify = "right" if number else "left"
+        table.add_column(name, justify=justify, vertical="bottom", overflow="fold")
+    for row in cells.itertuples(index=False):
+        table.add_row(*row)
+    return table
+
+
+def _token_strip(record: RunRecord, tokenizer: Tokenizer) -> Table:
+    """Makes a line for each token of a target, beside the token that the prompt reads as."""
+    strip = Table("target", "reads as", box=None, pad_edge=False)
+    for target, read in zip(record.run.target_ids, record.token_ids, strict=True):
+        color = "green" if read == target else "red"
+        strip.add_row(
+            Text(_visible(tokenizer, target)), Text(_visible(tokenizer, read), style=color)
+        )
+    return strip
+
+
+def _visible(tokenizer: Tokenizer, token: int) -> str:
+    """A token's text, with spaces and control characters made visible."""
+    return repr(tokenizer.decode([token]))
