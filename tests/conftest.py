@@ -6,13 +6,11 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
-from absl import flags as absl_flags
-from absl.testing import flagsaver
 
 from experiments import flags
-from experiments.command_line import default_cache_dir
 from tests.helpers import toy_job
 from wayward_jax import assets
+from wayward_jax.jobs.settings import default_cache_dir
 
 # For tests of meshes; without a mesh one device is used, as everywhere.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -114,11 +112,8 @@ def publish(tmp_path, tokenizer):
 @pytest.fixture
 def given():
     """Gives the settings of some flags, all others as they are by default."""
-    if not absl_flags.FLAGS.is_parsed():
-        absl_flags.FLAGS(["run"])
 
     def settings(**values):
-        with flagsaver.flagsaver(**values):
-            return flags.settings()
+        return flags.job_settings(toy_job.texts(values))
 
     return settings

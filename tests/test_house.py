@@ -18,20 +18,6 @@ LAYERS = ["training", "jobs", "face", "analysis", "experiments"]
 # Programs print, and read flags and the environment. These modules are parts of programs.
 PROGRAM_PARTS = ["wayward_jax.jobs", "wayward_jax.analysis.analyze"]
 
-# Imports against the direction that are still to be removed.
-OFFENDERS = {
-    ("wayward_jax.jobs.experiment", "experiments.flags"),
-    ("wayward_jax.jobs.finished", "wayward_jax.analysis.selection"),
-    ("wayward_jax.jobs.inputs", "experiments.command_line"),
-    ("wayward_jax.jobs.inputs", "experiments.flags"),
-    ("wayward_jax.jobs.job", "experiments.flags"),
-    ("wayward_jax.jobs.parts", "experiments.flags"),
-    ("wayward_jax.jobs.preemption", "experiments.command_line"),
-    ("wayward_jax.jobs.probes", "wayward_jax.analysis.selection"),
-    ("wayward_jax.jobs.progress_bar", "wayward_jax.analysis.selection"),
-    ("wayward_jax.jobs.progress_bar", "wayward_jax.analysis.tables"),
-}
-
 
 def module_of(file):
     """The dotted name of a file."""
@@ -86,7 +72,7 @@ def test_dependencies_point_one_way():
         for imported in imports(module)
         if imported in OURS and layer(imported) > layer(module)
     }
-    assert not against - OFFENDERS
+    assert not against
 
 
 def test_the_package_imports_no_tests():

@@ -11,16 +11,16 @@ import pytest
 import torch
 from rich.console import Console
 
+from experiments import flags
 from experiments.discrete import MOST_DEMONSTRATIONS, calibrate, demonstrations
 from experiments.path import between
 from tests.helpers import toy_job, toy_models
-from tests.helpers.finished_runs import as_rows
 from wayward_jax import checkpoints
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.selection import compare
 from wayward_jax.analysis.terminal import show
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import experiment, job, records
+from wayward_jax.jobs import job, records
 from wayward_jax.packing import gold_segments, label_segments
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import evaluation_sets, score_prompts
@@ -43,13 +43,13 @@ def folder(tmp_path_factory):
     return made
 
 
-SETTINGS = {"gammas": (0.0, 0.5), "seeds": (1, 2), "inits": ("vocab",), "learning_rate": 0.1}
+SETTINGS = {"gamma": (0.0, 0.5), "seeds": (1, 2), "init": ("vocab",), "learning_rate": 0.1}
 
 
 def run_job(folder, out_dir, name, **changed):
     settings = toy_job.settings(folder, out_dir, experiment=name, **{**SETTINGS, **changed})
     with toy_job.CountingReporter() as watch:
-        finished = job.run_job(settings, experiment.find(name), out_dir, watch)
+        finished = job.run_job(settings, flags.find_experiment(name), out_dir, watch)
         return finished, watch.steps
 
 
@@ -65,7 +65,7 @@ def measured(folder, first):
     def measure(name):
         finished, steps = run_job(folder, folder / name, name, steps=20, reuse=(folder / "first",))
         assert steps == 0
-        assert as_rows(finished.records) == as_rows(first)
+        assert toy_job.rows(finished.records) == toy_job.rows(first)
         return finished.measured[name]
 
     return measure
@@ -89,13 +89,13 @@ def test_paths_begin_at_p_star_pass_the_wayward_prompt_and_end_at_the_target(fir
         assert path[15]["distance"] == pytest.approx(middle["distance"] / 4, rel=1e-4)
 
 
-def test_points_between_corners_are_weighed_means():
+def test_points_between_corners_are_weighted_means():
     corners = np.array([[[0.0, 0]], [[4, 8]], [[4, 0]]])
     found = between(corners, np.array([0, 0.25, 1, 1.5, 2]))
     np.testing.assert_allclose(found[:, 0], [[0, 0], [1, 2], [4, 8], [4, 4], [4, 0]])
 
 
-def test_what_is_measured_is_not_measured_again_and_half_a_line_is(folder, measured, tmp_path):
+def test_a_measurement_is_not_taken_again_unless_its_line_is_cut(folder, measured, tmp_path):
     measured("path")
     path = folder / "path" / "measurements.jsonl"
     before = path.read_bytes()
@@ -114,7 +114,7 @@ def test_a_line_that_is_no_measurement_is_named(tmp_path, line):
         records.read_measurements([tmp_path])
 
 
-def test_texts_as_prompts_stand_beside_the_prompts_and_the_references(first, measured):
+def test_discrete_measures_each_prompt_its_texts_and_the_references(first, measured):
     found = measured("discrete")
     by_id = {record.id: record for record in first}
     own = [line for key, lines in found.items() if key in by_id for line in lines]
@@ -183,9 +183,7 @@ def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
 
 
 def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(folder, tmp_path):
-    finished, _ = run_job(
-        folder, tmp_path / "job", "transfer", steps=20, tasks=("mood", "opposite")
-    )
+    finished, _ = run_job(folder, tmp_path / "job", "transfer", steps=20, task=("mood", "opposite"))
     records = {record.id: record for record in finished.records}
     found = finished.measured["transfer"]
     assert len(found) == 2 * (2 + 2)  # of both tasks p_star and the target, two seeds
@@ -198,7 +196,7 @@ def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(fo
 
 def test_every_models_readings_are_given_to_every_model(folder, tmp_path):
     models = tuple(str(folder / name) for name in ("gpt2", "llama"))
-    finished, _ = run_job(folder, tmp_path / "job", "transfer", models=models, seeds=(1,))
+    finished, _ = run_job(folder, tmp_path / "job", "transfer", model=models, seeds=(1,))
     of = {record.id: record.run.model for record in finished.records}
     lines = [line for found in finished.measured["transfer"].values() for line in found]
     pairs = {(of[line["id"]], line["to_model"], line["as_text"]) for line in lines}
@@ -237,7 +235,7 @@ def test_the_best_gamma_can_be_chosen_on_the_split_that_is_reported(first):
     assert compare(records, "test")[0].wayward[0].run.gamma == 0.5
 
 
-def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, measured):
+def test_tables_have_means_over_prompts_and_the_terminal_shows_them(folder, first, measured):
     found = {"path": measured("path")}
     table = tables.by_measurement(first, found, "path")
     assert table["position"].tolist() == pytest.approx(np.linspace(0, 2, 21))
@@ -255,7 +253,7 @@ def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, m
 def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, measured, tmp_path):
     for name in ("path", "discrete", "projection"):
         measured(name)
-    run_job(folder, folder / "two", "transfer", tasks=("mood", "opposite"), seeds=(1,))
+    run_job(folder, folder / "two", "transfer", task=("mood", "opposite"), seeds=(1,))
     runs = ",".join(str(folder / name) for name in ("path", "discrete", "projection", "two"))
     process = toy_job.analyze(
         f"--runs={runs}",

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from tests.helpers import toy_job
 from tests.helpers.toy_models import WORDS
 from wayward_jax import assets, checkpoints
+from wayward_jax.jobs.settings import Settings
 
 
 class Place:
-    """An empty folder, and copies of good things that can be spoilt there."""
+    """An empty folder, and copies of good things to corrupt there."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path, self._folder = path, folder
@@ -46,6 +48,11 @@ class Place:
         (task / f"{split}.jsonl").unlink()
         self.file(f"mood/{split}.{suffix}", content)
         return task
+
+    def job(self, **flags):
+        """The folder of a job that was just begun."""
+        begun = Settings.parse(toy_job.texts(toy_job.flags(self._folder, **flags)))
+        return self.file("job/flags.json", json.dumps(begun.texts())).parent
 
     def edit(self, file, **entries):
         file.write_text(json.dumps(json.loads(file.read_text()) | entries))

@@ -4,10 +4,10 @@ JAX can be forked as long as it has not started its devices, which the process t
 never does.
 """
 
-import importlib
 import multiprocessing
 import os
 import resource
+import runpy
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -66,5 +66,4 @@ def _program(module: str, arguments: list[str], folder: str, limit: int) -> None
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     sys.argv = [module, *arguments]
-    program = importlib.import_module(module)
-    program.command_line.run(program.main)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -13,11 +13,10 @@ import pytest
 from rich.console import Console
 
 from experiments import main
-from experiments.command_line import STOPPED
 from tests.helpers import toy_job
 from wayward_jax import checkpoints
 from wayward_jax.jobs import job, processes, records
-from wayward_jax.jobs.processes import LOST
+from wayward_jax.jobs.exit_codes import LOST, STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
 FLAGS = {"gamma": "0.5,0.1", "batch_size": 4, "steps": 60, "n_eval": 0, "checkpoint_every": 5}
@@ -32,7 +31,7 @@ def folder(tmp_path_factory):
 def alone(folder):
     """The job's folder after one process has done it."""
     out_dir = folder / "alone"
-    settings = toy_job.settings(folder, out_dir, gammas=(0.5, 0.1), steps=60)
+    settings = toy_job.settings(folder, out_dir, gamma=(0.5, 0.1), steps=60)
     with ProgressReporter(Console(quiet=True)) as watch:
         job.run_job(settings, main.EXPERIMENT, out_dir, watch)
     return out_dir
@@ -118,7 +117,7 @@ def test_when_one_ends_so_do_the_others_and_the_same_command_goes_on(folder, alo
     started[1].terminate()
     codes, said = finish(started)
     assert codes == [STOPPED] * 2, said
-    assert f"stopped: the same command with --out_dir={out_dir} goes on\n" in said[0][1]
+    assert f"stopped: the same command with --out_dir={out_dir} continues it\n" in said[0][1]
 
     codes, said = finish(start(folder, 2, out_dir))
     assert codes == [0, 0], said
@@ -129,7 +128,7 @@ def test_when_one_ends_so_do_the_others_and_the_same_command_goes_on(folder, alo
 @pytest.mark.parametrize(
     ("changed", "of_one", "named"),
     [
-        ({}, {"targets": "nothing"}, "process 1 cannot use"),
+        ({}, {"targets": "nothing"}, "--process_id=1: this process cannot use"),
         ({"out_dir": "TAKEN"}, {}, "--out_dir="),
     ],
 )

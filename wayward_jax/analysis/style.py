@@ -37,9 +37,7 @@ def labels(frame: pd.DataFrame, *but: str) -> list[str]:
     """
     apart = {"task", *tables.differing(frame)} - {*but}
     names = [name for name in tables.SETTING_NAMES if name in apart]
-    return [
-        "   ".join(tables.short(str(line[name])) for name in names) for _, line in frame.iterrows()
-    ]
+    return ["   ".join(str(line[name]) for name in names) for _, line in frame.iterrows()]
 
 
 def spread(n: int) -> np.ndarray:

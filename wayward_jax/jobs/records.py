@@ -57,11 +57,12 @@ def append_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
 
 
 def repair(path: Path) -> bool:
-    """Drops a last line that a crash left without its end; returns whether there was one."""
+    """Drops a last line that a crash left without its end, and returns whether there was one."""
     with path.open("rb+") as file:
         content = file.read()
         whole = content.rfind(b"\n") + 1
-        file.truncate(whole)
+        if whole < len(content):
+            file.truncate(whole)
     return whole < len(content)
 
 
