@@ -11,7 +11,8 @@ from absl import app, flags, logging
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.exit_codes import BAD_INPUT, STOPPED
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.settings import BOOLEAN, Declared, Settings
+from wayward_jax.jobs.setting import BOOLEAN, Declared
+from wayward_jax.jobs.settings import Settings
 
 Given = Mapping[str, str]
 """The texts of the flags that are given on a command line, by name."""

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from wayward_jax.constraints import FIRST_GAMMA
+from wayward_jax.constraints import hold
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.runs import Run
 from wayward_jax.targets import Target
@@ -55,26 +55,25 @@ def runs(
         for length in lengths
         for repetition in repetitions
     ]
+    constraints = _constraints(settings)
     wayward = [
         Run.towards(target, **common, init=init, **constraint, **repetition)
         for target in targets
         for init in settings.init
-        for constraint in _constraints(settings)
+        for constraint in constraints
         for repetition in repetitions
     ]
     return p_star + wayward
 
 
 def _constraints(settings: Settings) -> list[dict[str, Any]]:
-    """The ways of holding a prompt to its target that are asked for, as attributes of `Run`."""
-    found = []
+    """The ways of keeping a prompt to its target that are asked for, as attributes of `Run`."""
+    asked = []
     if "penalty" in settings.constraint:
-        found += [
-            {"constraint": "dual", "gamma": FIRST_GAMMA, "margin": settings.margin}
-            if gamma.weight is None
-            else {"gamma": gamma.weight}
+        asked += [
+            ("dual", 0.0) if gamma.weight is None else ("penalty", gamma.weight)
             for gamma in settings.gamma
         ]
     if "cell" in settings.constraint:
-        found.append({"constraint": "cell", "margin": settings.margin})
-    return found
+        asked.append(("cell", 0.0))
+    return [hold(constraint, gamma, settings.margin) for constraint, gamma in asked]

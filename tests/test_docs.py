@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from rich.console import Console
-from wayward_jax.jobs.settings import AnalysisSettings, Settings
 
 import wayward_jax as wj
 from experiments import flags
@@ -18,6 +17,7 @@ from tests.helpers import pages, toy_job, toy_models
 from wayward_jax import api, models
 from wayward_jax.jobs.job import run_job
 from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.settings import AnalysisSettings, Settings
 from wayward_jax.models.families import FAMILIES
 
 ROOT = pages.ROOT

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "wayward_jax"
 
 # A module imports only from its own layer and from the layers before it. Files beside `__init__`
-# and the other packages are the first layer; `api` and `__init__` are the library's face.
+# and the other packages are the first layer; `api`, `tuning` and `__init__` are the library's face.
 FIRST = 0
 LAYERS = ["training", "jobs", "face", "analysis", "experiments"]
 
@@ -54,7 +54,7 @@ def layer(module):
     top, *inner = module.split(".")
     if top == "experiments":
         name = top
-    elif not inner or inner == ["api"]:
+    elif not inner or inner in (["api"], ["tuning"]):
         name = "face"
     else:
         name = inner[0]

@@ -13,9 +13,6 @@ from wayward_jax.targets import Target
 
 P_STAR = "p_star"
 
-KEEP = ("last", "best")
-"""The prompt that a run keeps: that of the last step, or of its best evaluation on dev."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -43,7 +40,7 @@ class Run:
         optimizer: one of `training.optimizers.OPTIMIZERS`, or `custom` for the user's own.
         warmup: steps in which the learning rate rises to its peak; after them it falls linearly.
         weight_decay: decoupled from the gradient; 0 is none.
-        keep: one of `KEEP`.
+        keep: the prompt that is kept: that of the `last` step, or of the `best` evaluation on dev.
         method: `direct` or `channel`.
         template: index of the task's template.
         k_shot: training examples a class; -1 is all of them.

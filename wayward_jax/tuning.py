@@ -15,10 +15,11 @@ from wayward_jax.constraints import CONSTRAINTS, Constraint, hold
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.settings import Settings
 from wayward_jax.jobs.throughput import ThroughputMeter
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
-from wayward_jax.runs import KEEP, Run, RunRecord
+from wayward_jax.runs import Run, RunRecord
 from wayward_jax.targets import tokenize
 from wayward_jax.tasks import TaskData
 from wayward_jax.training.examples import encode_task
@@ -66,7 +67,7 @@ def tune(
     population: int | None = None,
     callback: Callable[[StepMetrics], None] | None = None,
     progress: bool = True,
-) -> Any:
+) -> RunRecord | Records:
     """Tunes prompts that solve a task and read as given texts, and evaluates them.
 
     `target`, `gamma`, `seed` and a single learning rate give one record. With `targets`, `gammas`,
@@ -124,15 +125,29 @@ def tune(
     if not isinstance(constraint, str):
         kinds[repr(constraint)] = constraint
         constraint = repr(constraint)
+    if constraint not in kinds:
+        raise InputError("constraint", constraint, f"choose one of {', '.join(kinds)}")
+    if template is None:
+        template = task.task.default_template
+    # A job's checks of its flags, on the same arguments.
+    _check(
+        gamma=weights,
+        margin=margin,
+        seeds=seed_list,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=rates,
+        optimizer=optimizer if isinstance(optimizer, str) else "adamw",
+        warmup=warmup,
+        weight_decay=weight_decay,
+        keep=keep,
+        method=method,
+        template=template,
+        n_eval=n_eval,
+        population="auto" if population is None else population,
+        prompt_length=[] if prompt_length is None else [prompt_length],
+    )
     start, starts = _start(init, model)
-    for name, value, allowed in (
-        ("constraint", constraint, kinds),
-        ("keep", keep, KEEP),
-        ("init", start, [*STARTS, *starts]),
-    ):
-        if value not in allowed:
-            raise InputError(name, value, f"choose one of {', '.join(allowed)}")
-
     common = {
         "model": model.name,
         "model_digest": model.digest,
@@ -144,7 +159,7 @@ def tune(
         "weight_decay": weight_decay,
         "keep": keep,
         "method": method,
-        "template": task.task.default_template if template is None else template,
+        "template": template,
         "k_shot": task.k_shot,
         "data_seed": task.data_seed,
     }
@@ -187,6 +202,15 @@ def tune(
     )
     single = targets is None and gammas is None and seeds is None and np.ndim(learning_rate) == 0
     return records[0] if single else records
+
+
+def _check(**arguments: Any) -> None:
+    """Raises the `InputError` of a job with these settings, if there is any."""
+    texts = {
+        name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in arguments.items()
+    }
+    Settings.parse(texts)
 
 
 def _by_name(texts: Mapping[str, str] | Sequence[str | None]) -> dict[str, str | None]:

@@ -16,8 +16,8 @@ from tests.helpers.toy_models import WORDS
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import records
+from wayward_jax.jobs.kept_flags import read_flags
 from wayward_jax.jobs.layout import JobLayout
-from wayward_jax.jobs.settings import read_flags
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 

@@ -15,7 +15,8 @@ from tests.helpers.toy_models import WORDS, pair
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
-from wayward_jax.jobs.settings import EXPERIMENTS, Gamma, Settings
+from wayward_jax.jobs.setting import Gamma
+from wayward_jax.jobs.settings import EXPERIMENTS, Settings
 from wayward_jax.targets import Target
 
 
@@ -217,7 +218,7 @@ def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     records.append_lines(bare / "results.jsonl", rows)
-    with pytest.raises(InputError, match=r"reuse=.*checkpoints"):
+    with pytest.raises(InputError, match=r"reuse=.*bare.*: lacks .*checkpoints"):
         run_job(folder, tmp_path / "again", reuse=(bare,))
 
 

@@ -18,9 +18,10 @@ from wayward_jax.analysis.agreement import agreements
 from wayward_jax.analysis.selection import ModelKey, compare, model_key
 from wayward_jax.analysis.summary import reservations, summary, title
 from wayward_jax.errors import InputError, reason
+from wayward_jax.jobs.kept_flags import read_flags
 from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.records import FinishedRun, read_jobs, read_measurements
-from wayward_jax.jobs.settings import Settings, read_flags
+from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
 from wayward_jax.projection import METRICS

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from wayward_jax.analysis import figures, style, tables
 from wayward_jax.analysis.selection import F1_THRESHOLD, ModelKey, model_key, p_stars, setting
+from wayward_jax.jobs.kept_flags import read_flags, repeating_command
 from wayward_jax.jobs.records import FinishedRun
-from wayward_jax.jobs.settings import read_flags, repeating_command
 from wayward_jax.metrics import accuracy_drop
 from wayward_jax.readings import Reading
 from wayward_jax.runs import RunRecord

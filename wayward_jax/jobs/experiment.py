@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from wayward_jax.models import LanguageModel
 
 RunsOf = Callable[[Settings, "LanguageModel", str, Sequence[Target]], list[Run]]
-"""Lists the runs of a model and a task (by name) towards targets; some may be p_star."""
+"""Lists the runs, p_star among them, for a model, a task (by name) and targets.
+
+The settings are those for this model; starts in them are called as `Run.init` calls them.
+"""
 
 Measure = Callable[["ProbeContext"], Iterable["Measurement"]]
 """Yields what is measured of finished prompts with one model."""

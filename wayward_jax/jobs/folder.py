@@ -15,11 +15,12 @@ from filelock import FileLock, Timeout
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import records
+from wayward_jax.jobs.kept_flags import differing, read_flags
 from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.object_stores import Mirror
 from wayward_jax.jobs.processes import on_primary, primary_context
 from wayward_jax.jobs.records import FinishedRun, Measured
-from wayward_jax.jobs.settings import Settings, differing, read_flags
+from wayward_jax.jobs.settings import Settings
 from wayward_jax.runs import Run, RunRecord
 from wayward_jax.training.planning import PopulationPlan
 from wayward_jax.training.progress import TrainProgress

@@ -22,11 +22,12 @@ from wayward_jax.constraints import has_empty_cell
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.jobs.experiment import Experiment
+from wayward_jax.jobs.kept_flags import read_flags
 from wayward_jax.jobs.parts import select_part
 from wayward_jax.jobs.processes import on_primary
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.records import FinishedRun, read_jobs
-from wayward_jax.jobs.settings import Settings, read_flags
+from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
 from wayward_jax.models.tokenizer import Tokenizer
@@ -145,7 +146,7 @@ def read_starts(settings: Settings) -> dict[str, Start]:
                 "init", source, f"choose from {', '.join(STARTS)}, or a checkpoint's folder"
             )
         prompt = checkpoints.load_prompt(path)
-        name = f"checkpoint:{hashlib.sha256(prompt.tobytes()).hexdigest()[:12]}"
+        name = f"checkpoint:{checkpoints.prompt_digest(prompt)}"
         if name in found:
             raise InputError(
                 "init", source, f"holds the same prompt as --init={found[name].source}: give one"
@@ -207,7 +208,9 @@ def select_reused(
     for each in found:
         if not each.checkpoint.is_dir():
             raise InputError(
-                "reuse", str(each.checkpoint), "is not there: bring the checkpoints, too"
+                "reuse",
+                str(each.job.folder),
+                f"lacks {each.checkpoint}: bring the checkpoints, too",
             )
         record = each.record
         task = inputs.models[record.run.model].tasks[record.run.task]
