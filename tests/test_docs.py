@@ -100,6 +100,7 @@ def test_the_readme_has_the_two_commands():
     assert blocks[1] == "pip install -e '.[test]' && python -m pytest\n"
 
 
+@pytest.mark.slow
 def test_the_library_in_the_readme_runs(toy):
     six_lines, with_lists = (b for b in pages.blocks(text(README)) if b.language == "python")
     assert len([line for line in six_lines.code.splitlines() if line]) <= 6
@@ -110,10 +111,12 @@ def test_the_library_in_the_readme_runs(toy):
     assert len(names["results"]) == 3 * 2 * 4
 
 
+@pytest.mark.slow
 def test_the_library_in_usage_runs(toy):
     names = {}
     exec(pages.blocks(pages.sections(text(USAGE))["The library"])[0].code, names)
-    assert set(names["frame"]["gamma"]) == {0.01, 0.1}
+    assert names["gradient"].shape == names["prompts"].shape
+    assert np.abs(names["gradient"]).max() > 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -164,12 +167,14 @@ def test_every_relative_link_of_a_page_resolves(page):
         assert not anchor or anchor in anchors, link
 
 
+@pytest.mark.slow
 def test_a_task_can_be_added_as_extending_says(toy):
     names = run_section("A task")
     assert names["mood"].task.labels == ("bad", "good")
     assert names["result"].n_eval == 2
 
 
+@pytest.mark.slow
 def test_targets_can_be_added_as_extending_says(toy):
     assert [r.run.target_name for r in run_section("Targets")["results"]] == [
         "slogans/tea",
@@ -177,6 +182,7 @@ def test_targets_can_be_added_as_extending_says(toy):
     ]
 
 
+@pytest.mark.slow
 def test_a_constraint_of_ones_own_takes_at_most_25_lines_and_holds(toy):
     code = pages.blocks(pages.sections(text(EXTENDING))["A constraint"])[0].code
     assert len(code.splitlines()) <= 25
@@ -188,24 +194,28 @@ def test_a_constraint_of_ones_own_takes_at_most_25_lines_and_holds(toy):
     assert result.run.constraint == "Ball(radius=0.5)"
 
 
+@pytest.mark.slow
 def test_a_penalty_of_ones_own_is_tuned_with(toy):
     names = run_section("A constraint")
     assert names["result"].final_gamma == np.float32(0.3)
     assert names["result"].run.constraint == "Worst()"
 
 
+@pytest.mark.slow
 def test_an_optimizer_of_ones_own_is_tuned_with(toy):
     names = run_section("An optimizer")
     assert names["result"].run.optimizer == "custom"
     assert [r.run.learning_rate for r in names["results"]] == [0.01, 0.03]
 
 
+@pytest.mark.slow
 def test_a_reading_of_ones_own_finds_only_words(toy):
     names = run_section("A reading")
     assert set(names["text"].split()) <= {"It", "was", "terrible", "great"}
     assert names["ids"].shape == (5, 3)
 
 
+@pytest.mark.slow
 def test_an_experiment_can_be_added_as_extending_says(toy, monkeypatch):
     run_section("An experiment")
     import experiments
@@ -222,6 +232,7 @@ def test_an_experiment_can_be_added_as_extending_says(toy, monkeypatch):
     assert sorted({record.run.steps for record in finished.records}) == [1, 2, 4]
 
 
+@pytest.mark.slow
 def test_a_model_family_can_be_added_as_extending_says(toy, published, tmp_path, monkeypatch):
     run_section("A model family")
     import_beside(models, "wayward_jax/models", monkeypatch)
