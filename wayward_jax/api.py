@@ -222,7 +222,7 @@ def pack(
         method=method,
         max_tokens=model.module.config.max_positions - prompt_length,
     )
-    segments = dict(zip(numbers, gold_segments(encoded, chosen.labels), strict=True))
+    segments = dict(zip(numbers, gold_segments(encoded, chosen.labels.tolist()), strict=True))
     runs = [[segments[number] for number in own] for own in examples]
     return pack_segments(runs, fitting_shape([runs]))
 

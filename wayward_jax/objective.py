@@ -1,5 +1,7 @@
 """The loss of a continuous prompt: task loss and distance to a target text (paper, section 3)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from wayward_jax.projection import c_proj
 
 def losses(
     module: nn.Module,
-    params: dict,
+    params: dict[str, Any],
     prompts: jax.Array,
     batch: PackedBatch,
     target_ids: jax.Array,
@@ -43,7 +45,7 @@ def losses(
 
 def prediction_losses(
     module: nn.Module,
-    params: dict,
+    params: dict[str, Any],
     prompts: jax.Array,
     prompt_mask: jax.Array,
     batch: PackedBatch,
@@ -74,7 +76,11 @@ def prediction_losses(
 
 
 def summed_losses(
-    module: nn.Module, params: dict, prompts: jax.Array, prompt_mask: jax.Array, batch: PackedBatch
+    module: nn.Module,
+    params: dict[str, Any],
+    prompts: jax.Array,
+    prompt_mask: jax.Array,
+    batch: PackedBatch,
 ) -> tuple[jax.Array, jax.Array]:
     """The summed losses of each run's examples, and their number: `[R]` float32 each.
 

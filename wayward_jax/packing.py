@@ -127,7 +127,10 @@ def make_segment(
     ids, positions = list(context), list(range(len(context)))
     branch = [0] * len(context)
     query = [len(context) - 1]  # it predicts the first token of every continuation
-    of, target, score, weight = [], [], [], []
+    of: list[int] = []
+    target: list[int] = []
+    score: list[int] = []
+    weight: list[float] = []
     for label, tokens in continuations.items():
         inner = range(len(ids), len(ids) + len(tokens) - 1)
         of += [0, *range(len(query), len(query) + len(inner))]
@@ -254,7 +257,8 @@ def pack_segments(runs: Sequence[Sequence[Segment]], shape: PackedShape) -> Pack
     tokens, queries, _ = sizes(segments).T
     first_token, first_query = np.cumsum(tokens) - tokens, np.cumsum(queries) - queries
 
-    first_slot, row_run = [], []
+    first_slot: list[np.ndarray] = []
+    row_run: list[int] = []
     rows = np.full((len(runs), shape.run_rows), -1, np.int32)
     for number, run in enumerate(runs):
         start = first_fit(sizes(run)[None, :, 0], shape.slots)[0]

@@ -148,7 +148,7 @@ def tune(
         prompt_length=[] if prompt_length is None else [prompt_length],
     )
     start, starts = _start(init, model)
-    common = {
+    common: dict[str, Any] = {
         "model": model.name,
         "model_digest": model.digest,
         "task": task.task.name,

@@ -40,7 +40,8 @@ class Kind(Protocol):
         form: a description of the text that completes the sentence "give ...".
     """
 
-    form: str
+    @property
+    def form(self) -> str: ...
 
     def parse(self, name: str, text: str) -> Any:
         """The value that `text` stands for.
@@ -235,9 +236,7 @@ class Setting:
     decides: Decides
 
 
-def setting(
-    kind: Kind, default: str | None, help: str, decides: Decides = "results"
-) -> dataclasses.Field:
+def setting(kind: Kind, default: str | None, help: str, decides: Decides = "results") -> Any:
     """A field of `Declared` that is a setting."""
     value = None if default is None else kind.parse("", default)
     declaration = {"kind": kind, "default": default, "help": help, "decides": decides}
