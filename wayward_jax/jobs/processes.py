@@ -24,7 +24,8 @@ from jax.experimental import multihost_utils
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.exit_codes import LOST
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Seconds after which a process that gives no sign of life counts as lost.
 HEARTBEAT = 60
@@ -79,7 +80,8 @@ def on_primary(function: Callable[P, T]) -> Callable[P, T]:
     def shared(*args: P.args, **kwargs: P.kwargs) -> T:
         if jax.process_count() == 1:
             return function(*args, **kwargs)
-        result, error = None, None
+        result: Any = None
+        error: InputError | None = None
         if is_primary():
             try:
                 result = function(*args, **kwargs)

@@ -1,6 +1,7 @@
 """Figures for TensorBoard."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.folder import writing
@@ -27,7 +28,8 @@ class TensorBoardWriter:
                 None,
                 "this needs a package: pip install 'wayward_jax[tensorboard]'",
             ) from error
-        self._layout, self._open, self._writer = layout, Writer, None
+        self._layout, self._open = layout, Writer
+        self._writer: Any = None
 
     def begin(self, population: str) -> None:
         """Begins the figures of another population."""

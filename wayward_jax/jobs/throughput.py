@@ -29,7 +29,8 @@ class ThroughputMeter:
 
     def begin(self, model: LanguageModel) -> None:
         """Says that another population begins, and of which model."""
-        self._model, self._last = model, None
+        self._model = model
+        self._last: float | None = None
 
     def steps(self, steps: StepMetrics) -> Figures:
         """The last step's losses; since the steps before them, speed; and memory in use.
