@@ -402,7 +402,7 @@ FILES = {
     ),
     "start that is no checkpoint": (
         lambda at: {"init": at.file("checkpoint/prompt.npy", "").parent},
-        *("checkpoint is not a readable checkpoint",),
+        *("checkpoint: is not a readable checkpoint", "give another"),
     ),
 }
 

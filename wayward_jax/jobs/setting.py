@@ -126,6 +126,10 @@ def whole(lowest: int, highest: int = 10**18 - 1, form: str = "") -> Value:
     return Value(form or f"a whole number {upper}", read)
 
 
+def _boolean(text: str) -> bool:
+    return ("false", "true").index(text) == 1
+
+
 def read_number(text: str) -> float:
     value = float(text)
     if not 0 <= value <= LARGEST_NUMBER:  # nor is NaN
@@ -206,9 +210,7 @@ def read_address(text: str) -> str:
 
 
 TEXT = Value("text", str)
-BOOLEAN = Value(
-    "true or false", ("false", "true").index, lambda value: "true" if value else "false"
-)
+BOOLEAN = Value("true or false", _boolean, lambda value: str(value).lower())
 NUMBER = Value("a finite number from 0 on", read_number, write_number)
 SEED = whole(0, 2**32 - 1, f"whole numbers from 0 to {2**32 - 1}, like 1,10,100")
 FOLDER = Value("a folder that exists", _folder)
