@@ -10,7 +10,6 @@ from safetensors.numpy import load_file, save_file
 
 from experiments import main
 from tests.helpers import toy_job
-from tests.helpers.finished_runs import as_rows
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job
 from wayward_jax.jobs.progress_bar import ProgressReporter
@@ -39,7 +38,7 @@ def run_job(folder, out_dir, **changed):
     settings = toy_job.settings(folder, out_dir, **{**STEPS, **changed})
     with toy_job.CountingReporter() as watch:
         records = job.run_job(settings, main.EXPERIMENT, out_dir, watch).records
-    return as_rows(records), watch.steps
+    return toy_job.rows(records), watch.steps
 
 
 @pytest.fixture

@@ -8,15 +8,10 @@ import sys
 import pytest
 
 from wayward_jax.errors import InputError
+from wayward_jax.jobs.kept_flags import differing, read_flags, repeating_command
 from wayward_jax.jobs.layout import JobLayout
-from wayward_jax.jobs.settings import (
-    AnalysisSettings,
-    Gamma,
-    Settings,
-    differing,
-    read_flags,
-    repeating_command,
-)
+from wayward_jax.jobs.setting import Gamma
+from wayward_jax.jobs.settings import AnalysisSettings, Settings
 
 # A value for each setting that is not its default.
 OTHERS = {
