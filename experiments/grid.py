@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def runs(
     settings: Settings, model: "LanguageModel", task: str, targets: Sequence[Target]
 ) -> list[Run]:
-    """Lists a p_star of each length, and each target held in each way, with every repetition.
+    """Lists a p_star of each length, and each target under each constraint, with all repetitions.
 
     Repetitions differ in learning rate, choice of examples and seed. Targets are tuned from each
     start. p_star, which has no target, starts at common tokens, unless the starts are random

@@ -1,7 +1,7 @@
-"""Small jobs back to back in one process: `python tests/soak.py MINUTES`, run by hand.
+"""Small jobs back to back in one process: `python tests/end_to_end/soak.py MINUTES`, run by hand.
 
-Prints once a minute how many jobs are done and what the process holds. After the first few minutes,
-in which programs are compiled and pools filled, none of it should grow.
+Prints once a minute how many jobs are done, and the memory, files and threads of the process. After
+the first few minutes, in which programs are compiled and pools filled, none of these should grow.
 """
 
 import shutil
@@ -41,8 +41,8 @@ def soak(minutes: float) -> None:
         done += 1
         if (minute := int((time.monotonic() - began) / 60)) > said:
             said = minute
-            held = process.memory_info().rss >> 20, process.num_fds(), process.num_threads()
-            print(minute, done, *held, sep="\t", flush=True)
+            in_use = process.memory_info().rss >> 20, process.num_fds(), process.num_threads()
+            print(minute, done, *in_use, sep="\t", flush=True)
     shutil.rmtree(folder)
 
 

@@ -459,7 +459,7 @@ SPOILT_JOBS = {
 
 
 def snapshot(*folders):
-    """What is in folders, but for the files of locks."""
+    """The files in folders, except those of locks, with their sizes and times."""
     return {
         path: (path.stat().st_size, path.stat().st_mtime_ns)
         for folder in folders

@@ -229,17 +229,17 @@ def test_a_start_of_another_width_is_refused(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "held", [{"constraint": ("cell",)}, {"gamma": ("auto",)}], ids=["cell", "auto"]
+    "constraint", [{"constraint": ("cell",)}, {"gamma": ("auto",)}], ids=["cell", "auto"]
 )
-def test_targets_that_nothing_can_read_as_are_refused(folder, tmp_path, held):
-    """The embedding of w9 is made that of w8: the first of the two is what is read."""
+def test_targets_that_nothing_can_read_as_are_refused(folder, tmp_path, constraint):
+    """The embedding of w9 is made that of w8, so both read as w8, the first of the two."""
     twins = shutil.copytree(folder / "gpt2", tmp_path / "twins")
     weights = load_file(twins / "model.safetensors")
     (name,) = (name for name in weights if name.endswith("wte.weight"))
     w8, w9 = WORDS.index("w8"), WORDS.index("w9")
     weights[name][w9] = weights[name][w8]
     save_file(weights, twins / "model.safetensors", {"format": "pt"})
-    changed = {"model": (str(twins),), "targets": "text=w7 w8 w9", **held}
+    changed = {"model": (str(twins),), "targets": "text=w7 w8 w9", **constraint}
     with pytest.raises(InputError, match=rf"^targets=.*: nothing reads as 'w9' \(token {w9}\)"):
         run_job(folder, tmp_path / "out", **changed)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Good things made bad, for the tables of bad inputs."""
+"""Models, tasks, jobs and files with a fault, for the tables of bad inputs."""
 
 import json
 import pickle
@@ -96,7 +96,7 @@ def pickled(at):
 
 
 class Opens:
-    """What opens a file when it is unpickled."""
+    """An object that opens a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

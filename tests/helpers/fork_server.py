@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-# All that the programs import, but for what defines their flags, some of which have one name.
+# The modules that take the programs long to import.
 IMPORTED = (
     *("wayward_jax.analysis.report", "wayward_jax.analysis.summary", "wayward_jax.analysis.tables"),
     *("wayward_jax.jobs.preemption", "wayward_jax.jobs.folder", "wayward_jax.jobs.progress_bar"),
@@ -25,7 +25,7 @@ MEMORY = 16 * 2**30
 
 
 class Ended(NamedTuple):
-    """How a program ended: its exit code, None if it had to be killed, and what it said."""
+    """The end of a program: its exit code (None if it had to be killed) and its output."""
 
     code: int | None
     out: str
@@ -33,7 +33,7 @@ class Ended(NamedTuple):
 
 
 def start() -> multiprocessing.context.ForkServerContext:
-    """What processes are forked by; its first process takes seconds, others next to nothing."""
+    """Starts the server that processes are forked from; only its first process takes seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
     return context

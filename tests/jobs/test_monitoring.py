@@ -1,4 +1,4 @@
-"""What a job says of itself while it runs: to TensorBoard, in a log, and in a profile."""
+"""The figures that a job shows while it runs: in TensorBoard, in a log, and in a profile."""
 
 import builtins
 import io

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def url():
-    """Of a place with nothing, but for a neighbour of a similar name."""
+    """The URL of an empty place, beside a folder of a similar name."""
     STORE.pipe("/bucket/job2/results.jsonl", b"another's")
     yield "memory://bucket/job"
     STORE.rm("/bucket", recursive=True)

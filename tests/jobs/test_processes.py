@@ -64,7 +64,7 @@ def finish(started):
 
 
 def wait_until_tuning(started, out_dir):
-    """Until there is another checkpoint of what is in flight."""
+    """Waits for another checkpoint of the population in flight."""
 
     def found():
         return {path for path in out_dir.glob("in_flight/*/*") if path.name.isdecimal()}
@@ -97,7 +97,7 @@ def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder,
     assert not any(line for each in others for line in each.splitlines() if "[Gloo]" not in line)
 
 
-def test_when_one_ends_so_do_the_others_and_the_same_command_goes_on(folder, alone):
+def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(folder, alone):
     """Each of two is killed once, then one is told to stop."""
     out_dir = folder / "ended"
     for killed in (1, 0):

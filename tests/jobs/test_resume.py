@@ -29,7 +29,7 @@ LONG = {**FLAGS, "steps": 200, "batch_size": 4}
 
 
 class Listening(ProgressReporter):
-    """Keeps what is said, and does something once after so many steps."""
+    """Keeps the notes, and does something once after so many steps."""
 
     def __init__(self, after, do):
         super().__init__(Console(quiet=True))
@@ -104,7 +104,7 @@ def assert_same(out_dir, undisturbed):
     assert sorted(os.listdir(out_dir)) == sorted(os.listdir(undisturbed))
 
 
-def test_a_job_stopped_in_each_population_goes_on_where_it_was(folder, out_dir, undisturbed):
+def test_a_job_stopped_in_each_population_continues_where_it_was(folder, out_dir, undisturbed):
     with pytest.raises(KeyboardInterrupt):
         run_job(folder, out_dir, after=10)
     with pytest.raises(KeyboardInterrupt):
@@ -136,7 +136,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undist
     assert_same(out_dir, undisturbed)
 
 
-def test_without_a_sound_checkpoint_the_population_starts_anew(folder, out_dir, undisturbed):
+def test_without_a_sound_checkpoint_the_population_starts_again(folder, out_dir, undisturbed):
     for checkpoint in stop(folder, out_dir):
         shutil.rmtree(checkpoint / "progress")
     assert len(run_job(folder, out_dir).said) == 2
@@ -144,7 +144,7 @@ def test_without_a_sound_checkpoint_the_population_starts_anew(folder, out_dir, 
 
 
 def test_a_crash_amid_the_rows_of_a_population_is_repaired(folder, out_dir, undisturbed):
-    """Of its three rows, one is whole and one is not."""
+    """One of its three rows is whole, one is cut, and one is missing."""
     shutil.copytree(undisturbed, out_dir)
     path = out_dir / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -253,7 +253,7 @@ def test_a_read_only_folder_is_refused_before_training(folder, out_dir):
 
 
 def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
-    """What is finished then stays, and goes on elsewhere; gives how many runs that were."""
+    """Checks that finished runs stay and that the job continues elsewhere; returns their number."""
     with pytest.raises(InputError, match=r"out_dir=.*No space left on device"):
         run_job(folder, out_dir, **filling)
     shutil.copytree(out_dir, larger, ignore=shutil.ignore_patterns("filler"))

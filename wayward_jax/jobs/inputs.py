@@ -1,6 +1,6 @@
-"""What a job reads before it starts: models, examples, targets, starts, and earlier jobs.
+"""The inputs of a job: models, examples, targets, starts, and earlier jobs.
 
-Bad input is refused here, so that nothing bad is found later.
+They are read and checked before the job writes anything, so that nothing bad is found later.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class Loader:
 
     @property
     def names(self) -> dict[str, str]:
-        """What `--model` says by the model's name."""
+        """The text of `--model` for each model, by the model's name."""
         return self._sources
 
     def model(self, name: str) -> LanguageModel:
@@ -100,7 +100,7 @@ class Start(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelInputs:
-    """What a job reads for one model: examples, runs and tokens a pack by task.
+    """The inputs for one model: examples, runs and tokens a pack by task.
 
     Examples are those of the whole job, whatever part of its runs is carried out.
     """
@@ -113,7 +113,7 @@ class ModelInputs:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inputs:
-    """What a job reads before it starts.
+    """The inputs of a job.
 
     Attributes:
         models: inputs by the model's name.

@@ -21,7 +21,7 @@ TEMPORARY = ".orbax-checkpoint-tmp"
 
 
 def is_url(name: str | Path) -> bool:
-    """Whether it names a folder on an object store."""
+    """Whether `name` is the URL of a folder on an object store."""
     return "://" in str(name)
 
 

@@ -1,4 +1,4 @@
-"""What a setting is: its kind of values, and its declaration in the settings of a program.
+"""Settings: their kinds of values, and their declarations in the settings of a program.
 
 A declaration has the setting's name (which is also its flag's), kind of values, default and help,
 and says whether the setting decides results.
