@@ -12,6 +12,7 @@ import wayward_jax as wj
 from tests.helpers import toy_models
 from wayward_jax.constraints import Constraint
 from wayward_jax.packing import example_order
+from wayward_jax.sharding import make_mesh, place_params
 from wayward_jax.targets import load_texts
 
 
@@ -251,3 +252,16 @@ def test_bad_arguments_get_one_line_that_names_them(model, task, arguments, said
         tune(model, task, **arguments)
     assert "--" not in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_target_without_a_cell_is_refused_where_cells_matter(model, task):
+    table = np.array(model.embedding_table())
+    first, second = model.tokenizer.encode("w1 w5")
+    table[second] = table[first]
+    params = {"params": {**model.params["params"], "embed": {"embedding": jnp.asarray(table)}}}
+    twins = dataclasses.replace(
+        model, params=place_params(params, make_mesh(), model.family.partition_spec)
+    )
+    for constraint in ("cell", "dual"):
+        with pytest.raises(wj.InputError, match=r"targets='text': nothing reads as 'w5'"):
+            tune(twins, task, "w3 w5", constraint=constraint)

@@ -14,6 +14,7 @@ from wayward_jax.checkpoints import prompt_digest
 from wayward_jax.constraints import CONSTRAINTS, Constraint, hold
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
+from wayward_jax.jobs.inputs import check_cells
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.jobs.throughput import ThroughputMeter
@@ -248,6 +249,7 @@ def _tune_runs(
 ) -> list[RunRecord]:
     """The records of runs, in order; `options` are those of `tune_population`."""
     mesh = mesh_of(model)
+    check_cells(model, runs)
     encoded = encode_task(
         model,
         {task.data_seed: task},

@@ -327,7 +327,7 @@ def _read_for(
         ]
         planned[task] = experiment.runs(own_settings, model, task, found)
         _check_starts(starts, planned[task], model.embedding_table().shape[1])
-        _check_cells(model, planned[task])
+        check_cells(model, planned[task])
     # Experiments put prompts before the examples of other tasks, too.
     longest = max(run.prompt_length for runs in planned.values() for run in runs)
     encoded, fitting = {}, {}
@@ -358,10 +358,15 @@ def _content(runs: Sequence[Run], datasets: Datasets) -> str:
     return digest.hexdigest()[:12]
 
 
-def _check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
-    """Checks that vectors can read as each token that a constraint keeps them to."""
+def check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
+    """Checks that vectors can read as each token whose cell a constraint keeps them to.
+
+    Raises:
+        InputError: no vector reads as a token of a target.
+    """
     readable = model.embedding_table()[: model.tokenizer.vocab_size]
-    constrained = {run.target_name: run.target_ids for run in runs if run.constraint != "penalty"}
+    with_cells = [run for run in runs if run.constraint in ("cell", "dual")]
+    constrained = {run.target_name: run.target_ids for run in with_cells}
     for name, ids in constrained.items():
         lacking = has_empty_cell(readable, np.asarray(ids))
         if lacking.any():
