@@ -84,7 +84,7 @@ def ours(computed, prompts, pack):
 
 @pytest.fixture(scope="module")
 def published(theirs, prompts, encoded):
-    """Of each run: summed loss and gradient, one example at a time."""
+    """The summed loss and gradient of each run, computed one example at a time."""
     torch = pytest.importorskip("torch")
     results = []
     for prompt, length, own in zip(prompts, LENGTHS, encoded, strict=True):

@@ -142,7 +142,7 @@ def test_padding_is_to_the_least_positive_multiple(size):
 
 
 def waste(classes, sizes):
-    """What is computed for nothing where each size is padded to the least class that holds it."""
+    """The padding, where each size is padded to the least class that holds it."""
     return sum(min(c for c in classes if c >= size) - size for size in sizes)
 
 

@@ -1,4 +1,4 @@
-"""How a prompt is kept to its target while it is tuned: `Penalty`, `Cells` and `AdaptiveGamma`.
+"""Constraints keep a prompt to its target while it is tuned.
 
 A constraint may add a term to the loss, change the prompt after each optimizer step, and keep a
 state for that. `Constraint` is the protocol of all of them, and a class of your own that follows it

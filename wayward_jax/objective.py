@@ -51,9 +51,9 @@ def prediction_losses(
     batch: PackedBatch,
     kv_cache: KVCache | None = None,
 ) -> jax.Array:
-    """What each predicted token adds to its continuation's mean negative log-likelihood, in nats.
+    """The share of each predicted token in its continuation's mean NLL, in nats.
 
-    Summed by `batch.score`, the parts are the losses of the paper's labels: a mean over the tokens
+    Summed by `batch.score`, the shares are the losses of the paper's labels: a mean over the tokens
     from the first at which the labels differ to EOS. Logits are computed only where a token is
     predicted.
 

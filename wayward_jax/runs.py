@@ -16,7 +16,7 @@ P_STAR = "p_star"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One prompt optimisation; equal runs give equal prompts.
+    """The optimization of one prompt; equal runs give equal prompts.
 
     A run without `target_ids` is unconstrained: a `p_star`, whose gamma is 0. Nothing here depends
     on where files lie.
@@ -26,7 +26,7 @@ class Run:
         task: name of the task.
         prompt_length: L.
         target_name: name of the target, or `P_STAR`.
-        target_text: the text that the prompt shall read as.
+        target_text: the text that the prompt is to read as.
         target_ids: its L tokens.
         init: a start of `initialization.STARTS`, or `checkpoint:` and a digest of the prompt that
             the run starts from.
@@ -34,7 +34,7 @@ class Run:
         gamma: weight of the distance term; where it is found while tuning, the first one.
         margin: of the cells, see `constraints`; 0 where they do not matter.
         seed: of the start and the order of examples.
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: examples a step.
         learning_rate: its peak.
         optimizer: one of `training.optimizers.OPTIMIZERS`, or `custom` for the user's own.

@@ -1,4 +1,4 @@
-"""Finished jobs analysed by the program, against their results and checkpoints."""
+"""Finished jobs analyzed by the program, against their results and checkpoints."""
 
 import json
 import re

@@ -83,7 +83,7 @@ def test_intervals_over_all_hold_the_true_drop_and_are_not_much_too_wide():
 
 
 def only_accuracies(values):
-    """Of a single example, which is right so often."""
+    """The correctness of a single example, which is right so often."""
     return np.asarray(values)[..., None]
 
 

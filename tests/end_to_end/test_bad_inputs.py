@@ -426,7 +426,7 @@ ANALYSES = {
     ),
 }
 
-# What is done to a finished job before its analysis.
+# Each entry does something to a finished job before its analysis.
 SPOILT_JOBS = {
     "job without its prompts": (
         lambda job: shutil.rmtree(job / "checkpoints"),

@@ -129,7 +129,7 @@ class World:
         self.plan([0], [0])
 
     def plan(self, *outcomes: list) -> None:
-        """How the job ends on each host, time after time: with which exit code.
+        """Sets the exit codes with which the job ends on each host, one after the other.
 
         With a pair, the slice is lost with it; its state afterwards is the second value.
         """

@@ -127,7 +127,7 @@ def test_discrete_measures_each_prompt_its_texts_and_the_references(first, measu
     }
     others = [lines[0]["prompt"] for key, lines in found.items() if key not in by_id]
     assert others == ["zero-shot", "few-shot", "few-shot"]
-    # What is read depends on the run, the target's text does not.
+    # The reading depends on the run; the target's text does not.
     assert len({line["accuracy"] for line in own if line["prompt"] == "target"}) <= 2
 
 

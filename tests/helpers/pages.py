@@ -1,6 +1,6 @@
 """The code blocks of Markdown pages, and notebooks made of scripts.
 
-`python -m tests.helpers.pages` makes the notebooks in `docs/examples` anew from their scripts.
+`python -m tests.helpers.pages` makes the notebooks in `docs/examples` from their scripts.
 """
 
 import json

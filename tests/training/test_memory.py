@@ -1,4 +1,4 @@
-"""What a step is said to take against what XLA says, and what fits into the memory there is."""
+"""The memory that a step is said to take against what XLA says, and what fits into the memory there is."""
 
 import gc
 
@@ -42,7 +42,7 @@ def middling():
 
 
 def shape_of(examples):
-    """Of a pack of one run with so many examples of 30 tokens, 4 of which are predicted."""
+    """Sizes of a pack of one run with so many examples of 30 tokens, 4 of which are predicted."""
     return PackedShape(30 * examples, 4 * examples, 4 * examples, examples, examples, slots=32)
 
 

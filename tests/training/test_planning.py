@@ -139,7 +139,7 @@ def seen(pack):
 
 
 def expected(data_seed, numbers):
-    """How often each of these examples occurs: by its tokens and what it predicts."""
+    """Counts each of these examples: by its tokens and what it predicts."""
     found = collections.Counter()
     for i in numbers:
         example = EXAMPLES[data_seed][i]
@@ -181,7 +181,7 @@ def _each(packs):
     return [jax.tree.map(lambda x: x[i], packs) for i in range(len(packs.ids))]  # noqa: B023
 
 
-# So many of 2,000 steps are looked at.
+# The test looks at this many of 2,000 steps.
 LOOKED_AT = 50
 
 

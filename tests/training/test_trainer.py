@@ -46,7 +46,7 @@ def runs(model):
 
 @pytest.fixture(scope="module")
 def told():
-    """What `on_steps` was told."""
+    """The metrics that `on_steps` was called with."""
     return []
 
 
@@ -124,7 +124,7 @@ def test_a_run_alone_ends_with_the_same_prompt(results, runs, model, small_task)
 
 
 def test_results_are_the_same_from_several_packs(results, runs, model, task):
-    """Of two runs each, the last one with a run fewer."""
+    """Each pack has two runs, the last one a run fewer."""
     again = tuned(model, task, runs, pack_tokens=100)
     for one, other in zip(results, again, strict=True):
         assert one.run == other.run

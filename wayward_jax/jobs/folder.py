@@ -178,7 +178,7 @@ class JobFolder:
 
     @on_primary
     def measured(self) -> Measured:
-        """What was measured of the runs, by this process or before."""
+        """The measurements of the runs, by this process or an earlier one."""
         return records.read_measurements([self.layout.folder])
 
     @on_primary

@@ -12,7 +12,7 @@ from wayward_jax.jobs.setting import Decides
 from wayward_jax.jobs.settings import Settings
 
 Flags = dict[str, str | None]
-"""What `flags.json` holds: the text of every setting by name."""
+"""The content of `flags.json`: the text of every setting by name."""
 
 
 def read_flags(job: JobLayout) -> Flags:

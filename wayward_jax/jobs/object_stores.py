@@ -21,7 +21,7 @@ TEMPORARY = ".orbax-checkpoint-tmp"
 
 
 def is_url(name: str | Path) -> bool:
-    """Whether `name` is the URL of a folder on an object store."""
+    """Tells whether `name` is the URL of a folder on an object store."""
     return "://" in str(name)
 
 

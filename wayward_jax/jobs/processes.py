@@ -43,7 +43,7 @@ def joined(place: Mapping[str, Any], *, independent: bool) -> Iterator[None]:
 
     Args:
         place: of this process among the others, as `jax.distributed.initialize` takes it; empty if
-            JAX shall find it.
+            JAX is to find it.
         independent: whether jobs beside this one, such as other shards, are not parts of it.
 
     Raises:
@@ -65,7 +65,7 @@ def joined(place: Mapping[str, Any], *, independent: bool) -> Iterator[None]:
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Tells whether this process is the one that writes and reports."""
     return jax.process_index() == 0
 
 
@@ -160,7 +160,7 @@ def _join(place: Mapping[str, Any], independent: bool) -> None:
 
 
 def _in_cluster(independent: bool) -> bool:
-    """Whether the environment belongs to one of several processes that JAX can find."""
+    """Tells whether the environment belongs to one of several processes that JAX can find."""
     for tasks in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if tasks in os.environ:
             return int(os.environ[tasks]) > 1

@@ -216,7 +216,7 @@ SEED = whole(0, 2**32 - 1, f"whole numbers from 0 to {2**32 - 1}, like 1,10,100"
 FOLDER = Value("a folder that exists", _folder)
 
 Decides = Literal["results", "results by content", "nothing"]
-"""Whether a setting decides results; by content where it may name files, which can be moved."""
+"""A setting may decide results; it does so by content if it may name files, which can be moved."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which runs are tuned together, and in what shapes (NumPy, on the host).
 
-The runs of a population take their steps together. At each step they are dealt out to packs, and
+The runs of a population take their steps together. At each step they are divided among packs, and
 the tokens of a pack go through the model at once: enough tokens to keep the device busy, few enough
 for its memory.
 """
@@ -44,7 +44,7 @@ class PopulationPlan:
         runs: sorted by prompt length.
         prompt_length: L, to which all prompts are padded.
         run_shards: parts of the mesh that have runs of their own.
-        data_shards: X, parts of the mesh to which the examples of each run are dealt out.
+        data_shards: X, parts of the mesh among which the examples of each run are divided.
         packs_per_shard: P, packs that a run shard computes one after the other.
         runs_per_pack: M.
         eval_steps: steps after which the runs are evaluated; the last is the last step.
@@ -258,7 +258,7 @@ def _demand(train: Mapping[int, np.ndarray], plan: PopulationPlan, longest: int)
 def _choose_shapes(
     demand: np.ndarray, eval_steps: Sequence[int], longest: int
 ) -> tuple[int, tuple[PackedShape, ...]]:
-    """How many steps a call takes, and a few shapes of packs, one of which fits each call.
+    """Chooses the steps of a call, and a few shapes of packs, one of which fits each call.
 
     Args:
         demand: `[populations, steps, packs, 5]`, see `_demand`.
@@ -289,8 +289,8 @@ def _deal_runs(
 ) -> np.ndarray:
     """The runs of every pack at every step: `[steps, run_shards * P, M]` int32.
 
-    The runs of a shard are dealt out by falling length of their examples, forwards and backwards in
-    turn, so that packs are about equally long.
+    The runs of a shard, the one with the longest examples first, go to the packs in turn, forwards
+    and backwards, so that packs are about equally long.
 
     Args:
         train: from `_sizes`.
