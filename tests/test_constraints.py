@@ -10,7 +10,7 @@ from wayward_jax.projection import c_proj, d_proj
 
 
 def differences(table, ids, prompts):
-    """The distance by which every other token is farther, squared and in float64: `[L, V]`; 0 for its own."""
+    """Squared distances less that of a vector's own token, in float64: `[L, V]`."""
     table, prompts = np.float64(table), np.float64(prompts)
     far = np.square(prompts[:, None] - table).sum(axis=2)
     return far - np.take_along_axis(far, np.asarray(ids)[:, None], axis=1)

@@ -39,7 +39,7 @@ def test_the_step_cost_all_steps_is_that_of_the_runs_examples(model, mesh, token
 
 
 def test_flops_are_four_a_weight_and_token(model):
-    """There are 2 layers of 12 D^2 weights, and half of the last but its 3 D^2 of queries, keys, values."""
+    """There are 2 layers of 12 D^2 weights; 3 D^2 of the last are for queries, keys and values."""
     width, table = toy_models.WIDTH, 96 * toy_models.WIDTH
     layer, first = 12 * width**2, 3 * width**2
     assert needed_flops(model, StepCost(tokens=1)) == 4 * (layer + first)

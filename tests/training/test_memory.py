@@ -1,4 +1,4 @@
-"""The memory that a step is said to take against what XLA says, and what fits into the memory there is."""
+"""The estimate of a step's memory against XLA's, and the packs that fit into it."""
 
 import gc
 

@@ -25,7 +25,7 @@ class Interruption:
         self._questions = 0
 
     def asked(self) -> bool:
-        """Tells whether to stop; all processes of a job ask equally often and get the same answer."""
+        """Tells whether to stop; all processes of a job ask as often and get the same answer."""
         self._questions += 1
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(self._questions)
