@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +40,7 @@ def crowds(draw):
     return jnp.float32(table), jnp.int32(ids), jnp.float32(prompts)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(crowds())
 def test_what_is_put_back_reads_as_its_token(crowd):

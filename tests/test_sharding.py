@@ -77,6 +77,7 @@ def on_one_device(results_on):
     return {family: results_on(family, (1, 1, 1)) for family in toy_models.CONFIGS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "shape"),
     [

@@ -67,6 +67,7 @@ def test_95_percent_of_intervals_over_examples_hold_the_true_drop():
     assert 0.90 <= held / trials <= 0.985  # two standard errors of a share of 200 are 0.03
 
 
+@pytest.mark.slow
 def test_intervals_over_all_hold_the_true_drop_and_are_not_much_too_wide():
     """Right is what is above 0: easy examples, good prompts, and chance. The truth is no drop."""
     rng = np.random.default_rng(0)

@@ -27,6 +27,8 @@ from tests.helpers.corrupt import (
 )
 from wayward_jax import assets, checkpoints, models
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 10
 HUGE = 10**12
 DIGITS = "9" * 5000

@@ -22,9 +22,12 @@ JOB = ["--out_dir=gs://bucket/job", "--steps=5"]
 PREEMPTED = (1, "PREEMPTED")
 GONE = (1, None)
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("flock"), reason="the stub's hosts need flock, which Linux has"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not shutil.which("flock"), reason="the stub's hosts need flock, which Linux has"
+    ),
+]
 
 GCLOUD = r"""
 import json, os, pathlib, shutil, subprocess, sys

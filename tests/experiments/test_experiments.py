@@ -132,6 +132,7 @@ def test_how_prompts_are_optimized_is_part_of_every_run(folder):
         assert {name: getattr(run, name) for name in chosen} == chosen
 
 
+@pytest.mark.slow
 def test_several_models_are_tuned_in_one_job_as_each_alone(folder, tmp_path):
     models = ("gpt2", "llama")
     paths = [folder / model for model in models]
@@ -149,6 +150,7 @@ def test_a_model_that_is_not_there_is_refused_before_the_others_are_tuned(folder
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
     rows, _ = run_job(
         folder,
@@ -184,6 +186,7 @@ def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_p
         np.testing.assert_array_equal(taken, given)
 
 
+@pytest.mark.slow
 def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
     run_job(folder, tmp_path / "first", gamma=(0.5,))
     run_job(folder, tmp_path / "second", gamma=(0.1,))

@@ -131,6 +131,7 @@ def test_discrete_measures_each_prompt_its_texts_and_the_references(first, measu
     assert len({line["accuracy"] for line in own if line["prompt"] == "target"}) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, tmp_path):
     """And one without tokens as the text alone, by transformers' pass over plain ids."""
@@ -183,6 +184,7 @@ def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
     assert ids != demonstrations(train, [99], room=10**6, seed=2)
 
 
+@pytest.mark.slow
 def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(folder, tmp_path):
     finished, _ = run_job(folder, tmp_path / "job", "transfer", steps=20, task=("mood", "opposite"))
     records = {record.id: record for record in finished.records}
@@ -195,6 +197,7 @@ def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(fo
         assert on["mood"] + on["opposite"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_every_models_readings_are_given_to_every_model(folder, tmp_path):
     models = tuple(str(folder / name) for name in ("gpt2", "llama"))
     finished, _ = run_job(folder, tmp_path / "job", "transfer", model=models, seeds=(1,))

@@ -69,6 +69,7 @@ def assert_same(url, undisturbed):
     assert STORE.cat("/bucket/job2/results.jsonl") == b"another's"
 
 
+@pytest.mark.slow
 def test_whenever_it_is_cut_off_from_the_store_the_job_goes_on_there(
     folder, url, undisturbed, monkeypatch
 ):

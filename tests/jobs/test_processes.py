@@ -87,6 +87,7 @@ def assert_same_table(out_dir, alone):
         np.testing.assert_allclose(prompt, other, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder, alone):
     out_dir = folder / "four"
     codes, said = finish(start(folder, 4, out_dir, mesh="runs:2,data:2"))
@@ -97,6 +98,7 @@ def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder,
     assert not any(line for each in others for line in each.splitlines() if "[Gloo]" not in line)
 
 
+@pytest.mark.slow
 def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(folder, alone):
     """Each of two is killed once, then one is told to stop."""
     out_dir = folder / "ended"
@@ -125,6 +127,7 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(f
     assert not (out_dir / "in_flight").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "of_one", "named"),
     [

@@ -104,6 +104,7 @@ def assert_same(out_dir, undisturbed):
     assert sorted(os.listdir(out_dir)) == sorted(os.listdir(undisturbed))
 
 
+@pytest.mark.slow
 def test_a_job_stopped_in_each_population_continues_where_it_was(folder, out_dir, undisturbed):
     with pytest.raises(KeyboardInterrupt):
         run_job(folder, out_dir, after=10)
@@ -309,6 +310,7 @@ def wait_until_tuning(process, out_dir):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_and_a_signal_change_nothing(folder, out_dir):
     rng = random.Random(time.time_ns())
     for _ in range(2):

@@ -112,6 +112,7 @@ def test_logits_of_every_quantization_are_those_of_the_dequantized_weights(
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
@@ -212,6 +213,7 @@ def test_files_cut_short_are_refused_and_named(share, publish, tokenizer, tmp_pa
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_logits_of_smollm2_are_those_that_transformers_reads_from_the_same_file(asset, tmp_path):
     pytest.importorskip("torch")
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint

@@ -33,6 +33,7 @@ LLAMA3_ROPE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
@@ -52,6 +53,7 @@ def test_logits_of_gpt2_are_those_of_transformers(variant, publish, tmp_path):
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
@@ -79,6 +81,7 @@ def test_mistral_without_a_window_is_computed_as_a_llama(publish, tmp_path):
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

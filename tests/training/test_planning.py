@@ -207,6 +207,7 @@ def encoded(data_dir, tokenizer):
     return encoded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("population", [1, 16])
 @pytest.mark.parametrize("k_shot", [16, -1])
 @pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])

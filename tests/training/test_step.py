@@ -145,6 +145,7 @@ def test_a_trajectory_of_20_steps_is_that_of_torch(theirs, together, r):
     np.testing.assert_allclose(losses.task[:, r], task_losses, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("r", [1, 4])
 def test_a_run_of_a_population_ends_as_it_does_alone(model, together, r):
     own = planned([RUNS[r]])
@@ -153,6 +154,7 @@ def test_a_run_of_a_population_ends_as_it_does_alone(model, together, r):
     assert (np.asarray(together[0].prompts[r, length:]) == 0).all()
 
 
+@pytest.mark.slow
 def test_runs_dealt_out_to_packs_of_several_shapes_end_the_same(model, together):
     """Two runs a pack, of which the last one has no examples."""
     own = planned(RUNS, pack_tokens=80)
@@ -184,6 +186,7 @@ def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(model, together):
     np.testing.assert_array_equal(losses.task[:, others], healthy_losses.task[:, others])
 
 
+@pytest.mark.slow
 def test_hard_cells_hold_at_every_step_and_leave_other_runs_alone(model, together):
     """Also those of a prompt that would move far away."""
     confined = [
@@ -211,6 +214,7 @@ def test_hard_cells_hold_at_every_step_and_leave_other_runs_alone(model, togethe
         np.testing.assert_allclose(*alike, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_gamma_that_is_found_has_the_prompt_read_as_its_target(model, seed):
     """From wherever it starts; other gammas stay as they are given."""
@@ -248,6 +252,7 @@ def test_a_gamma_goes_up_outside_and_down_inside_worked_by_hand():
         np.testing.assert_allclose(constraint.penalty(state, prompt, target), gamma * at**2)
 
 
+@pytest.mark.slow
 def test_the_distance_term_pulls_the_prompt_to_its_target(model):
     table, readable = model.embedding_table(), model.valid_tokens()
     run = random_run(5, seed=1, learning_rate=0.2)
