@@ -60,7 +60,9 @@ def _weight_files(folder: Path) -> list[Path]:
         return [whole]
     if index.exists():
         weight_map = _read_json(index).get("weight_map")
-        parts: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+        parts: list[Any] = (
+            list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
+        )
         for part in parts:
             if not (
                 isinstance(part, str) and Path(part).name == part and (folder / part).is_file()
