@@ -131,7 +131,7 @@ def test_the_profile_has_the_tuning_program(monitored):
     (file,) = (monitored[0] / "profile").rglob("*.xplane.pb")
     profile = jax.profiler.ProfileData.from_file(str(file))
     names = {event.name for plane in profile.planes for x in plane.lines for event in x.events}
-    assert any("tune" in name for name in names)
+    assert any("train_steps" in name for name in names)
 
 
 def test_a_job_that_is_not_asked_for_it_writes_no_metrics(folder):
