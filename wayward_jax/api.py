@@ -64,6 +64,8 @@ def load_task(
     data_dir: str | Path | None = None,
     k_shot: int = -1,
     data_seed: int = 100,
+    text_column: str | None = None,
+    label_column: str | None = None,
     cache_dir: str | Path | None = None,
     assets_dir: str | Path | None = None,
 ) -> TaskData:
@@ -74,6 +76,8 @@ def load_task(
         data_dir: the folder of data sets, for tasks that are not built in.
         k_shot: training examples a class; -1 is all of them.
         data_seed: of the choice of training examples.
+        text_column: the column of the texts, for tasks that are not built in.
+        label_column: the column of the labels.
         cache_dir: keeps fetched files; None is the user's cache folder.
         assets_dir: a folder with the files of built-in tasks, to use no network.
 
@@ -86,6 +90,8 @@ def load_task(
         data_dir=_path(data_dir),
         k_shot=k_shot,
         data_seed=data_seed,
+        text_column=text_column,
+        label_column=label_column,
         fetch=lambda asset: assets.fetch(asset, cache_dir=cache, assets_dir=own),
     )
 

@@ -28,6 +28,8 @@ class ToyTokenizer:
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
 
+    encode_continuations = encode_batch  # a space belongs to the word after it, also at the start
+
     def read(self, ids):
         return [self.pieces[i] for i in ids]
 

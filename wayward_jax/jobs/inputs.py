@@ -175,6 +175,9 @@ def read_inputs(
     """
     watch.doing("fetching and reading")
     datasets = _read_tasks(settings)
+    samples = [data for each in datasets.values() for data in each.values()]
+    for note in dict.fromkeys(note for data in samples for note in data.notes):
+        watch.note(note)
     inputs = {
         name: _read_for(
             loader.model(name), source, settings, experiment, datasets, starts, loader.mesh
@@ -290,6 +293,8 @@ def _read_tasks(settings: Settings) -> Datasets:
                 k_shot=settings.k_shot,
                 data_seed=data_seed,
                 fetch=fetch,
+                text_column=settings.text_column,
+                label_column=settings.label_column,
             )
             for data_seed in settings.data_seed
         }
@@ -354,6 +359,7 @@ def _content(runs: Sequence[Run], datasets: Datasets) -> str:
             digest.update(json.dumps([data_seed, dataclasses.asdict(data.task)]).encode())
             for examples in (data.train, data.dev, data.test):
                 content = [examples.texts, np.asarray(examples.labels).tolist()]
+                content += [examples.texts_b] if examples.texts_b else []
                 digest.update(json.dumps(content).encode())
     return digest.hexdigest()[:12]
 

@@ -137,6 +137,19 @@ class Settings(CommonSettings):
     data_dir: Path | None = setting(
         FOLDER, None, "Folder of data sets and target files.", decides="results by content"
     )
+    text_column: str | None = setting(
+        TEXT,
+        None,
+        "Column of the texts in your own files and in data sets of the hub; by default what "
+        "task.json names, or else text or sentence.",
+        decides="results by content",
+    )
+    label_column: str | None = setting(
+        TEXT,
+        None,
+        "Column of the labels; by default what task.json names, or else label.",
+        decides="results by content",
+    )
     targets: str = setting(
         TEXT,
         "instructions/01",

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import tokenizers
 
+# A text that other texts follow while they are encoded. It is a letter, because tokens seldom join
+# a letter and the white space after it.
+ANCHOR = "x"
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
@@ -25,8 +29,11 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path, eos_id: int) -> "Tokenizer":
-        """Opens a tokenizer that `save` wrote."""
-        return cls(tokenizers.Tokenizer.from_file(str(path)), eos_id)
+        """Opens a `tokenizer.json`, without the padding and truncation that it may ask for."""
+        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(backend, eos_id)
 
     def save(self, path: Path) -> None:
         """Writes a `tokenizer.json`."""
@@ -40,6 +47,22 @@ class Tokenizer:
         """Encodes several texts to token ids."""
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes texts that are each the continuation of another text.
+
+        SentencePiece puts a space before every text, and other tokenizers treat the start of a text
+        in other special ways. Here a text gets the tokens that it has after another one, so the
+        tokens of `" It"` are `▁It` and not `▁▁`, `It`. For byte-level tokenizers without such rules
+        the result is that of `encode_batch`.
+        """
+        anchor = self.encode(ANCHOR)
+        followed = self.encode_batch([ANCHOR + text for text in texts])
+        # If tokens join the anchor and the text, then the text is encoded alone.
+        return [
+            ids[len(anchor) :] if ids[: len(anchor)] == anchor else self.encode(text)
+            for ids, text in zip(followed, texts, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes token ids to a text. Bytes that are not UTF-8 become U+FFFD."""

@@ -29,6 +29,8 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
+    def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]: ...
+
 
 class Encoded(NamedTuple):
     """The tokens of an example that follow the prompt, for each of the C labels.
@@ -56,7 +58,9 @@ def encode(
 
     Direct: `text + " " + template + EOS`, scored from the first token at which the templates of the
     labels differ. Channel: `template + " " + text + EOS`, scored from the text on. Text and
-    template are tokenized separately. If the whole is too long, the end of the text is cut.
+    template are tokenized separately, and what comes second gets the tokens that it has after
+    another text (see `Tokenizer.encode_continuations`). If the whole is too long, the end of the
+    text is cut.
 
     Args:
         task: templates, label words and `max_length`.
@@ -81,17 +85,19 @@ def encode(
         raise InputError("template", template, remedy)
     filled = [task.templates[template].replace("%s", word).strip() for word in task.label_words]
     if method == "direct":
-        filled = [" " + sentence for sentence in filled]
+        sentences = tokenizer.encode_continuations([" " + sentence for sentence in filled])
+        encoded = tokenizer.encode_batch(texts)
     else:
-        texts = [" " + text for text in texts]
+        sentences = tokenizer.encode_batch(filled)
+        encoded = tokenizer.encode_continuations([" " + text for text in texts])
     # EOS takes part in the comparison of templates: it distinguishes a template from a longer one
     # that begins with it.
-    closed = [(*tokenizer.encode(sentence), tokenizer.eos_id) for sentence in filled]
+    closed = [(*sentence, tokenizer.eos_id) for sentence in sentences]
     if len(set(closed)) < len(closed):
         remedy = f"two label words of task {task.name} give the same tokens: change one"
         raise InputError("template", template, remedy)
     room = _text_room(task, template, max(map(len, closed)), max_tokens)
-    cut = [tuple(tokens[:room]) for tokens in tokenizer.encode_batch(texts)]
+    cut = [tuple(tokens[:room]) for tokens in encoded]
     for index, tokens in enumerate(cut):
         if not tokens:
             raise InputError("task", task.name, f"text {index} has no tokens: remove it")
