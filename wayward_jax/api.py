@@ -36,6 +36,7 @@ def load_model(
     assets_dir: str | Path | None = None,
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
+    readable: str = "text",
 ) -> LanguageModel:
     """Loads a frozen language model; built-in models and models of the hub are fetched.
 
@@ -45,6 +46,7 @@ def load_model(
         assets_dir: a folder with the files of built-in models, to use no network.
         dtype: of the weights; None is bfloat16 on accelerators and float32 on CPU.
         mesh: devices that its prompts will be tuned on; None is all of them, for different runs.
+        readable: the tokens that a prompt can be read as: those of `text`, or `all`.
 
     Raises:
         InputError: there is no such model, or it cannot be used.
@@ -55,6 +57,7 @@ def load_model(
         assets_dir=_path(assets_dir),
         dtype=dtype or models.default_dtype(),
         mesh=mesh or make_mesh(runs=jax.device_count()),
+        readable=readable,
     )
 
 
@@ -227,6 +230,7 @@ def pack(
         template=task.task.default_template if template is None else template,
         method=method,
         max_tokens=model.module.config.max_positions - prompt_length,
+        texts_b=chosen.texts_b,
     )
     segments = dict(zip(numbers, gold_segments(encoded, chosen.labels.tolist()), strict=True))
     runs = [[segments[number] for number in own] for own in examples]

@@ -268,3 +268,18 @@ def test_decoders_and_added_tokens_are_kept(tmp_path):
     assert ours.decode(ours.encode("It was <think> great")) == backend.decode(
         backend.encode("It was <think> great").ids, skip_special_tokens=False
     )
+
+
+RESERVED = ["<unused12>", "[unused3]", "<|reserved_special_token_7|>", "<|reserved_4|>"]
+
+
+def test_special_and_reserved_tokens_stand_for_no_text():
+    words = ["<eos>", *RESERVED, "unused", "<b>", "[x]", "reserved", "<0x0A>"]
+    vocabulary = {word: id_ + 20 * (id_ > 4) for id_, word in enumerate(words)}  # with a gap
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    backend.add_special_tokens(["<eos>"])
+    backend.add_tokens([AddedToken("<think>", special=False)])
+    ours = Tokenizer(backend, 0)
+    text = {ours.decode([id_]) for id_ in ours.text_ids}
+    assert text == {"unused", "<b>", "[x]", "reserved", "<0x0A>", "<think>"}
+    assert ours.ids == {*vocabulary.values(), backend.token_to_id("<think>")}

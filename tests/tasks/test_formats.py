@@ -368,3 +368,20 @@ def test_examples_that_are_in_train_and_test_are_counted(tmp_path):
         write(tmp_path, f"{split}.jsonl", content_of(".jsonl", rows))
     name = tmp_path.name
     assert load_own(tmp_path).notes == (f"{name}: 5 of 20 test examples are also in train",)
+
+
+# Pairs
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_pairs_are_read_where_a_template_has_two_texts(kind, tmp_path):
+    rows = [{"text": f"a {i}", "second": f"b {i}", "label": i % 2} for i in range(20)]
+    for split in ("train", "test"):
+        write(tmp_path, f"{split}{kind}", content_of(kind, rows))
+    described = {**OWN, "templates": ["{text} | {text_b} %s"], "text_b_column": "second"}
+    data = load_own(tmp_path, described)
+    assert data.test.texts_b == tuple(f"b {i}" for i in range(20))
+    assert [b.replace("b", "a") for b in data.train.texts_b] == list(data.train.texts)
+    with pytest.raises(InputError, match="text_b"):
+        load_own(tmp_path, {**described, "text_b_column": "text_b"})
+    assert load_own(tmp_path, {**OWN, "templates": ["%s"]}).test.texts_b == ()

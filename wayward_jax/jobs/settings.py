@@ -218,6 +218,11 @@ class Settings(CommonSettings):
         "Score p(label | prompt, text) or p(text | prompt, label).",
     )
     template: int = setting(whole(0), "1", "Which of a task's templates.")
+    truncate: str = setting(
+        one_of("tail", "head"),
+        "tail",
+        "The end that is cut from a text that is too long.",
+    )
     init: tuple[str, ...] = setting(
         Listed(TEXT),
         "target",
@@ -231,6 +236,12 @@ class Settings(CommonSettings):
         "",
         "Tokens a prompt; targets are cut to each and shorter ones left out. By default a prompt "
         "is as long as its target.",
+    )
+    readable: str = setting(
+        one_of("text", "all"),
+        "text",
+        "Tokens that a prompt can be read as: those that stand for text, or all, with special and "
+        "reserved ones.",
     )
     k_shot: int = setting(
         Value("a number of examples a class, or -1 for all", read_k_shot),

@@ -1,6 +1,7 @@
 """Exact conversion of text to token ids and back."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,11 @@ import tokenizers
 # A text that other texts follow while they are encoded. It is a letter, because tokens seldom join
 # a letter and the white space after it.
 ANCHOR = "x"
+
+# Tokens that fill up a vocabulary, such as `<unused12>`, `[unused3]` and `<|reserved_4|>`.
+RESERVED = re.compile(
+    r"[<\[]\|?(?:unused|reserved|placeholder|extra_id|dummy)[\w-]*\|?[>\]]", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,3 +84,15 @@ class Tokenizer:
         """The ids of tokens that stand for no text."""
         added = self.backend.get_added_tokens_decoder()
         return frozenset(id_ for id_, token in added.items() if token.special)
+
+    @cached_property
+    def ids(self) -> frozenset[int]:
+        """The ids of all tokens. A vocabulary may leave ids out."""
+        return frozenset(self.backend.get_vocab().values())
+
+    @cached_property
+    def text_ids(self) -> frozenset[int]:
+        """The ids of tokens that stand for text: those that are neither special nor reserved."""
+        vocab = self.backend.get_vocab()
+        reserved = {id_ for token, id_ in vocab.items() if RESERVED.fullmatch(token)}
+        return self.ids - self.special_ids - reserved

@@ -34,7 +34,7 @@ TASK_FILE = "task.json"
 LABELS_FILE = "labels.json"
 
 # Entries of a `task.json` that name columns.
-COLUMNS = {"text_column": "text", "label_column": "label"}
+COLUMNS = {"text_column": "text", "label_column": "label", "text_b_column": "text_b"}
 
 
 def find_own(name: str, data_dir: Path | None) -> Path | None:
@@ -141,7 +141,8 @@ def read_task(folder: Path) -> tuple[Task, Columns]:
 
     The file is `{"templates": ["It was %s . "], "label_words": ["terrible", "great"]}`. It may add
     `"labels"` (by default, `labels.json` names them), `"max_length"` (128 by default), and the
-    names of columns, `"text_column"` and `"label_column"`.
+    names of columns, `"text_column"`, `"label_column"` and `"text_b_column"`. The examples are
+    pairs if a template has `{text_b}`.
 
     Raises:
         InputError: a key is missing, unknown or of the wrong type.
@@ -167,6 +168,8 @@ def read_task(folder: Path) -> tuple[Task, Columns]:
     if type(max_length) is not int or max_length <= TEMPLATE_ROOM:
         raise InputError(None, path, f"max_length must be a whole number above {TEMPLATE_ROOM}")
     columns = {COLUMNS[key]: value[key] for key in COLUMNS if key in value}
+    if any("{text_b}" in template for template in templates):
+        columns.setdefault("text_b", "text_b")
     if not all(isinstance(name, str) and name for name in columns.values()):
         raise InputError(None, path, "the name of a column must be a string that is not empty")
     task = Task(folder.resolve().name, labels, templates, label_words, max_length)

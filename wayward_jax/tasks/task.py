@@ -13,8 +13,9 @@ class Task:
     Attributes:
         name: the name that `--task` gives.
         labels: the C label names, in the order of the label ids.
-        templates: texts with one `%s` each, which stands for the label word. Index 1 is the paper's
-            default. A user's own task may have fewer templates.
+        templates: texts with one `%s` each, which stands for the label word, and perhaps with
+            `{text}` and `{text_b}`, see `encoding.encode`. Index 1 is the paper's default. A user's
+            own task may have fewer templates.
         label_words: the C words that stand for the labels in a template.
         max_length: the most tokens of an input. A text may have 16 fewer.
     """
