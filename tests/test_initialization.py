@@ -37,6 +37,14 @@ def test_a_small_vocabulary_is_common_as_a_whole():
     assert sorted(ids(STARTS["vocab"](run, TABLE[:20]))) == list(range(20))
 
 
+@pytest.mark.parametrize("rows", [3, 20, COMMON_TOKENS])
+def test_a_prompt_longer_than_the_common_tokens_starts_from_tokens_all_the_same(rows):
+    length = 2 * rows + 1
+    found = ids(STARTS["vocab"](dataclasses.replace(RUN, prompt_length=length), TABLE[:rows]))
+    assert len(found) == length
+    assert sorted(found[:rows]) == sorted(found[rows : 2 * rows]) == list(range(rows))
+
+
 def test_random_starts_have_the_tables_standard_deviation():
     prompt = STARTS["random"](dataclasses.replace(RUN, prompt_length=2000), TABLE)
     assert prompt.shape == (2000, 16)

@@ -1,10 +1,13 @@
 """Readings of prompts against a search by brute force in float64, and F1 values by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from tests.helpers.toy_models import WORDS, make
-from wayward_jax import readings
+from wayward_jax import models, readings
+from wayward_jax.errors import InputError
 from wayward_jax.projection import METRICS
 from wayward_jax.readings import read_prompts, read_tokens
 from wayward_jax.targets import Target
@@ -82,3 +85,20 @@ def test_read_tokens_decodes_and_compares_with_the_target(model):
     read = read_tokens(model.tokenizer, [9, 8], target)
     assert read == ((9, 8), "w3 w2", 0.5, 0.5)
     assert read_tokens(model.tokenizer, [9, 8], None) == ((9, 8), "w3 w2", None, None)
+
+
+def test_a_prompt_reads_as_a_special_token_only_if_asked_to(model):
+    eos = np.asarray(model.embedding_table())[:1]
+    text_only = dataclasses.replace(model, readable="text")
+    (among_all,), (among_text,) = (
+        read_prompts(each, [eos], [None], "euclidean", k=100) for each in (model, text_only)
+    )
+    assert among_all.ids[0, 0] == 0
+    assert sorted(among_all.ids[0]) == list(range(len(WORDS)))
+    assert sorted(among_text.ids[0]) == list(range(1, len(WORDS)))
+    np.testing.assert_array_equal(among_text.ids[0], among_all.ids[0, 1:])
+
+
+def test_readable_tokens_are_text_or_all(tmp_path):
+    with pytest.raises(InputError, match="readable='none': choose one of text, all"):
+        models.load("x", cache_dir=tmp_path, readable="none")

@@ -36,6 +36,7 @@ def load_model(
     assets_dir: str | Path | None = None,
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
+    readable: str = "text",
 ) -> LanguageModel:
     """Loads a frozen language model; built-in models and models of the hub are fetched.
 
@@ -45,6 +46,7 @@ def load_model(
         assets_dir: a folder with the files of built-in models, to use no network.
         dtype: of the weights; None is bfloat16 on accelerators and float32 on CPU.
         mesh: devices that its prompts will be tuned on; None is all of them, for different runs.
+        readable: the tokens that a prompt can be read as: those of `text`, or `all`.
 
     Raises:
         InputError: there is no such model, or it cannot be used.
@@ -55,6 +57,7 @@ def load_model(
         assets_dir=_path(assets_dir),
         dtype=dtype or models.default_dtype(),
         mesh=mesh or make_mesh(runs=jax.device_count()),
+        readable=readable,
     )
 
 
@@ -64,6 +67,8 @@ def load_task(
     data_dir: str | Path | None = None,
     k_shot: int = -1,
     data_seed: int = 100,
+    text_column: str | None = None,
+    label_column: str | None = None,
     cache_dir: str | Path | None = None,
     assets_dir: str | Path | None = None,
 ) -> TaskData:
@@ -74,6 +79,8 @@ def load_task(
         data_dir: the folder of data sets, for tasks that are not built in.
         k_shot: training examples a class; -1 is all of them.
         data_seed: of the choice of training examples.
+        text_column: the column of the texts, for tasks that are not built in.
+        label_column: the column of the labels.
         cache_dir: keeps fetched files; None is the user's cache folder.
         assets_dir: a folder with the files of built-in tasks, to use no network.
 
@@ -86,6 +93,8 @@ def load_task(
         data_dir=_path(data_dir),
         k_shot=k_shot,
         data_seed=data_seed,
+        text_column=text_column,
+        label_column=label_column,
         fetch=lambda asset: assets.fetch(asset, cache_dir=cache, assets_dir=own),
     )
 
@@ -221,6 +230,7 @@ def pack(
         template=task.task.default_template if template is None else template,
         method=method,
         max_tokens=model.module.config.max_positions - prompt_length,
+        texts_b=chosen.texts_b,
     )
     segments = dict(zip(numbers, gold_segments(encoded, chosen.labels.tolist()), strict=True))
     runs = [[segments[number] for number in own] for own in examples]

@@ -16,9 +16,14 @@ def at_target(run: Run, table: np.ndarray) -> np.ndarray:
 
 
 def at_vocabulary(run: Run, table: np.ndarray) -> np.ndarray:
-    """Embeddings of different random common tokens (Lester et al., 2021; the paper's `vocab`)."""
+    """Embeddings of random common tokens (Lester et al., 2021; the paper's `vocab`).
+
+    They are different, unless the prompt is longer than the list of common tokens. Then the list is
+    repeated.
+    """
     common = min(COMMON_TOKENS, len(table))
-    return table[np.random.default_rng(run.seed).permutation(common)[: run.prompt_length]]
+    order = np.random.default_rng(run.seed).permutation(common)
+    return table[np.resize(order, run.prompt_length)]
 
 
 def at_random(run: Run, table: np.ndarray) -> np.ndarray:

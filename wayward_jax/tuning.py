@@ -21,7 +21,7 @@ from wayward_jax.jobs.throughput import ThroughputMeter
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
 from wayward_jax.runs import Run, RunRecord
-from wayward_jax.targets import tokenize
+from wayward_jax.targets import require_readable, tokenize
 from wayward_jax.tasks import TaskData
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.memory import busy_tokens, pack_tokens
@@ -164,6 +164,7 @@ def tune(
         "k_shot": task.k_shot,
         "data_seed": task.data_seed,
     }
+    readable = model.valid_tokens()
     runs: dict[Run, None] = {}  # a p_star has no gamma, so several gammas are one run of it
     for (name, text), weight, rate, number in itertools.product(
         texts.items(), weights, rates, seed_list
@@ -171,6 +172,7 @@ def tune(
         own = {**common, "learning_rate": rate, "seed": number}
         if text is not None:
             (tokens,) = tokenize({name: text}, model.tokenizer, prompt_length)
+            require_readable([tokens], model.tokenizer, readable)
             held = hold(constraint, float(weight), margin)
             run = Run.towards(tokens, init=start, **held, **own)
         elif prompt_length is None:

@@ -337,7 +337,7 @@ FILES = {
     ),
     "tokenizer that is cut short": (
         lambda at: {"model": cut(at.model() / "tokenizer.json", 0.5)},
-        *("/model: transformers cannot read the tokenizer ", "save a tokenizer"),
+        *("tokenizer.json: the file cannot be read as a tokenizer ", "get it again"),
     ),
     "configuration that is no JSON": (
         lambda at: {"model": cut(at.model() / "config.json", 0.5)},

@@ -76,7 +76,11 @@ VALUES = st.recursive(
 )
 
 
-@given(content=CONTENTS, name=st.sampled_from(["a.tsv", "a.csv", "a.jsonl"]), news=st.booleans())
+@given(
+    content=CONTENTS,
+    name=st.sampled_from(["a.tsv", "a.csv", "a.jsonl", "a.json"]),
+    news=st.booleans(),
+)
 @example(content=b'{"text": "w", "label": %s}' % DIGITS, name="a.jsonl", news=False)
 @example(content=b'{"text": "w", "label": %s' % NESTED, name="a.jsonl", news=False)
 @example(content=b"%s,title,text" % DIGITS, name="a.csv", news=True)
@@ -84,9 +88,11 @@ def test_any_file_of_examples_is_read_or_refused(folder, content, name, news):
     path = written(folder, name, content)
     found = reads_or_refuses(readers.read_examples, path, LABELS, ag_news_csv=news)
     if found is not None:
-        assert len(found.texts) == len(found.labels) > 0
-        assert set(found.labels.tolist()) <= {0, 1}
-        assert all(text.strip() and text.encode() for text in found.texts)
+        examples, unlabeled = found
+        assert len(examples.texts) == len(examples.labels)
+        assert len(examples) + unlabeled > 0
+        assert set(examples.labels.tolist()) <= {0, 1}
+        assert all(text.strip() and text.encode() for text in examples.texts)
 
 
 @given(
@@ -97,7 +103,7 @@ def test_any_file_of_examples_is_read_or_refused(folder, content, name, news):
 def test_json_lines_bring_any_text_back(folder, rows):
     lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
     path = written(folder, "a.jsonl", "\n".join(lines).encode())
-    found = readers.read_examples(path, LABELS)
+    found, _ = readers.read_examples(path, LABELS)
     assert list(zip(found.texts, found.labels.tolist(), strict=True)) == rows
 
 
@@ -163,7 +169,8 @@ def test_any_description_of_a_task_is_read_or_refused(folder, content):
     written(folder, folders.TASK_FILE, content)
     found = reads_or_refuses(folders.read_task, folder)
     if found is not None:
-        assert len(found.labels) == len(found.label_words) > 1
+        task, _ = found
+        assert len(task.labels) == len(task.label_words) > 1
 
 
 LLAMA = {

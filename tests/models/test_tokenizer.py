@@ -1,17 +1,22 @@
 """Comparison of token ids with transformers, on text that is hard to tokenize."""
 
 import copy
+import hashlib
 import json
 import time
 
 import gguf
 import pytest
+from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config
 
 from wayward_jax import models
 from wayward_jax.models.formats import gguf as gguf_format
 from wayward_jax.models.formats.gguf_tokenizer import build_tokenizer
+from wayward_jax.models.tokenizer import Tokenizer
+from wayward_jax.tasks import TASKS, Task, encode
+from wayward_jax.tasks.encoding import METHODS
 
 AWKWARD = {
     "empty": "",
@@ -80,6 +85,19 @@ def test_special_tokens_of_smollm2_are_known(smollm2):
     assert ours.eos_id == theirs.convert_tokens_to_ids("<|im_end|>")
     assert ours.special_ids == set(range(17))
     assert ours.decode(ours.encode("<|im_end|> .")) == "<|im_end|> ."
+
+
+def test_examples_of_the_paper_keep_their_tokens(smollm2):
+    """A digest of the tokens of every task, method and template, as the first version had them."""
+    ours, _ = smollm2
+    examples = [
+        encode(task, [text for text in AWKWARD.values() if text], ours, template=i, method=method)
+        for task in TASKS.values()
+        for method in METHODS
+        for i in range(len(task.templates))
+    ]
+    digest = hashlib.sha256(json.dumps(examples).encode()).hexdigest()
+    assert digest[:16] == "93c75ab20f6c2d6c"
 
 
 def test_long_words_are_encoded_quickly(smollm2):
@@ -223,3 +241,29 @@ def test_user_defined_tokens_stay_whole_but_are_not_special(tokenizer):
     ours = build_tokenizer(metadata)
     assert len(ours.encode("<think>")) == 1
     assert ours.special_ids == {0}
+
+
+@pytest.mark.parametrize("make", [sentencepiece_metadata, None])
+def test_a_file_without_an_end_of_text_says_how_to_name_one(make, tokenizer):
+    metadata = make() if make else byte_level_metadata(tokenizer, "gpt-2")
+    del metadata["tokenizer.ggml.eos_token_id"]
+    with pytest.raises(ValueError, match=r"ends a text: name one with .* eos ID OLD\.gguf"):
+        build_tokenizer(metadata)
+
+
+def test_gguf_and_folder_give_a_template_the_tokens_of_the_joined_text():
+    """With Prepend, as in GGUF files, and with Metaspace, as in newer folders of SentencePiece."""
+    metadata = sentencepiece_metadata()
+    ours = build_tokenizer(metadata)
+    description = json.loads(ours.backend.to_str())
+    description["normalizer"] = None
+    cut = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    description["pre_tokenizer"] = cut
+    folder = Tokenizer(Backend.from_str(json.dumps(description)), ours.eos_id)
+    task = Task("own", ("a", "b"), ("the %s .",), ("end", "shore"))
+    for text in ("the whole tower", "the", "in the inner town."):
+        for method in METHODS:
+            (encoded,) = encode(task, [text], ours, template=0, method=method)
+            assert encode(task, [text], folder, template=0, method=method) == [encoded]
+            joined = f"{text} the end ." if method == "direct" else f"the end . {text}"
+            assert [*encoded.contexts[0], *encoded.continuations[0]] == [*ours.encode(joined), 2]

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wayward_jax.errors import InputError
-from wayward_jax.targets import load_texts, tokenize
+from wayward_jax.targets import load_texts, require_readable, tokenize
 from wayward_jax.targets.files import MAX_BYTES
 from wayward_jax.targets.loading import BUILT_IN
 
@@ -305,3 +306,12 @@ def test_definitions_of_other_tasks_are_of_other_kinds_and_from_each_in_turn():
     assert set(texts("definitions", task="trec").values()) <= set(
         texts("other_definitions", task="own task").values()
     )
+
+
+def test_a_target_of_tokens_that_no_prompt_is_read_as_is_refused():
+    targets = found("text=abc")
+    readable = np.ones(128, bool)
+    require_readable(targets, Letters(), readable)
+    readable[ord("b")] = False
+    with pytest.raises(InputError, match=r"targets='text': 'b' is a special .*readable=all"):
+        require_readable(targets, Letters(), readable)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from wayward_jax.errors import InputError
-from wayward_jax.tasks import TASKS, Task, encode
+from wayward_jax.tasks import TASKS, Task, count_truncated, encode
 
 
 class ToyTokenizer:
@@ -27,6 +27,8 @@ class ToyTokenizer:
 
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
+
+    encode_continuations = encode_batch  # a space belongs to the word after it, also at the start
 
     def read(self, ids):
         return [self.pieces[i] for i in ids]
@@ -209,3 +211,95 @@ def test_a_fault_in_encoding_names_the_argument_or_text(tokenizer, task, texts, 
     with pytest.raises(InputError, match=message) as caught:
         encode(task, texts, tokenizer, **options)
     assert "\n" not in str(caught.value)
+
+
+PAIRS = {
+    "Given: {text} Then: {text_b} ? %s": ["Given:", " a", " b", " Then", ":", " c", " ?", " good"],
+    "{text_b} | {text} = %s": ["c", " |", " a", " b", " =", " good"],
+    "{text}\n{text_b} %s": ["a", " b", "\n", "c", " good"],
+    "({text}) %s": ["(", "a", " b", ")", " good"],
+}
+
+
+@pytest.mark.parametrize("template", PAIRS)
+def test_a_template_says_where_the_texts_are(tokenizer, template):
+    task = own_task((template,), ("good", "bad"))
+    (encoded,) = encode(task, ["a b"], tokenizer, texts_b=["c"], template=0)
+    contexts, continuations = read(tokenizer, encoded)
+    wanted = PAIRS[template]
+    assert "".join(contexts[0]) == "".join(wanted[:-1])
+    assert contexts[0] == contexts[1]
+    assert continuations == [[" good", "<eos>"], [" bad", "<eos>"]]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_naming_the_usual_place_of_the_text_changes_nothing(tokenizer, name):
+    task, texts = TASKS[name], ["a dull film", " and  spaces "]
+    for method, form in (("direct", "{{text}} {}"), ("channel", "{} {{text}}")):
+        templates = tuple(form.format(each.strip()) for each in task.templates)
+        explicit = Task(task.name, task.labels, templates, task.label_words, task.max_length)
+        for template in range(len(templates)):
+            options = {"template": template, "method": method}
+            usual = encode(task, texts, tokenizer, **options)
+            assert encode(explicit, texts, tokenizer, **options) == usual
+
+
+def test_a_channel_template_ends_with_the_text_that_is_scored(tokenizer):
+    task = own_task(("{text} is %s since {text_b}",), ("good", "bad"))
+    (encoded,) = encode(task, ["a b"], tokenizer, texts_b=["c"], template=0, method="channel")
+    contexts, continuations = read(tokenizer, encoded)
+    assert contexts == [["a", " b", " is", w, " since"] for w in (" good", " bad")]
+    assert continuations == [[" c", "<eos>"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("template", "method", "message"),
+    [
+        ("%s {text}", "direct", "has the label word before a text"),
+        ("{text} %s {text_b}", "direct", "has the label word before a text"),
+        ("{text} %s", "channel", "does not end with a text"),
+        ("{text} {text} %s", "direct", "give it {text} once"),
+        ("{text_b} %s", "direct", "give it {text} once"),
+    ],
+)
+def test_a_template_that_does_not_fit_the_method_is_refused(tokenizer, template, method, message):
+    task = own_task((template,), ("good", "bad"))
+    with pytest.raises(InputError, match=re.escape(f"template=0: {message}")):
+        encode(task, ["a"], tokenizer, texts_b=["b"], template=0, method=method)
+
+
+def test_a_template_for_pairs_needs_pairs(tokenizer):
+    task = own_task(("{text} {text_b} %s",), ("good", "bad"))
+    with pytest.raises(InputError, match=r"has \{text_b\}, and the examples .* are no pairs"):
+        encode(task, ["a"], tokenizer, template=0)
+
+
+@pytest.mark.parametrize(("truncate", "kept"), [("tail", "w0 w1"), ("head", " w3 w4")])
+def test_either_end_of_a_text_is_cut(tokenizer, truncate, kept):
+    task = own_task(("%s",), ("good", "bad"))
+    options = {"template": 0, "max_tokens": 4}
+    (encoded,) = encode(task, ["w0 w1 w2 w3 w4"], tokenizer, truncate=truncate, **options)
+    assert "".join(tokenizer.read(encoded.contexts[0])) == kept
+    with pytest.raises(InputError, match="truncate='middle': choose one of tail, head"):
+        encode(task, ["w0"], tokenizer, truncate="middle", **options)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"), [(9, 1, (5, 1)), (1, 9, (1, 5)), (9, 9, (3, 3)), (2, 4, (2, 4))]
+)
+def test_of_a_pair_the_longer_text_is_cut(tokenizer, first, second, kept):
+    task = own_task(("{text} | {text_b} %s",), ("good", "bad"))
+    texts, texts_b = [" ".join(["a"] * first)], [" ".join(["b"] * second)]
+    options = {"texts_b": texts_b, "template": 0, "max_tokens": 9}
+    (encoded,) = encode(task, texts, tokenizer, **options)
+    found = "".join(tokenizer.read(encoded.contexts[0]))
+    assert (found.count("a"), found.count("b")) == kept
+    assert count_truncated(task, texts, tokenizer, **options) == (kept != (first, second))
+
+
+def test_texts_that_are_cut_are_counted(tokenizer):
+    texts = [" ".join(["w"] * length) for length in (1, 2, 3, 4, 5)]
+    for method in ("direct", "channel"):
+        options = {"method": method, "max_tokens": 8}  # "It was terrible ." and EOS are 6
+        assert count_truncated(TASKS["sst2"], texts, tokenizer, **options) == 3
+        assert count_truncated(TASKS["sst2"], texts, tokenizer, method=method) == 0

@@ -29,7 +29,8 @@ def hub(monkeypatch):
     """Maps arguments of `load_dataset` to the value that it returns or raises."""
     content = {}
 
-    def load_dataset(*args):
+    def load_dataset(*args, **options):
+        args += tuple(options.items())
         if isinstance(content[args], Exception):
             raise content[args]
         return content[args]
@@ -65,6 +66,36 @@ def test_validation_replaces_a_test_split_whose_labels_are_withheld(hub):
     assert (len(data.train), len(data.dev)) == (6, 6)
 
 
+@pytest.mark.parametrize("name", ["me/spam@abc123", "me/spam:de@abc123"])
+def test_a_revision_may_be_named(hub, name):
+    address = name.partition("@")[0].split(":")
+    hub[*address, ("revision", "abc123")] = {"train": split("train"), "test": split("test")}
+    data = load_hub(f"hf:{name}")
+    assert data.task.name == f"hf:{name}"
+    assert data.test.texts[0] == "test 0"
+
+
+def test_columns_of_other_names_and_labels_that_are_strings_are_read(hub):
+    def rows(tag):
+        texts = [f"{tag} {i}" for i in range(20)]
+        return Split(None, review=texts, verdict=["good", "bad"] * 10)
+
+    hub["me/films",] = {"train": rows("train"), "valid": rows("valid"), "extra": rows("extra")}
+    data = load_hub("hf:me/films", text_column="review", label_column="verdict")
+    assert data.task.labels == data.task.label_words == ("bad", "good")
+    assert data.test.texts[0] == "valid 0"
+    assert data.test.labels[:2].tolist() == [1, 0]
+    assert data.notes == ("hf:me/films: not read: extra",)
+
+
+def test_rows_without_a_label_are_left_out_and_counted(hub):
+    test = Split(("ham", "spam"), text=["a", "b", "c"], label=[1, -1, None])
+    hub["me/spam",] = {"train": split("train"), "test": test}
+    data = load_hub("hf:me/spam")
+    assert data.test.texts == ("a",)
+    assert data.notes == ("hf:me/spam: 2 row(s) of test have no label and are left out",)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -76,6 +107,17 @@ def test_validation_replaces_a_test_split_whose_labels_are_withheld(hub):
         (
             {"train": Split(("a", "b"), text=["x", " "], label=[0, 1])},
             "row 1 of split train is empty",
+        ),
+        (
+            RuntimeError("Dataset scripts are no longer supported, but found odd.py"),
+            r"it \(Dataset scripts are no longer supported.*\): check",
+        ),
+        (
+            {
+                "train": Split(None, text=["a", "b"], label=["x", "y"]),
+                "test": Split(None, text=["a"], label=["z"]),
+            },
+            "label 'z' of row 0 of split test is not in train",
         ),
         (
             FileNotFoundError("no such dataset\nand more"),

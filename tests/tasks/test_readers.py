@@ -35,7 +35,8 @@ def write(tmp_path, name, content):
     ],
 )  # fmt: skip
 def test_every_format_is_read(tmp_path, name, content, texts):
-    examples = read_examples(write(tmp_path, name, content), LABELS)
+    examples, unlabeled = read_examples(write(tmp_path, name, content), LABELS, paper=True)
+    assert unlabeled == 0
     assert examples.texts == texts
     assert examples.labels.tolist() == [0, 1]
     assert examples.labels.dtype == "int32"
@@ -44,17 +45,19 @@ def test_every_format_is_read(tmp_path, name, content, texts):
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
 def test_only_newlines_end_a_row(tmp_path, separator):
     text = f"one{separator}row"
-    assert read_examples(write(tmp_path, "a.tsv", f"{text}\t1\n"), LABELS).texts == (text,)
-    quoted = write(tmp_path, "a.csv", f'1,"{text}"\n')
-    assert read_examples(quoted, LABELS).texts == (text,)
+
+    def read(name, content):
+        return read_examples(write(tmp_path, name, content), LABELS)[0].texts
+
+    assert read("a.tsv", f"{text}\t1\n") == (text,)
+    assert read("a.csv", f'1,"{text}"\n') == (text,)
     if separator in "\u2028\u2029\x85":  # JSON itself forbids raw control characters
-        path = write(tmp_path, "a.jsonl", f'{{"text": "{text}", "label": 1}}\n')
-        assert read_examples(path, LABELS).texts == (text,)
+        assert read("a.jsonl", f'{{"text": "{text}", "label": 1}}\n') == (text,)
 
 
 def test_ag_news_columns_are_joined_and_counted_from_one(tmp_path):
     path = write(tmp_path, "train.csv", '"2","A title","tab\there, a\\new line"\n"1","B","c"\n')
-    examples = read_examples(path, LABELS, ag_news_csv=True)
+    examples, _ = read_examples(path, LABELS, ag_news_csv=True)
     assert examples.texts == ("A title tab here, a\new line", "B c")
     assert examples.labels.tolist() == [1, 0]
 
@@ -64,12 +67,12 @@ def test_ag_news_columns_are_joined_and_counted_from_one(tmp_path):
     [
         ("a.tsv", "good\t1\nbad\n", ":2:", "1 column(s) where 2 are expected"),
         ("a.tsv", "good\t1\tmore\n", ":1:", "3 column(s) where 2 are expected"),
-        ("a.tsv", "good\t1\n\nbad\t0\n", ":2:", "1 column(s)"),
+        ("a.tsv", "good\t1\n\nbad\n", ":3:", "1 column(s)"),
         ("a.csv", "1,good\n0,bad , sad\n", ":2:", "3 column(s) where 2 are expected"),
         ("a.csv", '1,"two\nlines"\n0\n', ":3:", "1 column(s)"),
         ("a.csv", '1,good\n0,"open\n1,fine\n', ":2:", "malformed CSV"),
         ("a.tsv", "good\t1\nbad\t2\n", ":2:", "unknown label '2'"),
-        ("a.csv", "1,good\n-1,bad\n", ":2:", "unknown label '-1'"),
+        ("a.csv", "1,good\n-2,bad\n", ":2:", "unknown label '-2'"),
         ("a.jsonl", '{"text": "good", "label": "fine"}\n', ":1:", "unknown label 'fine'"),
         ("a.jsonl", '{"text": "good", "label": true}\n', ":1:", "unknown label True"),
         ("a.jsonl", '{"text": "good", "label": 1.0}\n', ":1:", "unknown label 1.0"),
@@ -77,9 +80,9 @@ def test_ag_news_columns_are_joined_and_counted_from_one(tmp_path):
         ("a.csv", '1,good\n0,""\n', ":2:", "the text is empty"),
         ("a.jsonl", '{"text": "", "label": 1}\n', ":1:", "the text is empty"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", \n', ":2:", "not JSON"),
-        ("a.jsonl", '{"text": "a", "label": 1}\n\n{"text": "b", "label": 1}\n', ":2:", "not JSON"),
-        ("a.jsonl", "[1, 2]\n", ":1:", 'expected {"text": ..., "label": ...}'),
-        ("a.jsonl", '{"text": "a"}\n', ":1:", 'expected {"text": ..., "label": ...}'),
+        ("a.jsonl", '{"text": "a", "label": 1}\n\n{"text": "b", "label" 1}\n', ":3:", "not JSON"),
+        ("a.jsonl", "[1, 2]\n", ":1:", 'expected an object like {"text": ..., "label": ...}'),
+        ("a.jsonl", '{"label": 1}\n', ":1:", '"text" is missing or not a string'),
         ("a.jsonl", '{"text": 7, "label": 1}\n', ":1:", '"text" is missing or not a string'),
         ("a.jsonl", '{"text": "a\\ud800", "label": 1}\n', ":1:", "lone surrogate"),
         ("a.tsv", "sentence\tlabel\n", ":", "holds no examples"),

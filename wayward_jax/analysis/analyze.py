@@ -194,7 +194,9 @@ def _load_model(
     Raises:
         InputError: it is at none of these places.
     """
-    flags = {read_flags(job)["model"] for job in jobs}
+    kept = [read_flags(job) for job in jobs]
+    flags = {each["model"] for each in kept}
+    readable = "all" if any(each["readable"] == "all" for each in kept) else "text"
     sources = sorted({source for text in flags for source in Settings.parse({"model": text}).model})
     failed = InputError("model", ",".join(sources), f"no model called {name} is there")
     for source in sources:
@@ -203,7 +205,10 @@ def _load_model(
         try:
             # Built-in models that were fetched before are in the cache.
             model = models.load(
-                source, cache_dir=cache_dir, assets_dir=assets_dir or cache_dir / "assets"
+                source,
+                cache_dir=cache_dir,
+                assets_dir=assets_dir or cache_dir / "assets",
+                readable=readable,
             )
         except InputError as error:
             failed = error

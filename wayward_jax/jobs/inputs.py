@@ -82,6 +82,7 @@ class Loader:
                 assets_dir=self._settings.assets_dir,
                 dtype=self.dtype,
                 mesh=self.mesh,
+                readable=self._settings.readable,
             )
         return self._loaded
 
@@ -175,9 +176,12 @@ def read_inputs(
     """
     watch.doing("fetching and reading")
     datasets = _read_tasks(settings)
+    samples = [data for each in datasets.values() for data in each.values()]
+    for note in dict.fromkeys(note for data in samples for note in data.notes):
+        watch.note(note)
     inputs = {
         name: _read_for(
-            loader.model(name), source, settings, experiment, datasets, starts, loader.mesh
+            loader.model(name), source, settings, experiment, datasets, starts, loader.mesh, watch
         )
         for name, source in loader.names.items()
     }
@@ -228,13 +232,15 @@ def select_reused(
                     "and the data of that job",
                 )
     for job in {each.job for each in found}:
-        if (dtype := read_flags(job)["dtype"]) != settings.dtype:
-            raise InputError(
-                "reuse",
-                str(job.folder),
-                f"has runs of --dtype={dtype}, and this job has --dtype={settings.dtype}: give the "
-                "same",
-            )
+        flags = read_flags(job)
+        for name in ("dtype", "readable", "truncate"):
+            if (there := flags[name]) != (here := getattr(settings, name)):
+                raise InputError(
+                    "reuse",
+                    str(job.folder),
+                    f"has runs of --{name}={there}, and this job has --{name}={here}: give the "
+                    "same",
+                )
     return found
 
 
@@ -290,6 +296,8 @@ def _read_tasks(settings: Settings) -> Datasets:
                 k_shot=settings.k_shot,
                 data_seed=data_seed,
                 fetch=fetch,
+                text_column=settings.text_column,
+                label_column=settings.label_column,
             )
             for data_seed in settings.data_seed
         }
@@ -313,6 +321,7 @@ def _read_for(
     datasets: Datasets,
     starts: Mapping[str, Start],
     mesh: Mesh,
+    watch: ProgressReporter,
 ) -> ModelInputs:
     names = {start.source: name for name, start in starts.items()}
     inits = tuple(names.get(init, init) for init in settings.init)
@@ -325,6 +334,7 @@ def _read_for(
             for length in settings.prompt_length or (None,)
             for target in targets.tokenize(texts, model.tokenizer, length)
         ]
+        targets.require_readable(found, model.tokenizer, model.valid_tokens())
         planned[task] = experiment.runs(own_settings, model, task, found)
         _check_starts(starts, planned[task], model.embedding_table().shape[1])
         check_cells(model, planned[task])
@@ -341,7 +351,23 @@ def _read_for(
             n_eval=settings.n_eval,
             tokens=busy_tokens(mesh),
             devices=mesh.shape["data"],
+            truncate=settings.truncate,
         )
+        test = samples[settings.data_seed[-1]].test
+        cut = tasks.count_truncated(
+            samples[settings.data_seed[-1]].task,
+            test.texts,
+            model.tokenizer,
+            texts_b=test.texts_b,
+            template=settings.template,
+            method=settings.method,
+            max_tokens=model.module.config.max_positions - longest,
+        )
+        if cut:
+            watch.note(
+                f"{task}: {cut} of {len(test)} test examples are too long for {model.name}; the "
+                f"{settings.truncate} of their text is cut"
+            )
         fitting[task] = pack_tokens(model, encoded[task].train, planned[task], mesh)
     return ModelInputs(model.tokenizer, encoded, planned, fitting)
 
@@ -354,6 +380,7 @@ def _content(runs: Sequence[Run], datasets: Datasets) -> str:
             digest.update(json.dumps([data_seed, dataclasses.asdict(data.task)]).encode())
             for examples in (data.train, data.dev, data.test):
                 content = [examples.texts, np.asarray(examples.labels).tolist()]
+                content += [examples.texts_b] if examples.texts_b else []
                 digest.update(json.dumps(content).encode())
     return digest.hexdigest()[:12]
 

@@ -137,6 +137,19 @@ class Settings(CommonSettings):
     data_dir: Path | None = setting(
         FOLDER, None, "Folder of data sets and target files.", decides="results by content"
     )
+    text_column: str | None = setting(
+        TEXT,
+        None,
+        "Column of the texts in your own files and in data sets of the hub; by default what "
+        "task.json names, or else text or sentence.",
+        decides="results by content",
+    )
+    label_column: str | None = setting(
+        TEXT,
+        None,
+        "Column of the labels; by default what task.json names, or else label.",
+        decides="results by content",
+    )
     targets: str = setting(
         TEXT,
         "instructions/01",
@@ -205,6 +218,11 @@ class Settings(CommonSettings):
         "Score p(label | prompt, text) or p(text | prompt, label).",
     )
     template: int = setting(whole(0), "1", "Which of a task's templates.")
+    truncate: str = setting(
+        one_of("tail", "head"),
+        "tail",
+        "The end that is cut from a text that is too long.",
+    )
     init: tuple[str, ...] = setting(
         Listed(TEXT),
         "target",
@@ -218,6 +236,12 @@ class Settings(CommonSettings):
         "",
         "Tokens a prompt; targets are cut to each and shorter ones left out. By default a prompt "
         "is as long as its target.",
+    )
+    readable: str = setting(
+        one_of("text", "all"),
+        "text",
+        "Tokens that a prompt can be read as: those that stand for text, or all, with special and "
+        "reserved ones.",
     )
     k_shot: int = setting(
         Value("a number of examples a class, or -1 for all", read_k_shot),

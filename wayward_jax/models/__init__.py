@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from wayward_jax.cache import make_once
+from wayward_jax.errors import InputError
 from wayward_jax.models import conversion, sources
-from wayward_jax.models.language_model import LanguageModel
+from wayward_jax.models.language_model import READABLE, LanguageModel
 from wayward_jax.sharding import make_mesh, place_params
 
 __all__ = ["LanguageModel", "default_dtype", "load"]
@@ -30,6 +31,7 @@ def load(
     assets_dir: Path | None = None,
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
+    readable: str = "text",
 ) -> LanguageModel:
     """Loads a language model. It is converted on first use, and read from the cache afterwards.
 
@@ -40,10 +42,13 @@ def load(
         assets_dir: a folder with the files of built-in models. No network is used if it is given.
         dtype: the dtype of the weights.
         mesh: the mesh on which the weights are placed. None means one device.
+        readable: the tokens that a prompt can be read as, see `LanguageModel.readable`.
 
     Raises:
         InputError: there is no such model, or it cannot be used.
     """
+    if readable not in READABLE:
+        raise InputError("readable", readable, f"choose one of {', '.join(READABLE)}")
     source = sources.locate(name, cache_dir, assets_dir)
     dtype = jnp.dtype(dtype)
     folder = make_once(
@@ -52,7 +57,7 @@ def load(
     )
     model = conversion.open_converted(folder, sources.short_name(name))
     params = place_params(model.params, mesh or make_mesh(), model.family.partition_spec)
-    return dataclasses.replace(model, params=params)
+    return dataclasses.replace(model, params=params, readable=readable)
 
 
 def _cache_key(source: Path, dtype: str) -> str:

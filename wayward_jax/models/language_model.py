@@ -10,6 +10,8 @@ from wayward_jax.models.causal_lm import CausalLM
 from wayward_jax.models.family import Family
 from wayward_jax.models.tokenizer import Tokenizer
 
+READABLE = ("text", "all")
+
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
@@ -27,6 +29,8 @@ class LanguageModel:
             float32, before they are cast to the dtype of `params`. It does not depend on the path,
             on how the weights are split into files, or on `dtype`. It covers neither the
             configuration nor the tokenizer. It is empty if the weights were not loaded from files.
+        readable: the tokens that a prompt can be read as, one of `READABLE`: those of `text`, or
+            `all`, with special and reserved ones.
     """
 
     name: str
@@ -35,6 +39,7 @@ class LanguageModel:
     params: dict[str, Any]
     tokenizer: Tokenizer
     digest: str = ""
+    readable: str = "text"
 
     def embedding_table(self) -> jax.Array:
         """Returns the embedding table `[V, D]`, in the weights' dtype."""
@@ -43,7 +48,9 @@ class LanguageModel:
     def valid_tokens(self) -> np.ndarray:
         """Returns `[V]` bool, True for the rows of the embedding table that are tokens.
 
-        The table may have rows beyond the tokenizer's vocabulary. They have no text, so a prompt
-        cannot be read as them.
+        The table may have rows that are no tokens of the tokenizer. They have no text, so a prompt
+        cannot be read as them. Whether it can be read as special tokens, `readable` tells.
         """
-        return np.arange(len(self.embedding_table())) < self.tokenizer.vocab_size
+        rows = np.arange(len(self.embedding_table()))
+        ids = self.tokenizer.text_ids if self.readable == "text" else self.tokenizer.ids
+        return np.isin(rows, list(ids))

@@ -1,11 +1,21 @@
 """Exact conversion of text to token ids and back."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import tokenizers
+
+# A text that other texts follow while they are encoded. It is a letter, because tokens seldom join
+# a letter and the white space after it.
+ANCHOR = "x"
+
+# Tokens that fill up a vocabulary, such as `<unused12>`, `[unused3]` and `<|reserved_4|>`.
+RESERVED = re.compile(
+    r"[<\[]\|?(?:unused|reserved|placeholder|extra_id|dummy)[\w-]*\|?[>\]]", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +35,11 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path, eos_id: int) -> "Tokenizer":
-        """Opens a tokenizer that `save` wrote."""
-        return cls(tokenizers.Tokenizer.from_file(str(path)), eos_id)
+        """Opens a `tokenizer.json`, without the padding and truncation that it may ask for."""
+        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(backend, eos_id)
 
     def save(self, path: Path) -> None:
         """Writes a `tokenizer.json`."""
@@ -40,6 +53,22 @@ class Tokenizer:
         """Encodes several texts to token ids."""
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes texts that are each the continuation of another text.
+
+        SentencePiece puts a space before every text, and other tokenizers treat the start of a text
+        in other special ways. Here a text gets the tokens that it has after another one, so the
+        tokens of `" It"` are `▁It` and not `▁▁`, `It`. For byte-level tokenizers without such rules
+        the result is that of `encode_batch`.
+        """
+        anchor = self.encode(ANCHOR)
+        followed = self.encode_batch([ANCHOR + text for text in texts])
+        # If tokens join the anchor and the text, then the text is encoded alone.
+        return [
+            ids[len(anchor) :] if ids[: len(anchor)] == anchor else self.encode(text)
+            for ids, text in zip(followed, texts, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes token ids to a text. Bytes that are not UTF-8 become U+FFFD."""
@@ -55,3 +84,15 @@ class Tokenizer:
         """The ids of tokens that stand for no text."""
         added = self.backend.get_added_tokens_decoder()
         return frozenset(id_ for id_, token in added.items() if token.special)
+
+    @cached_property
+    def ids(self) -> frozenset[int]:
+        """The ids of all tokens. A vocabulary may leave ids out."""
+        return frozenset(self.backend.get_vocab().values())
+
+    @cached_property
+    def text_ids(self) -> frozenset[int]:
+        """The ids of tokens that stand for text: those that are neither special nor reserved."""
+        vocab = self.backend.get_vocab()
+        reserved = {id_ for token, id_ in vocab.items() if RESERVED.fullmatch(token)}
+        return self.ids - self.special_ids - reserved

@@ -1,8 +1,10 @@
 """A target, and the tokenization of texts into targets."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
+
+import numpy as np
 
 from wayward_jax.errors import InputError
 
@@ -55,6 +57,24 @@ def tokenize(
         raise InputError("prompt_length", prompt_length, "give 1 or more")
     targets = [Target(name, text, _encode(name, text, tokenizer)) for name, text in texts.items()]
     return targets if prompt_length is None else _cut(targets, prompt_length, tokenizer)
+
+
+def require_readable(targets: Sequence[Target], tokenizer: Tokenizer, readable: np.ndarray) -> None:
+    """Raises an `InputError` if a target has tokens that no prompt is read as.
+
+    Args:
+        targets: the targets.
+        tokenizer: see `Tokenizer`.
+        readable: `[V]` bool, see `LanguageModel.valid_tokens`.
+    """
+    for target in targets:
+        if hidden := [id_ for id_ in target.ids if not readable[id_]]:
+            raise InputError(
+                "targets",
+                target.name,
+                f"{tokenizer.decode(hidden[:1])!r} is a special or reserved token, which no prompt "
+                "is read as: leave the target out, or use --readable=all",
+            )
 
 
 def _encode(name: str, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:

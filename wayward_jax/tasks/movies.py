@@ -20,6 +20,7 @@ import numpy as np
 
 from wayward_jax.tasks import sampling
 from wayward_jax.tasks.paper import SENTIMENT_TEMPLATES, SUBJECTIVITY_TEMPLATES
+from wayward_jax.tasks.readers import USUAL_COLUMNS, Columns
 from wayward_jax.tasks.task import Examples, Task, TaskData
 
 ASSET = "rotten_tomatoes"
@@ -61,15 +62,18 @@ def load(
     k_shot: int,
     data_seed: int,
     fetch: Callable[[str], Path],
+    columns: Columns = USUAL_COLUMNS,
 ) -> TaskData:
-    """Loads `REVIEWS` or `PLOTS` from the file that `fetch` gives. `data_dir` is not used.
+    """Loads `REVIEWS` or `PLOTS` from the file that `fetch` gives.
+
+    `data_dir` and `columns` are not used.
 
     With a `k_shot` above 0, train and dev are each sampled from the split of that name.
 
     Raises:
         InputError: a class has fewer than `k_shot` examples.
     """
-    del data_dir
+    del data_dir, columns
     path = fetch(ASSET)
     splits = read_splits(task, path)
     if k_shot > 0:

@@ -3,13 +3,14 @@
 Templates and label words are those of the paper's code (`get_prompts`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from wayward_jax.errors import InputError
 from wayward_jax.tasks import folders, sampling
-from wayward_jax.tasks.readers import SUFFIXES
-from wayward_jax.tasks.task import Task, TaskData
+from wayward_jax.tasks.readers import SUFFIXES, USUAL_COLUMNS, Columns
+from wayward_jax.tasks.task import Examples, Task, TaskData
 
 SENTIMENT_TEMPLATES = ("A %s one . ", "It was %s . ", "All in all %s . ", "A %s piece . ")
 SUBJECTIVITY_TEMPLATES = ("This is %s . ", "It's all %s . ", "It's %s . ", "Is it %s ? ")
@@ -62,6 +63,7 @@ def load(
     k_shot: int,
     data_seed: int,
     fetch: Callable[[str], Path],
+    columns: Columns = USUAL_COLUMNS,
 ) -> TaskData:
     """Loads a task of the paper from a folder under `data_dir`. `fetch` is not used.
 
@@ -78,22 +80,32 @@ def load(
         remedy = "set --data_dir to the folder with the data of the paper's tasks"
         raise InputError("task", task.name, remedy)
     if folder := find_prepared(task, data_dir, k_shot, data_seed):
-        splits = folders.read_splits(folder, task, ag_news_csv=task is AGNEWS)
+        splits, notes = _read_splits(folder, task, columns)
         if missing := [split for split in folders.SPLITS if split not in splits]:
             remedy = f"no {' and no '.join(missing)} file: restore it or remove the folder"
             raise InputError(None, folder, remedy)
         return TaskData(task, splits["train"], splits["dev"], splits["test"])
     folder = find_raw(task, data_dir)
-    splits = folders.read_splits(folder, task, ag_news_csv=task is AGNEWS)
-    if task is SST2 and "dev" in splits:
-        splits.pop("test", None)
-    return sampling.sample(
+    splits, notes = _read_splits(folder, task, columns)
+    if task is SST2 and {"dev", "test"} <= splits.keys():
+        del splits["test"]
+        notes.append(f"{folder}: its test file is not used, since dev is the test split of sst2")
+    data = sampling.sample(
         task,
         splits,
         str(folder),
         k_shot=k_shot,
         data_seed=data_seed,
         by_class=task is AGNEWS,
+    )
+    return dataclasses.replace(data, notes=tuple(notes))
+
+
+def _read_splits(
+    folder: Path, task: Task, columns: Columns
+) -> tuple[dict[str, Examples], list[str]]:
+    return folders.read_splits(
+        folder, task, columns=columns, paper=True, ag_news_csv=task is AGNEWS
     )
 
 

@@ -13,8 +13,9 @@ class Task:
     Attributes:
         name: the name that `--task` gives.
         labels: the C label names, in the order of the label ids.
-        templates: texts with one `%s` each, which stands for the label word. Index 1 is the paper's
-            default. A user's own task may have fewer templates.
+        templates: texts with one `%s` each, which stands for the label word, and perhaps with
+            `{text}` and `{text_b}`, see `encoding.encode`. Index 1 is the paper's default. A user's
+            own task may have fewer templates.
         label_words: the C words that stand for the labels in a template.
         max_length: the most tokens of an input. A text may have 16 fewer.
     """
@@ -33,15 +34,17 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
-    """N labeled texts.
+    """N labeled texts, or pairs of texts.
 
     Attributes:
         texts: the texts, `[N]`.
         labels: the label ids, int32 `[N]`.
+        texts_b: the second texts of pairs, `[N]`; empty if there are none.
     """
 
     texts: tuple[str, ...]
     labels: np.ndarray
+    texts_b: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -49,7 +52,8 @@ class Examples:
     def take(self, indices: Sequence[int]) -> "Examples":
         """Returns the examples at `indices`, in that order."""
         rows = np.asarray(indices, dtype=np.int64)
-        return Examples(tuple(self.texts[i] for i in rows), self.labels[rows])
+        texts_b = tuple(self.texts_b[i] for i in rows) if self.texts_b else ()
+        return Examples(tuple(self.texts[i] for i in rows), self.labels[rows], texts_b)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +67,8 @@ class TaskData:
         test: examples on which results are reported.
         k_shot: training examples a class; -1 means all of them.
         data_seed: seed of the choice of training examples.
+        notes: sentences about the data that a user should know, such as the number of rows that
+            were left out.
     """
 
     task: Task
@@ -71,3 +77,4 @@ class TaskData:
     test: Examples
     k_shot: int = -1
     data_seed: int = 100
+    notes: tuple[str, ...] = ()

@@ -48,6 +48,7 @@ def encode_task(
     n_dev_subset: int = 64,
     tokens: int = 2048,
     devices: int = 1,
+    truncate: str = "tail",
 ) -> EncodedTask:
     """Tokenizes a task's examples for prompts of up to `prompt_length` tokens.
 
@@ -62,6 +63,7 @@ def encode_task(
         n_dev_subset: random examples to which the dev subset is cut.
         tokens: about how many tokens are scored at once.
         devices: parts of the examples that are scored side by side.
+        truncate: the end that is cut from a text that is too long, `tail` or `head`.
 
     Raises:
         InputError: the model has no room for such prompts; see also `tasks.encode`.
@@ -83,6 +85,8 @@ def encode_task(
             template=template,
             method=method,
             max_tokens=positions - prompt_length,
+            texts_b=examples.texts_b,
+            truncate=truncate,
         )
 
     def some(examples: Examples, limit: int) -> Examples:
@@ -97,7 +101,7 @@ def encode_task(
         ),
         *((data, some(data.dev, n_eval)) for data in samples.values()),
         (last, some(last.test, n_eval)),
-        (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32))),
+        (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32), (CONTENT_FREE,))),
     ]
     *of_samples, test, content_free = evaluation_sets(
         [label_segments(encoded(data, examples)) for data, examples in evaluated],

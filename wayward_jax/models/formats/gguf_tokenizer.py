@@ -61,6 +61,11 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
             if kinds[i] in (UNKNOWN, CONTROL, USER_DEFINED)
         ]
     )
+    if "tokenizer.ggml.eos_token_id" not in metadata:
+        raise ValueError(
+            "the file names no token that ends a text: name one with llama.cpp's "
+            "gguf-new-metadata --special-token-by-id eos ID OLD.gguf NEW.gguf"
+        )
     return Tokenizer(backend, metadata["tokenizer.ggml.eos_token_id"])
 
 

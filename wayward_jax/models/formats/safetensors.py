@@ -4,6 +4,7 @@ The imports of `safetensors` below are of the library; this module is
 `wayward_jax.models.formats.safetensors`.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +21,11 @@ from wayward_jax.models.tokenizer import Tokenizer
 # The only files of a folder that are read. Pickled weights are not among them.
 FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+NO_EOS = (
+    "the tokenizer has no eos_token, which ends a text: name one of its tokens in "
+    'tokenizer_config.json, as in {"eos_token": "</s>"}'
+)
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -39,7 +44,7 @@ def read(folder: Path) -> PublishedModel:
             remedy = f"the file is broken ({reason(error)}): get it again"
             raise InputError(None, file, remedy) from error
         tensors |= {name: partial(weights.get_tensor, name) for name in weights.offset_keys()}
-    return PublishedModel(folder, config, tensors, _read_tokenizer(folder))
+    return PublishedModel(folder, config, tensors, _read_tokenizer(folder, config))
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -80,7 +85,45 @@ def _weight_files(folder: Path) -> list[Path]:
     )
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
+def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    """Reads `tokenizer.json` or, in a folder without one, what transformers makes of other files.
+
+    transformers may build another tokenizer than the one that `tokenizer.json` describes: it goes
+    by the class that `tokenizer_config.json` names.
+    """
+    file = folder / TOKENIZERS[0]
+    if not file.exists():
+        return _convert_tokenizer(folder)
+    try:
+        tokenizer = Tokenizer.open(file, eos_id=-1)
+    except Exception as error:  # tokenizers raises plain Exception
+        remedy = f"the file cannot be read as a tokenizer ({reason(error)}): get it again"
+        raise InputError(None, file, remedy) from error
+    return dataclasses.replace(tokenizer, eos_id=_eos_id(folder, tokenizer, config))
+
+
+def _eos_id(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> int:
+    """Finds the token that ends a text, which `tokenizer.json` does not name."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        entries = _read_json(folder / name) if (folder / name).exists() else {}
+        if "eos_token" in entries:
+            token = entries["eos_token"]
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is None:
+                break
+            if (id_ := tokenizer.backend.token_to_id(str(token))) is None:
+                remedy = f"eos_token is {token!r}, which tokenizer.json lacks: name a token it has"
+                raise InputError(None, folder / name, remedy)
+            return id_
+    else:
+        ids = config.get("eos_token_id")
+        first = ids[0] if isinstance(ids, list) and ids else ids
+        if type(first) is int:
+            return first
+    raise InputError(None, folder, NO_EOS)
+
+
+def _convert_tokenizer(folder: Path) -> Tokenizer:
     # Without these files transformers makes a tokenizer of one token and reports no error.
     if not any((folder / file).exists() for file in TOKENIZERS):
         remedy = f"the folder has no tokenizer: bring one of {', '.join(TOKENIZERS)}"
@@ -102,8 +145,7 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
             "save a tokenizer of another class there with save_pretrained",
         ) from error
     if tokenizer.eos_token_id is None:
-        remedy = "the tokenizer has no eos_token: name one in tokenizer_config.json"
-        raise InputError(None, folder, remedy)
+        raise InputError(None, folder, NO_EOS)
     backend.no_padding()
     backend.no_truncation()
     return Tokenizer(backend, tokenizer.eos_token_id)
