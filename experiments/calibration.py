@@ -39,6 +39,17 @@ KINDS = {
 }
 
 
+TITLE = """# How often intervals hold the truth
+
+`python -m experiments.calibration --trials={trials} --seed={seed}` made this table. It simulates
+{trials} jobs with a known truth for each combination of 256, 872 and 1,821 test examples, training
+noise of 0, 1, 2 and 3 points of accuracy, and a spread of the T targets of 0 and 2 points. Each
+cell is the share of the intervals, stated as 95 %, that hold the truth over all 24 combinations.
+The width is that of the intervals over the width of the narrowest intervals of this form that
+hold in 95 % of cases, for the T where it is largest.
+"""
+
+
 class Case(NamedTuple):
     """What is simulated: numbers of seeds and examples, and standard deviations of accuracies."""
 
@@ -77,10 +88,8 @@ def simulate(
         sharing = [Compared(best, each, "first") for each in second[:n]]
         own = [Compared(other, each, "second") for each in second[:n]]
         again = [Compared(other, each, "second") for each in same[:n]]
-        means = [
-            level[0] if n == 1 else mean
-            for level, mean in zip(levels[:2], (FIRST[1], SECOND[1]), strict=True)
-        ]
+        # The truth of a single target is its own, that of several the mean they vary around.
+        means = [levels[0][0], levels[1][0]] if n == 1 else [FIRST[1], SECOND[1]]
         drop, shared, apart = (
             100 * (1 - mean / p_star)
             for mean, p_star in (
@@ -132,7 +141,8 @@ def relative_width(outcomes: np.ndarray) -> float:
 
     Those are the same intervals with all widths multiplied by one number.
     """
-    ratios = outcomes[:, 0] / outcomes[:, 1]
+    with np.errstate(divide="ignore"):
+        ratios = outcomes[:, 0] / outcomes[:, 1]
     return float(1 / np.quantile(ratios, 0.95))
 
 
@@ -150,24 +160,14 @@ def main(given: flags.Given) -> None:
             case, by_kind = found
             for (kind, targets), outcomes in by_kind.items():
                 pooled[kind, case.seeds, targets].append(outcomes)
-    print(
-        f"Of intervals stated as 95 %, so many hold the truth ({settings.trials} jobs a case, seed {settings.seed}).\n"
-    )
-    print("| interval of | seeds | " + " | ".join(f"{n} targets" for n in TARGETS) + " | widest |")
+    print(TITLE.format(trials=settings.trials, seed=settings.seed))
+    print("| interval of | seeds | " + " | ".join(f"T = {n}" for n in TARGETS) + " | width |")
     print("|---|--:|" + "--:|" * (len(TARGETS) + 1))
-    for kind, title in KINDS.items():
-        for seeds in SEEDS:
-            cells = [pooled.get((kind, seeds, n)) for n in TARGETS]
-            texts = [_cell(outcomes) for outcomes in cells]
-            widest = max(relative_width(np.concatenate(each)) for each in cells if each)
-            print(f"| {title} | {seeds} | " + " | ".join(texts) + f" | {widest:.2f} |")
-
-
-def _cell(outcomes: list[np.ndarray] | None) -> str:
-    """The share over all cases, and the range over spreads and noises."""
-    if outcomes is None:
-        return ""
-    return f"{100 * coverage(np.concatenate(outcomes)):.1f} %"
+    for (kind, title), seeds in itertools.product(KINDS.items(), SEEDS):
+        cells = [np.concatenate(pooled.get((kind, seeds, n), [[]])) for n in TARGETS]
+        shares = " | ".join(f"{100 * coverage(each):.1f} %" if len(each) else "" for each in cells)
+        widest = max(relative_width(each) for each in cells if len(each))
+        print(f"| {title} | {seeds} | {shares} | {widest:.2f} |")
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def by_gamma(
     given = [r for r in records if r.run.has_target and r.run.constraint == "penalty"]
     frames = []
     for gamma in sorted({record.run.gamma for record in given}):
-        here = [record for record in given if record.run.gamma == gamma]
+        here = [record for record in given if record.run.gamma in (gamma, 0.0)]
         frame = by_group(compare([*p_star, *here]), names, margin)
         if not frame.empty:
             frame.insert(len(names), "gamma", gamma)
