@@ -192,11 +192,11 @@ def accuracy(correct: np.ndarray) -> Interval:
 
 def adjusted(p_values: Sequence[float]) -> np.ndarray:
     """Adjusts p-values for the number of tests (Benjamini and Hochberg, 1995); NaNs stay NaN."""
-    p_values = np.array(p_values, float)
-    known = ~np.isnan(p_values)
+    values = np.array(p_values, float)
+    known = ~np.isnan(values)
     if known.any():
-        p_values[known] = stats.false_discovery_control(p_values[known])
-    return p_values
+        values[known] = stats.false_discovery_control(values[known])
+    return values
 
 
 class _Runs(NamedTuple):
@@ -282,10 +282,10 @@ def _estimate(samples: Sequence[Sequence[Unit]], *, same_examples: bool) -> Inte
                 else:
                     of_side.append(slope * runs.by_example)
         value += float(drops.mean())
-        for group, own in slopes.items():
-            weights[group] += own.mean()
+        for group, slopes_of_group in slopes.items():
+            weights[group] += slopes_of_group.mean()
             if units > 1:
-                in_targets[group] += own.var(ddof=1) / units
+                in_targets[group] += slopes_of_group.var(ddof=1) / units
         for side, table in tables.items():
             side_table = np.array(table)
             influence[side] = influence.get(side, 0) + side_table.mean(axis=0)
