@@ -31,6 +31,7 @@ def main(given: flags.Given) -> None:
             cache_dir=settings.cache_dir,
             assets_dir=settings.assets_dir,
             select=settings.select,
+            margin=settings.equivalence_margin,
         )
     write(analysis, out_dir)
     print(f"{len(analysis.records)} runs. Open {out_dir / 'report.html'}")

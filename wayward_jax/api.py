@@ -194,9 +194,9 @@ def evaluate(
     return [
         Evaluation(
             nll=own,
-            predictions=own.argmin(axis=-1),
-            accuracy=metrics.accuracy(own.argmin(axis=-1), test.labels),
-            macro_f1=metrics.macro_f1(own.argmin(axis=-1), test.labels),
+            predictions=metrics.predict(own),
+            accuracy=metrics.accuracy(metrics.predict(own), test.labels),
+            macro_f1=metrics.macro_f1(metrics.predict(own), test.labels),
         )
         for own in nll
     ]

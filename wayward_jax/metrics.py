@@ -32,6 +32,20 @@ def token_f1(ids: Sequence[int], target_ids: Sequence[int]) -> float:
     return _f1(ids, target_ids)
 
 
+def predict(scores: np.ndarray) -> np.ndarray:
+    """Returns the label with the lowest of the scores `[..., C]`, the first of equals: `[...]` int.
+
+    A score that is not a number never is the lowest; where there is no other, the label is -1.
+    """
+    known = np.where(np.isnan(scores), np.inf, scores)
+    return np.where(np.isnan(scores).all(axis=-1), -1, known.argmin(axis=-1))
+
+
+def majority(labels: np.ndarray) -> float:
+    """Computes the share of the most frequent of the labels `[N]`."""
+    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+
+
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Computes the fraction of examples that are predicted right: `[N]`, `[N]`."""
     return float(np.mean(np.asarray(predictions) == np.asarray(labels)))

@@ -34,6 +34,7 @@ class Run:
         gamma: weight of the distance term; where it is found while tuning, the first one.
         margin: of the cells, see `constraints`; 0 where they do not matter.
         seed: of the start and the order of examples.
+        attempt: 0, or the number of a further try of a `p_star`, whose seed is `other_seed`.
         steps: optimizer steps.
         batch_size: examples a step.
         learning_rate: its peak.
@@ -59,6 +60,7 @@ class Run:
     gamma: float = 0.0
     margin: float = 0.0
     seed: int = 1
+    attempt: int = 0
     steps: int = 2000
     batch_size: int = 8
     learning_rate: float = 0.01
@@ -102,6 +104,13 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def other_seed(seed: int, attempt: int) -> int:
+    """The seed of a further try beside `seed`, which is attempt 0: another start and order."""
+    if attempt == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0])
+
+
 @dataclasses.dataclass(frozen=True)
 class CurvePoint:
     """A run while it was tuned.
@@ -132,6 +141,8 @@ class RunRecord:
         n_eval: test examples.
         accuracy: on the test examples.
         macro_f1: on the test examples.
+        majority: the share of the most frequent label among the test examples, which is the
+            accuracy of a constant answer.
         correct: `[n_eval]` bool, which test examples are predicted right, in the task's order.
         dev_accuracy: on the dev examples; what choices between runs go by.
         text: what the prompt reads as: the text of the tokens nearest to its vectors.
@@ -157,6 +168,7 @@ class RunRecord:
     n_eval: int
     accuracy: float
     macro_f1: float
+    majority: float
     correct: np.ndarray
     dev_accuracy: float
     text: str

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from tests.helpers.finished_runs import best, wayward, with_run
-from wayward_jax.analysis.selection import compare, correctness
+from wayward_jax.analysis.selection import compare
 
 
 def test_the_gamma_is_chosen_on_dev_among_those_that_read_as_the_target():
@@ -60,19 +59,32 @@ def test_targets_are_told_apart_by_text_and_start():
     assert [c.accuracy for c in compare(records)] == pytest.approx([0.7, 0.6, 0.5])
 
 
-def test_correctness_is_tabulated_for_the_seeds_that_all_targets_have():
-    records = [best(0.8, seed=1), best(0.6, seed=2), best(0.9, seed=3)]
-    records += [wayward(0.7, run={"seed": 1}), wayward(0.5, run={"seed": 2})]
-    records += [wayward(0.4, text="other words", run={"seed": seed}) for seed in (1, 2, 3)]
-    p_star, right = correctness(compare(records))
-    assert right.shape == (2, 2, 10)
-    np.testing.assert_allclose(p_star.mean(axis=-1), [[0.8, 0.6], [0.8, 0.6]])
-    np.testing.assert_allclose(right.mean(axis=-1), [[0.7, 0.5], [0.4, 0.4]])
-    assert p_star[0, 1].tolist() == [1.0] * 6 + [0.0] * 4
+def test_p_star_is_the_best_on_dev_of_as_many_tries_as_a_target_has_gammas():
+    tries = [
+        best(0.6, dev_accuracy=0.6),
+        best(0.8, seed=5, run={"attempt": 1}, dev_accuracy=0.7),
+        best(0.9, seed=6, run={"attempt": 2}, dev_accuracy=0.9),
+    ]
+    once = wayward(0.7, run={"gamma": 0.1})
+    twice = [wayward(0.7, text="other words", run={"gamma": gamma}) for gamma in (0.1, 0.2)]
+    first, second = compare([*tries, once, *twice])
+    assert (first.best_accuracy, first.tries, first.p_star_tries) == (0.6, 1, 1)
+    assert (second.best_accuracy, second.tries, second.p_star_tries) == (0.8, 2, 2)
 
 
-def test_correctness_is_a_mean_over_seeds_if_none_is_common():
-    records = [best(0.8, seed=1), wayward(0.7, run={"seed": 2}), wayward(0.5, run={"seed": 3})]
-    p_star, right = correctness(compare(records))
-    np.testing.assert_allclose(p_star.mean(axis=-1), [[0.8]])
-    assert right[0, 0].tolist() == [1.0] * 5 + [0.5] * 2 + [0.0] * 3
+def test_p_stars_of_different_starts_are_not_pooled():
+    records = [best(0.6), best(0.9, run={"init": "random"}), wayward(0.7)]
+    (comparison,) = compare(records)
+    assert [record.accuracy for record in comparison.p_star] == [0.6]
+
+
+def test_a_target_is_compared_with_its_own_start_without_the_constraint():
+    free = wayward(0.9, run={"gamma": 0.0, "init": "target"})
+    elsewhere = wayward(0.5, run={"gamma": 0.0})
+    held = [
+        wayward(0.8, run={"gamma": 0.1, "init": "target"}),
+        wayward(0.7, run={"constraint": "cell", "margin": 0.01, "init": "target"}),
+    ]
+    found = compare([best(0.8), free, elsewhere, *held])
+    beside = {c.wayward[0].accuracy: [r.accuracy for r in c.unconstrained] for c in found}
+    assert beside == {0.8: [0.9], 0.7: [0.9], 0.5: []}

@@ -1,17 +1,21 @@
-"""Intervals and tests against cases worked by hand, enumerations, and simulated truths."""
-
-from itertools import combinations, product
+"""Intervals against formulas worked by hand, textbook cases, and simulated truths."""
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from experiments.calibration import Case, coverage, relative_width, run_case
 from wayward_jax.analysis.statistics import (
+    BEYOND,
+    CANNOT_TELL,
+    WITHIN,
+    Compared,
     Interval,
+    accuracy,
     adjusted,
     difference,
-    drop_over_all,
-    drop_over_examples,
-    mean_over_prompts,
+    mean_drop,
+    mean_of,
 )
 
 
@@ -19,150 +23,155 @@ def correct(pattern):
     return np.array([[mark == "+" for mark in line] for line in pattern.split()])
 
 
+def runs(*accuracies, examples=1000):
+    """Runs that predict the first examples right."""
+    return np.arange(examples) < examples * np.array(accuracies)[:, None]
+
+
+def drop_of(p_star, wayward):
+    return mean_drop([Compared(p_star, wayward)])
+
+
 def test_the_drop_is_relative_to_p_star():
-    drop = drop_over_examples(correct("++++-"), correct("+++--"))
-    assert drop.value == pytest.approx(25)
+    assert drop_of(correct("++++-"), correct("+++--")).value == pytest.approx(25)
 
 
 def test_correctness_is_averaged_over_seeds():
-    drop = drop_over_examples(correct("++++ ++--"), correct("+--- ++++ +---"))
+    drop = drop_of(correct("++++ ++--"), correct("+--- ++++ +---"))
     assert drop.value == pytest.approx(100 * (6 / 8 - 6 / 12) / (6 / 8))
 
 
 def test_equal_predictions_differ_by_exactly_nothing():
-    same = np.random.default_rng(0).random((1, 200)) < 0.8
-    drop = drop_over_examples(same, same)
-    assert (drop.value, drop.low, drop.high) == (0, 0, 0)
-    assert drop.within_noise
+    same = np.repeat(np.random.default_rng(0).random((1, 200)) < 0.8, 2, axis=0)
+    drop = drop_of(same, same)
+    assert (drop.value, drop.low, drop.high) == pytest.approx((0, 0, 0), abs=1e-6)
+    assert drop.verdict(2) == WITHIN
+    assert drop.p_value == 1
 
 
 def test_pairing_examples_makes_the_interval_narrower():
     rng = np.random.default_rng(0)
     best = rng.random(400) < 0.8
     wayward = best ^ (rng.random(400) < 0.02)  # the two disagree on few examples
-    paired = drop_over_examples(best[None], wayward[None])
-    shuffled = drop_over_examples(best[None], rng.permutation(wayward)[None])
+    paired = drop_of(best[None], wayward[None])
+    shuffled = drop_of(best[None], rng.permutation(wayward)[None])
     assert paired.high - paired.low < 0.5 * (shuffled.high - shuffled.low)
 
 
-def test_the_interval_over_examples_is_that_of_all_resamples():
-    best, wayward = np.array([1, 1, 1, 0, 1, 1]), np.array([1, 0, 1, 0, 0, 1])
-    drawn = np.array(list(product(range(6), repeat=6)))
-    means = best[drawn].mean(1), wayward[drawn].mean(1)
-    exact = 100 * (means[0] - means[1])[means[0] > 0] / means[0][means[0] > 0]
-    drop = drop_over_examples(best[None].astype(bool), wayward[None].astype(bool))
-    low, high = np.quantile(exact, [0.025, 0.975])
-    assert drop.low == pytest.approx(low, abs=3)
-    assert drop.high == pytest.approx(high, abs=3)
-
-
-def test_95_percent_of_intervals_over_examples_hold_the_true_drop():
-    rng = np.random.default_rng(0)
-    truth, trials, held = 100 * (0.85 - 0.80) / 0.85, 200, 0
-    for _ in range(trials):
-        best = rng.random(300) < 0.85
-        wayward = np.where(best, rng.random(300) < 0.9, rng.random(300) < 0.035 / 0.15)
-        drop = drop_over_examples(best[None], wayward[None])
-        held += drop.low <= truth <= drop.high
-    assert 0.90 <= held / trials <= 0.985  # two standard errors of a share of 200 are 0.03
-
-
-@pytest.mark.slow
-def test_intervals_over_all_hold_the_true_drop_and_are_not_much_too_wide():
-    """Right is what is above 0: easy examples, good prompts, and chance. The truth is no drop."""
-    rng = np.random.default_rng(0)
-    drops = []
-    for _ in range(100):
-        examples, seeds = rng.normal(1.5, 1.5, 200), rng.normal(0, 0.1, (3, 1))
-        p_star = examples + seeds + rng.normal(0, 0.2, (3, 1)) + rng.normal(0, 1, (3, 200))
-        targets = rng.normal(0, 0.1, (8, 1, 1)) + rng.normal(0, 0.2, (8, 3, 1))
-        wayward = examples + seeds + targets + rng.normal(0, 1, (8, 3, 200))
-        drops.append(drop_over_all(np.tile(p_star > 0, (8, 1, 1)), wayward > 0))
-    assert np.mean([drop.low <= 0 <= drop.high for drop in drops]) >= 0.88
-    widths = [drop.high - drop.low for drop in drops]
-    assert np.mean(widths) < 1.5 * 2 * 1.96 * np.std([drop.value for drop in drops])
-
-
-def only_accuracies(values):
-    """The correctness of a single example, which is right so often."""
-    return np.asarray(values)[..., None]
-
-
-def test_seeds_that_go_all_one_way_widen_the_interval():
-    best, wayward = np.ones((20, 2)), np.tile([0.9, 1.0], (20, 1))
-    drop = drop_over_all(only_accuracies(best), only_accuracies(wayward))
-    assert drop.value == pytest.approx(5)
-    assert (drop.low, drop.high) == (pytest.approx(0), pytest.approx(10))
-
-
-def test_with_one_seed_the_interval_is_over_targets():
-    drops = np.array([[0.0], [4.0]])
-    drop = drop_over_all(only_accuracies(np.ones((2, 1))), only_accuracies(1 - drops / 100))
-    assert drop.value == pytest.approx(2)
-    assert (drop.low, drop.high) == (pytest.approx(0, abs=1e-5), pytest.approx(4))
-
-
-def test_with_one_target_and_seed_the_interval_is_that_over_examples():
+def test_with_one_seed_the_interval_is_that_of_a_paired_bootstrap_over_examples():
     rng = np.random.default_rng(0)
     best, wayward = rng.random((2, 400)) < [[0.8], [0.7]]
-    drop, other = (
-        drop_over_all(best[None, None], wayward[None, None]),
-        drop_over_examples(best[None], wayward[None]),
+    drop = drop_of(best[None], wayward[None])
+    found = stats.bootstrap(
+        (best, wayward),
+        lambda a, b, axis: 100 * (1 - b.mean(axis=axis) / a.mean(axis=axis)),
+        paired=True,
+        vectorized=True,
+        rng=rng,
+    ).confidence_interval
+    assert (drop.low, drop.high) == pytest.approx((found.low, found.high), abs=1)
+    assert not drop.of_seeds
+
+
+def test_with_one_seed_there_is_no_verdict():
+    drop = drop_of(runs(0.9), runs(0.1))
+    assert drop.low > 50
+    assert (drop.verdict(2), drop.needed(2)) == (CANNOT_TELL, (None, None))
+    assert np.isnan(drop.p_value)
+
+
+def test_the_interval_of_a_target_is_students_if_runs_differ_and_examples_hardly():
+    """Of p_star at 0.8, with one pooled variance, as in Student's test of two samples."""
+    p_star, wayward = (0.78, 0.82, 0.80), (0.70, 0.74, 0.69)
+    drop = drop_of(*(runs(*own, examples=10**5) for own in (p_star, wayward)))
+    found = stats.ttest_ind(p_star, np.array(wayward)).confidence_interval()
+    assert drop.value == pytest.approx(100 * (0.8 - 0.71) / 0.8)
+    assert drop.high - drop.low == pytest.approx(100 * (found.high - found.low) / 0.8, rel=0.1)
+
+
+def test_the_interval_of_a_group_is_students_over_targets_if_runs_do_not_differ():
+    levels = (0.70, 0.75, 0.72, 0.79)
+    p_star = runs(0.8, 0.8, examples=10**6)
+    group = [Compared(p_star, runs(level, level, examples=10**6)) for level in levels]
+    drop = mean_drop(group)
+    found = stats.ttest_1samp(100 * (1 - np.array(levels) / 0.8), 0).confidence_interval()
+    assert (drop.low, drop.high) == pytest.approx((found.low, found.high), rel=0.01)
+
+
+def test_own_p_stars_of_targets_are_not_counted_twice():
+    """Where each target has its own p_star, drops alone say how certain their mean is."""
+    rng = np.random.default_rng(0)
+    accuracies = rng.normal(0.8, 0.03, (6, 2, 2))
+    group = [
+        Compared(runs(*own[0], examples=10**5), runs(*own[1], examples=10**5), i)
+        for i, own in enumerate(accuracies)
+    ]
+    drops = [100 * (1 - own[1].mean() / own[0].mean()) for own in accuracies]
+    found = stats.ttest_1samp(drops, 0).confidence_interval()
+    drop = mean_drop(group)
+    assert (drop.low, drop.high) == pytest.approx((found.low, found.high), rel=0.05)
+
+
+def test_a_p_star_that_groups_share_does_not_make_their_difference_uncertain():
+    rng = np.random.default_rng(0)
+    first, second = (
+        [runs(*rng.normal(0.7, 0.01, 2)) for _ in range(5)],
+        [runs(*rng.normal(0.7, 0.01, 2)) for _ in range(5)],
     )
-    assert drop.value == pytest.approx(other.value)
-    assert (drop.low, drop.high) == pytest.approx((other.low, other.high), abs=1)
-
-
-def test_equal_predictions_have_no_drop_in_any_resample():
-    same = np.tile(np.random.default_rng(0).random((2, 50)) < 0.8, (3, 1, 1))
-    drop = drop_over_all(same, same)
-    assert (drop.value, drop.low, drop.high) == (0, 0, 0)
+    shared, other = runs(0.75, 0.85), runs(0.7, 0.9)
+    narrow, wide = (
+        difference(
+            [Compared(shared, each, "a") for each in first],
+            [Compared(p_star, each, group) for each in second],
+            paired=False,
+            same_examples=True,
+        )
+        for p_star, group in ((shared, "a"), (other, "b"))
+    )
+    assert narrow.value == pytest.approx(wide.value)
+    assert narrow.error < 0.3 * wide.error
 
 
 def test_a_p_star_that_is_never_right_has_no_drop():
-    assert np.isnan(drop_over_examples(correct("----"), correct("++--")).value)
+    drop = drop_of(correct("----"), correct("++--"))
+    assert np.isnan([drop.value, drop.low, drop.high]).all()
+    assert drop.verdict(2) == CANNOT_TELL
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "noise"), [(-1, 1, True), (0, 2, True), (0.1, 2, False), (-3, -0.1, False)]
+    ("value", "error", "verdict"),
+    [
+        (0.0, 0.5, WITHIN),
+        (1.9, 0.5, CANNOT_TELL),
+        (0.0, 2.0, CANNOT_TELL),
+        (5.0, 1.0, BEYOND),
+        (-5.0, 1.0, BEYOND),
+        (2.5, 1.0, CANNOT_TELL),
+    ],
 )
-def test_an_interval_is_within_noise_if_it_holds_0(low, high, noise):
-    assert Interval((low + high) / 2, low, high).within_noise == noise
+def test_a_verdict_is_about_the_whole_interval(value, error, verdict):
+    assert Interval(value, error, of_seeds=True).verdict(2) == verdict
 
 
-def test_the_p_value_counts_the_regroupings_that_differ_as_much():
-    first, second = np.array([5.0, 6.0, 9.0]), np.array([1.0, 2.0, 3.0, 4.5])
-    pooled = np.concatenate([first, second])
-    means = [
-        pooled[list(chosen)].mean() - np.delete(pooled, chosen).mean()
-        for chosen in combinations(range(7), 3)
-    ]
-    found = difference(first, second, paired=False)
-    # Two-sided as SciPy has it: twice the smaller tail.
-    tail = np.mean(np.array(means) >= found.value - 1e-12)
-    assert found.value == pytest.approx(20 / 3 - 10.5 / 4)
-    assert found.p_value == pytest.approx(2 * tail)
+def test_the_numbers_that_are_needed_give_a_verdict():
+    """Half of the squared error falls with the seeds, and half with the examples."""
+    found = Interval(
+        0.0, 2**0.5, df=1e9, of_seeds=True, by_seeds=1, by_examples=1, seeds=3, examples=500
+    )
+    assert found.needed(1.9) == (None, None)  # the other half alone is too much, 1.96
+    seeds, examples = found.needed(2.5)
+    error = (2.5 / 1.96) ** 2 - 1
+    assert seeds == pytest.approx(3 / error, abs=1)
+    assert examples == pytest.approx(500 / error, rel=0.03)
 
 
-def test_the_paired_p_value_counts_the_signs_that_differ_as_much():
-    first, second = np.array([3.0, 5.0, 2.0, 6.0]), np.array([1.0, 2.0, 3.0, 2.0])
-    gaps = first - second
-    means = [np.mean(gaps * signs) for signs in product([1, -1], repeat=4)]
-    found = difference(first, second, paired=True)
-    tail = np.mean(np.array(means) >= found.value - 1e-12)
-    assert found.p_value == pytest.approx(2 * tail)
-
-
-def test_groups_from_one_distribution_are_seldom_found_to_differ():
+def test_the_interval_of_an_accuracy_is_wilsons_for_one_seed_of_many_examples():
     rng = np.random.default_rng(0)
-    p_values = [difference(*rng.normal(size=(2, 5)), paired=False).p_value for _ in range(100)]
-    assert np.mean(np.array(p_values) < 0.05) <= 0.1
-
-
-def test_a_single_value_has_no_p_value():
-    found = difference(np.array([1.0]), np.array([2.0, 3.0]), paired=False)
-    assert found.value == -1.5
-    assert np.isnan(found.p_value)
+    right = rng.random((1, 1000)) < 0.7
+    found = accuracy(right)
+    wilson = stats.binomtest(int(right.sum()), 1000).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high), abs=0.002)
+    assert accuracy(runs(0.6, 0.8)).high - 0.7 > 0.5  # two seeds that far apart tell little
 
 
 def test_p_values_are_adjusted_as_benjamini_and_hochberg_have_it():
@@ -171,15 +180,28 @@ def test_p_values_are_adjusted_as_benjamini_and_hochberg_have_it():
     np.testing.assert_allclose(found, [0.5, np.nan, 0.03, 0.03])
 
 
-def test_the_interval_over_prompts_is_that_of_all_resamples():
+def test_the_interval_over_prompts_is_students():
     values = np.array([0.1, 0.5, 0.6, 0.9, 0.2])
-    low, high = np.quantile(
-        values[np.array(list(product(range(5), repeat=5)))].mean(1), [0.025, 0.975]
-    )
-    found = mean_over_prompts(values)
-    assert found.value == pytest.approx(0.46)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
+    found = stats.ttest_1samp(values, 0)
+    interval = found.confidence_interval()
+    mean = mean_of(values)
+    assert mean.value == pytest.approx(0.46)
+    assert (mean.low, mean.high) == pytest.approx((interval.low, interval.high))
+    assert mean.p_value == pytest.approx(found.pvalue)
 
 
 def test_one_prompt_has_no_interval():
-    assert np.isnan(mean_over_prompts(np.array([0.5])).low)
+    assert np.isnan(mean_of(np.array([0.5])).low)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [Case(2, 256, 0.0, 0.0), Case(2, 256, 0.03, 0.02), Case(5, 256, 0.02, 0.0)],
+    ids=str,
+)
+def test_95_percent_of_intervals_hold_the_truth_and_they_are_not_much_too_wide(case):
+    """The small form of `experiments.calibration`; three standard errors of 200 are 0.046."""
+    for key, outcomes in run_case(case, trials=200, seed=0).items():
+        assert coverage(outcomes) >= 0.90, key
+        assert relative_width(outcomes) < 1.5, key

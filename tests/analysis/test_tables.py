@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from tests.helpers.finished_runs import best, wayward, with_run
 from wayward_jax.analysis import tables
@@ -15,7 +16,13 @@ DROPS = {"one/1": 0.7, "one/2": 0.6, "one/3": 0.5, "two/1": 0.8, "two/2": 0.7}
 
 def finished(task="sst2", names=DROPS, **setting):
     """A p_star and the targets of these names."""
-    made = [best(0.8)] + [wayward(DROPS[name], name=name, text=f"{name} word") for name in names]
+    seeds = setting.pop("seeds", (1,))
+    made = [best(0.8, seed=seed) for seed in seeds]
+    made += [
+        wayward(DROPS[name], name=name, text=f"{name} word", run={"seed": seed, "gamma": 0.1})
+        for name in names
+        for seed in seeds
+    ]
     return [with_run(record, task=task, **setting) for record in made]
 
 
@@ -33,9 +40,41 @@ def test_target_sets_are_compared_unpaired():
     (line,) = frame.itertuples()
     assert (line.set, line.paired, line.targets) == ("one - two", False, "3, 2")
     assert line.difference == pytest.approx(25 - 6.25)
-    # 10 ways to choose two of five. Two give means as far apart as these, since two targets tie.
-    assert line.p_value == pytest.approx(2 * 2 / 10)
-    assert line.within_noise
+    assert line.low < line.difference < line.high
+    assert np.isnan(line.p_value)
+    assert line.verdict == "one seed: these prompts only"
+
+
+def test_a_difference_is_beyond_the_margin_only_if_its_adjusted_p_value_is_small():
+    frame = tables.between_groups(compare(finished(seeds=(1, 2))))
+    (line,) = frame.itertuples()
+    assert line.verdict == "cannot be told"
+    sure = frame.assign(p_value=0.01, verdict="beyond 2 %")
+    unsure = frame.assign(p_value=0.06, verdict="beyond 2 %")
+    assert tables._tested(sure, 2.0)["verdict"].tolist() == ["beyond 2 %"]
+    assert tables._tested(unsure, 2.0)["verdict"].tolist() == ["cannot be told"]
+
+
+def test_a_verdict_that_cannot_be_told_says_what_it_would_take():
+    frame = tables.by_target(compare(finished(names=["one/1"], seeds=(1, 2))))
+    assert frame["verdict"].tolist() == ["cannot be told"]
+    assert "examples" in frame["would_take"][0]
+    assert tables.by_target(compare(finished(names=["one/1"])))["would_take"].tolist() == [""]
+
+
+def test_nothing_is_said_of_a_task_that_was_not_learned():
+    made = [best(0.5, majority=0.5), wayward(0.5, name="one/1")]
+    for frame in (tables.by_target(compare(made)), tables.by_group(compare(made))):
+        assert frame["verdict"].tolist() == ["task not learned"]
+
+
+def test_the_cost_of_the_constraint_is_beside_that_of_p_star():
+    made = [best(0.8), wayward(0.6, run={"gamma": 0.1}), wayward(0.9, run={"gamma": 0.0})]
+    frame = tables.by_target(compare(made))
+    assert frame["gamma"].tolist() == [0.1]
+    assert frame["drop"].tolist() == pytest.approx([25])
+    assert frame["cost"].tolist() == pytest.approx([100 / 3])
+    assert (frame["tries"].tolist(), frame["p_star_tries"].tolist()) == ([1], [1])
 
 
 def test_tasks_are_compared_target_by_target():
@@ -139,6 +178,6 @@ def test_gaps_are_between_a_prompt_and_its_own_texts():
     lines["zero-shot"] = [{"prompt": "zero-shot", "calibrated": False, "accuracy": 0.1}]
     projected, target = tables.gaps(made, {"discrete": lines}).itertuples()
     assert (projected.gap, projected.pairs) == (pytest.approx(24), 5)
-    assert projected.p_value == pytest.approx(2 / 2**5)  # of all signs of five differences
+    assert projected.p_value == pytest.approx(stats.ttest_1samp([20, 20, 20, 20, 40], 0).pvalue)
     assert (target.gap, target.p_value) == (pytest.approx(0), 1)
-    assert target.within_noise
+    assert target.verdict == "within 2 %"

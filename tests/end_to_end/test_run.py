@@ -34,6 +34,7 @@ FIELDS = [
     "n_eval",
     "accuracy",
     "macro_f1",
+    "majority",
     "prompt_f1",
     "token_f1",
     "text",

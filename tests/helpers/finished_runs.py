@@ -11,7 +11,7 @@ COMMON = {"model": "gpt2", "task": "sst2"}
 N_EVAL = 10
 
 
-def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0):
+def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0, majority=0.1):
     """A run with ten test examples, of which the first ones are predicted right."""
     f1 = prompt_f1 if run.has_target else None
     return RunRecord(
@@ -21,6 +21,7 @@ def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0):
         n_eval=N_EVAL,
         accuracy=accuracy,
         macro_f1=accuracy,
+        majority=majority,
         correct=np.arange(N_EVAL) < N_EVAL * accuracy,
         dev_accuracy=dev_accuracy,
         text=run.target_text,
@@ -37,9 +38,9 @@ def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0):
     )
 
 
-def best(accuracy, seed=1):
+def best(accuracy, seed=1, run=(), **changed):
     """A p_star."""
-    return record(Run(**COMMON, prompt_length=2, seed=seed), accuracy)
+    return record(Run(**COMMON, prompt_length=2, seed=seed, **dict(run)), accuracy, **changed)
 
 
 def wayward(accuracy, text="two words", name="own/1", run=(), **changed):

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from wayward_jax import checkpoints, models
-from wayward_jax.analysis import captions, figures, report, tables
+from wayward_jax.analysis import captions, escaping, figures, report, statistics, tables
 from wayward_jax.analysis.agreement import agreements
 from wayward_jax.analysis.selection import ModelKey, compare, model_key
 from wayward_jax.analysis.summary import reservations, summary, title
@@ -62,6 +62,7 @@ def analyze(
     cache_dir: Path,
     assets_dir: Path | None = None,
     select: str = "dev",
+    margin: float = statistics.MARGIN,
 ) -> Analysis:
     """Analyzes the jobs in some folders together.
 
@@ -70,6 +71,7 @@ def analyze(
         cache_dir: the folder of converted models.
         assets_dir: the folder of built-in models, to use no network.
         select: the split on which a target's best gamma is chosen, `dev` or `test`.
+        margin: of verdicts, in percent, see `statistics.Interval.verdict`.
 
     Raises:
         InputError: the results or checkpoints of a job are missing or broken.
@@ -87,18 +89,19 @@ def analyze(
     projection = {key: rows for key, rows in read_now.items() if rows}
     measured["projection"] = measured.get("projection", {}) | projection
 
-    made_tables = tables.tables(records, comparisons, measured)
+    made_tables = tables.tables(records, comparisons, measured, margin)
     sizes = {key: sum(leaf.size for leaf in jax.tree.leaves(m.params)) for key, m in loaded.items()}
     made_figures = figures.figures(records, comparisons, sizes, measured)
     without_sets = [name for name in tables.SETTING_NAMES if name != "set"]
-    said = summary(records, comparisons, tables.by_group(comparisons, without_sets))
+    by_task = tables.by_group(comparisons, without_sets, margin)
+    said = summary(records, comparisons, by_task, margin)
     page = report.render(
         title=title(records),
         said=said,
         notes=[
             *missing,
             *reservations(records, readings["euclidean"]),
-            *(note.format(select=select) for note in captions.NOTES),
+            *(note.format(select=select, margin=margin) for note in captions.NOTES),
         ],
         made={captions.FIGURE_CAPTIONS[name]: figure for name, figure in made_figures.items()},
         frames={captions.TABLE_CAPTIONS[name]: frame for name, frame in made_tables.items()},
@@ -122,9 +125,12 @@ def write(analysis: Analysis, out_dir: Path) -> None:
         ) from error
     for name, frame in analysis.tables.items():
         tables.write(frame, out_dir / "tables", name)
-    tables.by_run(analysis.records).to_csv(out_dir / "tables" / "runs.csv", index=False)
+    runs = escaping.in_csv(tables.by_run(analysis.records))
+    runs.to_csv(out_dir / "tables" / "runs.csv", index=False)
     figures.save(analysis.figures, out_dir / "figures")
-    (out_dir / "summary.md").write_text("\n\n".join(analysis.summary) + "\n", encoding="utf-8")
+    (out_dir / "summary.md").write_text(
+        "\n\n".join(map(escaping.in_markdown, analysis.summary)) + "\n", encoding="utf-8"
+    )
     (out_dir / "report.html").write_text(analysis.page, encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ FIGURE_CAPTIONS = {
 
 TABLE_CAPTIONS = {
     "groups": "Groups of targets, with intervals over targets, seeds and test examples",
-    "targets": "Targets, with intervals over test examples",
+    "targets": "Targets, with intervals over seeds and test examples",
     "gammas": "Groups of targets at every gamma",
     "lengths": "Groups of targets by the length of their prompts",
     "differences": "Differences between groups in accuracy drop",
@@ -40,16 +40,24 @@ NOTES = (
     "(accuracy of p_star - accuracy) / accuracy of p_star, where p_star is the best prompt of the "
     "same length, task and settings without a target. A single run is compared with the p_star of "
     "the same seed. If there are several gammas, the one with the highest accuracy on {select} "
-    "counts, among those at which the prompts read as the target.",
-    "Intervals are 95 % percentile bootstraps. For a target, test examples are drawn, the same "
-    "for p_star and for the target's prompts: the interval says how certain the drop of these very "
-    "prompts is. For a group, targets, seeds and test examples are drawn, each independently of "
-    "the others: the interval says what other targets, seeds and examples might give. With two or "
-    "three seeds it is somewhat too narrow, because they show little of the spread of seeds. "
-    "Differences between groups are tested by permutation, and their p-values are adjusted for the "
-    "number of tests. A value that may be 0 on these terms is called within noise.",
+    "counts, among those at which the prompts read as the target. p_star is the best of as many "
+    "tries (other starts and orders of examples), as far as there are as many; the tables say "
+    "how many tries each side had.",
+    "The drop from p_star has in it what the start costs. The drop beside it is from prompts of "
+    "the same start and order of examples without the constraint (gamma 0): that is what the "
+    "constraint costs.",
+    "Intervals are made to hold the truth in 95 % of cases. They add the variances over seeds, "
+    "targets and test examples, with the quantiles of Student's t, and say what other seeds, "
+    "examples and (for a group) targets would give; docs/results/calibration.md has simulations. "
+    "With one seed, an interval is about these very prompts and other test examples: nothing can "
+    "be said then of a text or a constraint, and there is no verdict.",
+    "A drop is within the margin of {margin:g} % if its interval lies between -{margin:g} and "
+    "{margin:g}, and beyond it if the interval lies outside. Otherwise it cannot be told, and the "
+    "tables say how many seeds or examples it would take. The p-values of differences between "
+    "groups are adjusted for the number of tests, and a difference is called beyond the margin "
+    "only if its adjusted p-value is below 0.05.",
 )
-"""Paragraphs; `{select}` is the split on which gammas are chosen."""
+"""Paragraphs; `{select}` is the split on which gammas are chosen, `{margin}` that of verdicts."""
 
 MISSING_MODEL = (
     "The model {name} is not here ({reason}). Its prompts are shown as they were read when they "

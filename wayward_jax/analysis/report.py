@@ -11,12 +11,19 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from wayward_jax.analysis import figures, style, tables
-from wayward_jax.analysis.selection import F1_THRESHOLD, ModelKey, model_key, p_stars, setting
+from wayward_jax.analysis.selection import (
+    F1_THRESHOLD,
+    ModelKey,
+    best_try,
+    model_key,
+    p_stars,
+    setting,
+)
 from wayward_jax.jobs.kept_flags import read_flags, repeating_command
 from wayward_jax.jobs.records import FinishedRun
 from wayward_jax.metrics import accuracy_drop
 from wayward_jax.readings import Reading
-from wayward_jax.runs import RunRecord
+from wayward_jax.runs import RunRecord, other_seed
 
 # The page's colors in place of those of figures; the page has others in dark mode.
 PAGE_COLORS = {
@@ -122,8 +129,10 @@ def page_data(
         }
         if settings.constraint == "dual":
             entry["gamma"] = float(f"{record.final_gamma:.3g}")
-        if settings.has_target and (same := best.get(setting(record))):
-            of_seed = [other for other in same if other.run.seed == settings.seed]
+        if settings.has_target and (tries := best.get(setting(record))):
+            same = best_try(tries)
+            seed = other_seed(settings.seed, same[0].run.attempt)
+            of_seed = [other for other in same if other.run.seed == seed]
             p_star = float(np.mean([other.accuracy for other in of_seed or same]))
             entry |= {"p_star": p_star, "drop": accuracy_drop(p_star, record.accuracy)}
         if found := euclidean.get(record.id):

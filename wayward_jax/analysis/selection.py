@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from wayward_jax.analysis.statistics import Interval, drop_over_examples
+from wayward_jax.analysis.statistics import Compared, Interval, accuracy, mean_drop
 from wayward_jax.runs import RunRecord
 
 # A prompt reads as its target if its prompt F1 is at least this, as in the paper.
@@ -48,15 +48,23 @@ def model_key(record: RunRecord) -> ModelKey:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A target's runs at one gamma beside the unconstrained runs of the same task and length.
+    """A target's runs at one gamma beside two kinds of runs without a constraint.
 
     Attributes:
-        p_star: the unconstrained runs, one a seed.
+        p_star: the best unconstrained runs of the same task and length, one a seed.
         wayward: the target's runs, one a seed.
+        unconstrained: runs with the target's start and order of examples and with gamma 0, one a
+            seed; empty if there are none. Beside them one sees what the constraint costs, beside
+            p_star what the start costs, too.
+        tries: of how many gammas the target's runs are the best.
+        p_star_tries: of how many starts and orders p_star is the best; at most `tries`.
     """
 
     p_star: tuple[RunRecord, ...]
     wayward: tuple[RunRecord, ...]
+    unconstrained: tuple[RunRecord, ...] = ()
+    tries: int = 1
+    p_star_tries: int = 1
 
     @property
     def best_accuracy(self) -> float:
@@ -75,12 +83,27 @@ class Comparison:
 
     @cached_property
     def drop(self) -> Interval:
-        """The accuracy drop in percent, with an interval over test examples."""
-        p_star, wayward = (
-            np.stack([record.correct for record in records])
-            for records in (self.p_star, self.wayward)
-        )
-        return drop_over_examples(p_star, wayward)
+        """The accuracy drop from p_star in percent."""
+        return mean_drop([self.beside_p_star])
+
+    @property
+    def learned(self) -> bool:
+        """True if the interval of p_star's accuracy is above the share of the majority class."""
+        return accuracy(_correct(self.p_star)).low > self.p_star[0].majority
+
+    @cached_property
+    def beside_p_star(self) -> Compared:
+        """The target's runs and p_star, for `statistics`."""
+        group = tuple(record.id for record in self.p_star)
+        return Compared(_correct(self.p_star), _correct(self.wayward), group)
+
+    @cached_property
+    def beside_unconstrained(self) -> Compared | None:
+        """The target's runs and those without the constraint; None if there are none."""
+        if not self.unconstrained:
+            return None
+        group = tuple(record.id for record in self.unconstrained)
+        return Compared(_correct(self.unconstrained), _correct(self.wayward), group)
 
 
 def setting(record: RunRecord) -> tuple:
@@ -89,19 +112,33 @@ def setting(record: RunRecord) -> tuple:
     return (run.prompt_length, record.n_eval, *(getattr(run, name) for name in SETTING))
 
 
-def p_stars(records: Sequence[RunRecord]) -> dict[tuple, tuple[RunRecord, ...]]:
-    """Groups the unconstrained runs by `setting`."""
-    found: dict[tuple, tuple[RunRecord, ...]] = {}
+def p_stars(records: Sequence[RunRecord]) -> dict[tuple, list[tuple[RunRecord, ...]]]:
+    """Groups the unconstrained runs by `setting`, and within it by try.
+
+    A try is a start and an attempt, with one run a seed. First attempts come first.
+    """
+    found: dict[tuple, dict[tuple, tuple[RunRecord, ...]]] = {}
     for record in records:
         if not record.run.has_target:
-            found[setting(record)] = (*found.get(setting(record), ()), record)
-    return found
+            tries = found.setdefault(setting(record), {})
+            which = record.run.attempt, record.run.init
+            tries[which] = (*tries.get(which, ()), record)
+    return {
+        key: [tries[which] for which in sorted(tries, key=lambda which: which[0])]
+        for key, tries in found.items()
+    }
+
+
+def best_try(tries: Sequence[tuple[RunRecord, ...]], select: str = "dev") -> tuple[RunRecord, ...]:
+    """Selects the try with the highest mean accuracy; `select` is as for `best_gamma`."""
+    return max(tries, key=lambda records: _mean(records, ACCURACY[select]))
 
 
 def best_gamma(records: Sequence[RunRecord], select: str = "dev") -> list[RunRecord]:
     """Selects the runs at the gamma with the highest mean accuracy.
 
-    Gammas whose mean prompt F1 is below `F1_THRESHOLD` are left out, unless all are.
+    Gammas whose mean prompt F1 is below `F1_THRESHOLD` are left out, unless all are. Gamma 0 is no
+    constraint, and is left out if there is another.
 
     Args:
         records: a target's runs, at any gammas and seeds.
@@ -111,6 +148,8 @@ def best_gamma(records: Sequence[RunRecord], select: str = "dev") -> list[RunRec
     by_gamma: dict[float, list[RunRecord]] = {}
     for record in records:
         by_gamma.setdefault(record.run.gamma, []).append(record)
+    if len(by_gamma) > 1 and records[0].run.constraint == "penalty":
+        by_gamma.pop(0.0, None)
     faithful = [group for group in by_gamma.values() if _mean(group, "prompt_f1") >= F1_THRESHOLD]
     return max(faithful or by_gamma.values(), key=lambda group: _mean(group, ACCURACY[select]))
 
@@ -118,49 +157,52 @@ def best_gamma(records: Sequence[RunRecord], select: str = "dev") -> list[RunRec
 def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Comparison]:
     """Makes a comparison for each task, target and setting, in the order of the records.
 
+    p_star is the best of as many tries as the target has gammas, or of as many as there are.
     Targets without a p_star of their setting are left out. `select` is as for `best_gamma`.
     """
-    unconstrained = p_stars(records)
+    tries_of = p_stars(records)
     groups: dict[tuple, list[RunRecord]] = {}
+    unconstrained: dict[tuple, list[RunRecord]] = {}
     for record in records:
         run = record.run
-        if run.has_target and (key := setting(record)) in unconstrained:
-            target = (run.target_name, run.target_text, *(getattr(run, name) for name in HELD_BY))
-            groups.setdefault((key, target), []).append(record)
-    return [
-        Comparison(unconstrained[key], tuple(best_gamma(group, select)))
-        for (key, _), group in groups.items()
-    ]
-
-
-def correctness(comparisons: Sequence[Comparison]) -> tuple[np.ndarray, np.ndarray]:
-    """Tabulates which test examples p_star and the targets' runs predict right.
-
-    Returns:
-        Two arrays `[T, S, E]` float32 by target, seed and example, the first for p_star. S counts
-        the seeds that all comparisons have; several runs of a seed are averaged. Without a common
-        seed, S is 1 and the values are means over all runs.
-    """
-    by_seed = [tuple(map(_by_seed, (c.p_star, c.wayward))) for c in comparisons]
-    shared = sorted(set.intersection(*(set(found) for pair in by_seed for found in pair)))
-    best, wayward = (
-        np.array(
-            [
-                [pair[i][seed] for seed in shared] or [np.mean([*pair[i].values()], axis=0)]
-                for pair in by_seed
-            ]
+        if run.has_target and (key := setting(record)) in tries_of:
+            target = run.target_name, run.target_text
+            held = tuple(getattr(run, name) for name in HELD_BY)
+            groups.setdefault((key, target, held), []).append(record)
+            if is_unconstrained(record):
+                unconstrained.setdefault((key, target, run.init), []).append(record)
+    compared = []
+    for (key, target, held), group in groups.items():
+        if all(map(is_unconstrained, group)) and any(
+            other[:2] == (key, target) and other[2][0] == held[0] and other[2] != held
+            for other in groups
+        ):
+            continue  # beside which another constraint stands
+        gammas = {record.run.gamma for record in group if not is_unconstrained(record)}
+        tries = max(len(gammas), 1)
+        p_star_tries = tries_of[key][:tries]
+        wayward = tuple(best_gamma(group, select))
+        beside = () if is_unconstrained(wayward[0]) else unconstrained.get((key, target, held[0]))
+        compared.append(
+            Comparison(
+                best_try(p_star_tries, select),
+                wayward,
+                tuple(beside or ()),
+                tries,
+                len(p_star_tries),
+            )
         )
-        for i in (0, 1)
-    )
-    return best, wayward
+    return compared
 
 
-def _by_seed(records: Sequence[RunRecord]) -> dict[int, np.ndarray]:
-    """For each seed, the share of its runs that predict each example right: `[E]` float32."""
-    by_seed: dict[int, list[np.ndarray]] = {}
-    for record in records:
-        by_seed.setdefault(record.run.seed, []).append(record.correct)
-    return {seed: np.mean(each, axis=0, dtype=np.float32) for seed, each in by_seed.items()}
+def is_unconstrained(record: RunRecord) -> bool:
+    """True if nothing holds the run's prompt to its target, or if it has none."""
+    return record.run.constraint == "penalty" and record.run.gamma == 0
+
+
+def _correct(records: Sequence[RunRecord]) -> np.ndarray:
+    """Which test examples are predicted right: `[S, E]` bool."""
+    return np.stack([record.correct for record in records])
 
 
 def _mean(records: Sequence[RunRecord], name: str) -> float:

@@ -1,169 +1,356 @@
-"""Bootstrap intervals, and permutation tests of differences between groups (SciPy)."""
+"""Intervals of accuracy drops and of their differences, in closed form.
+
+The model: the accuracy of a run is that of its prompt's definition (a target, or p_star) plus noise
+of training, which is independent from run to run and equally large for the runs that share a
+p_star.
+Targets are a sample of texts, and test examples are a sample that all prompts share. A drop is
+linearized in the accuracies of its runs. The variance of an estimate is the sum of three parts,
+runs, targets and examples, each estimated from its mean squares; what two parts both contain, the
+chance of a single prediction, is subtracted once. Satterthwaite's (1946) degrees of freedom give
+the quantile of Student's t. `experiments.calibration` measures how often the intervals hold.
+"""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 LEVEL = 0.95
-RESAMPLES = 2000
 
-# Resamples that are held in memory together: with 7,600 examples they take 12 MB.
-RESAMPLES_AT_ONCE = 200
+# Drops that are smaller, in percent, count as none (paper, section 4.2).
+MARGIN = 2.0
+
+# Satterthwaite's quantile is slightly too small where a part with few degrees of freedom meets one
+# with many, and the sum of squared half-widths (Graybill and Wang, 1980) is too wide. Variances are
+# taken so far from the first to the second.
+TOWARDS_WIDER = 0.2
+
+# The most seeds and examples that a power line asks for.
+MOST_SEEDS = 200
+MOST_EXAMPLES = 10**6
+
+
+class Compared(NamedTuple):
+    """A target's runs beside the unconstrained runs that they are compared with.
+
+    Attributes:
+        p_star: `[S, E]` bool, which of E examples each of S unconstrained runs predicts right.
+        wayward: `[S', E]` bool, the same for the target's runs.
+        group: equal for targets that share their p_star.
+    """
+
+    p_star: np.ndarray
+    wayward: np.ndarray
+    group: Hashable = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval, whose ends are NaN if there is a single value.
+    """An estimate with its 95 % confidence interval.
 
     Attributes:
-        value: the estimate from all the data.
-        low: the lower end of the interval.
-        high: the upper end of the interval.
+        value: the estimate.
+        error: its standard error; the error of `value` over it has the t distribution of `df`.
+        df: degrees of freedom.
+        of_seeds: False if there is a run without another seed. Then the interval is about these
+            very prompts and other test examples, and says nothing about other runs.
+        by_seeds: the part of the squared error that falls as the number of seeds grows.
+        by_examples: the part that falls as the number of examples grows.
+        seeds: the fewest seeds of a target or p_star.
+        examples: the fewest test examples.
     """
 
     value: float
-    low: float
-    high: float
+    error: float = math.nan
+    df: float = math.inf
+    of_seeds: bool = False
+    by_seeds: float = 0.0
+    by_examples: float = 0.0
+    seeds: int = 1
+    examples: int = 1
 
     @property
-    def within_noise(self) -> bool:
-        """True if the interval holds 0."""
-        return not (self.low > 0 or self.high < 0)
+    def low(self) -> float:
+        """The lower end."""
+        return self.value - self._half_width
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+        return self.value + self._half_width
+
+    @property
+    def p_value(self) -> float:
+        """Of the hypothesis that the truth is 0; NaN without several seeds."""
+        if not self.of_seeds:
+            return math.nan
+        if self.error == 0:
+            return 1.0 if self.value == 0 else 0.0
+        return float(2 * special.stdtr(self.df, -abs(self.value) / self.error))
+
+    def verdict(self, margin: float) -> str:
+        """Tells whether the truth is within a margin of 0: `within`, `beyond` or `cannot tell`.
+
+        It is within if the interval lies between -margin and margin, beyond if the interval lies
+        above or below both. Without several seeds nothing can be told.
+        """
+        if self.of_seeds and max(-self.low, self.high) <= margin:
+            return WITHIN
+        if self.of_seeds and max(self.low, -self.high) > margin:
+            return BEYOND
+        return CANNOT_TELL
+
+    def needed(self, margin: float) -> tuple[int | None, int | None]:
+        """The seeds, and the examples, that would give a verdict if the estimate stayed.
+
+        Each is the number needed if the other stays, None if no number up to `MOST_SEEDS` or
+        `MOST_EXAMPLES` is enough or where the spread between seeds is not known.
+        """
+        room = abs(abs(self.value) - margin)
+        if not self.of_seeds or math.isnan(room):
+            return None, None
+        return (
+            self._least(room, self.seeds, self.by_seeds, MOST_SEEDS, more_runs=True),
+            self._least(room, self.examples, self.by_examples, MOST_EXAMPLES, more_runs=False),
+        )
+
+    def _least(
+        self, room: float, now: int, part: float, most: int, *, more_runs: bool
+    ) -> int | None:
+        numbers = np.unique(np.geomspace(now, most, 400).round())
+        errors = np.sqrt(np.maximum(self.error**2 - part * (1 - now / numbers), 0))
+        df = self.df * (numbers - 1) / (now - 1) if more_runs else self.df
+        enough = numbers[_quantile(df) * errors <= room]
+        return int(enough[0]) if len(enough) else None
+
+    @property
+    def _half_width(self) -> float:
+        return float(_quantile(self.df)) * self.error
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """The difference between the means of two groups.
+WITHIN, BEYOND, CANNOT_TELL = "within", "beyond", "cannot tell"
 
-    Attributes:
-        value: the mean of the first group minus the mean of the second.
-        p_value: the share of random regroupings whose difference is at least as large, in either
-            direction; NaN if a group has a single value.
+
+def mean_drop(compared: Sequence[Compared]) -> Interval:
+    """The accuracy drop in percent, averaged over targets, with its interval.
+
+    With several targets, the interval is about the texts that they are a sample of; with a single
+    target it is about this target.
     """
-
-    value: float
-    p_value: float
+    return _estimate([[[(1, each)] for each in compared]], same_examples=True)
 
 
-def drop_over_examples(p_star: np.ndarray, wayward: np.ndarray) -> Interval:
-    """The accuracy drop of given prompts in percent, with an interval over test examples.
-
-    The bootstrap is paired: an example is drawn for all prompts together. The correctness of an
-    example is averaged over seeds, so the interval says nothing about other seeds.
+def difference(
+    first: Sequence[Compared],
+    second: Sequence[Compared],
+    *,
+    paired: bool,
+    same_examples: bool,
+) -> Interval:
+    """The mean drop of the first group minus that of the second, in points of percent.
 
     Args:
-        p_star: `[P, E]` bool, which of E examples the unconstrained prompts predict right.
-        wayward: `[R, E]` bool, which of them the prompts with a target predict right.
+        first: targets of a group.
+        second: targets of another group, which may share p_stars with the first.
+        paired: True if `first[i]` and `second[i]` are about the same text.
+        same_examples: True if both groups have the same test examples.
     """
-    return _bootstrap((p_star.mean(axis=0), wayward.mean(axis=0)), _relative_drop, paired=True)
+    if paired:
+        units = [[(1, a), (-1, b)] for a, b in zip(first, second, strict=True)]
+        return _estimate([units], same_examples=same_examples)
+    samples = [[[(1, each)] for each in first], [[(-1, each)] for each in second]]
+    return _estimate(samples, same_examples=same_examples)
 
 
-def drop_over_all(p_star: np.ndarray, wayward: np.ndarray) -> Interval:
-    """The mean accuracy drop of T targets in percent, with an interval over all that was sampled.
-
-    Targets, seeds and test examples are crossed: all targets of a seed share their p_star, and all
-    prompts share the examples. So the bootstrap draws whole targets, seeds and examples, each
-    independently of the others (Owen, 2007, "The pigeonhole bootstrap"). A single target, seed or
-    example is kept in every resample. The interval is too narrow if there are few targets or seeds,
-    because a few of them show little of their spread.
-
-    Args:
-        p_star: `[T, S, E]`, the share of runs, from 0 to 1, that predict each example right, for
-            the unconstrained prompts that the targets are compared with.
-        wayward: `[T, S, E]`, the same share for the targets' prompts.
-    """
-
-    def mean_drop(
-        targets: np.ndarray, seeds: np.ndarray, examples: np.ndarray, axis: int = -1
-    ) -> np.ndarray:
-        weights = _shares(examples, p_star.shape[-1])
-        drawn = [
-            _drawn(np.tensordot(weights, right, ([-1], [-1])), targets, seeds)
-            for right in (p_star, wayward)
-        ]
-        return _relative_drop(*drawn).mean(axis=axis)
-
-    return _bootstrap([_indices(n) for n in wayward.shape], mean_drop, paired=False)
+def mean_of(values: np.ndarray) -> Interval:
+    """The mean of `[N]` values, one a prompt, with the interval of Student's t over prompts."""
+    n = len(values)
+    if n == 1:
+        return Interval(float(values[0]))
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Interval(float(np.mean(values)), error, n - 1, of_seeds=True)
 
 
-def mean_over_prompts(values: np.ndarray) -> Interval:
-    """The mean of `[N]` values, one a prompt, with an interval over prompts."""
-    if len(values) == 1:
-        return Interval(float(values[0]), np.nan, np.nan)
-    return _bootstrap((values,), np.mean, paired=False)
-
-
-def difference(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Difference:
-    """Compares the means of two groups by a two-sided permutation test.
-
-    Args:
-        first: `[N]` values, such as the drops of targets.
-        second: `[M]` values.
-        paired: True if `first[i]` and `second[i]` belong together, as two drops of a target do.
-    """
-    value = float(np.mean(first) - np.mean(second))
-    if min(len(first), len(second)) < 2:
-        return Difference(value, np.nan)
-    test = stats.permutation_test(
-        (first, second),
-        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
-        permutation_type="samples" if paired else "independent",
-        vectorized=True,
-        rng=np.random.default_rng(0),
+def accuracy(correct: np.ndarray) -> Interval:
+    """The mean accuracy of runs `[S, E]` with its interval over seeds and examples."""
+    runs = _Runs.of(correct)
+    over_examples = np.var(runs.by_example, ddof=1) / runs.examples
+    several = runs.seeds > 1
+    parts = [_Part(over_examples)]
+    if several:
+        noise = _Noise.of([runs])
+        shared = over_examples - noise.chance / runs.seeds / runs.examples
+        parts = [_Part(noise.variance / runs.seeds, noise.df), _Part(max(shared, 0.0))]
+    error, df = _combine(parts)
+    return Interval(
+        runs.mean, error, df, several, 0.0, float(over_examples), runs.seeds, runs.examples
     )
-    return Difference(value, float(test.pvalue))
 
 
 def adjusted(p_values: Sequence[float]) -> np.ndarray:
     """Adjusts p-values for the number of tests (Benjamini and Hochberg, 1995); NaNs stay NaN."""
-    adjusted_values = np.array(p_values, float)
-    known = ~np.isnan(adjusted_values)
+    values = np.array(p_values, float)
+    known = ~np.isnan(values)
     if known.any():
-        adjusted_values[known] = stats.false_discovery_control(adjusted_values[known])
-    return adjusted_values
+        values[known] = stats.false_discovery_control(values[known])
+    return values
 
 
-def _relative_drop(best: np.ndarray, accuracy: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Applies `metrics.accuracy_drop` to the means over an axis."""
-    best, accuracy = best.mean(axis=axis), accuracy.mean(axis=axis)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(best > 0, 100 * (best - accuracy) / best, np.nan)
+class _Runs(NamedTuple):
+    """Sums of squares of runs that differ in their seed alone, in a table of seeds by examples."""
+
+    seeds: int
+    examples: int
+    mean: float
+    by_example: np.ndarray
+    of_seeds: float  # sum of squared deviations of the runs' accuracies
+    of_chance: float  # sum of squared residuals after seed and example
+
+    @classmethod
+    def of(cls, correct: np.ndarray) -> "_Runs":
+        seeds, examples = correct.shape
+        by_run, by_example = correct.mean(axis=1), correct.mean(axis=0)
+        mean = float(by_run.mean())
+        of_seeds = float(((by_run - mean) ** 2).sum())
+        total = seeds * examples * mean * (1 - mean)
+        of_examples = seeds * float(((by_example - mean) ** 2).sum())
+        of_chance = max(total - of_examples - examples * of_seeds, 0.0)
+        return cls(seeds, examples, mean, by_example, of_seeds, of_chance)
 
 
-def _indices(n: int) -> np.ndarray:
-    """The sample of n indices to draw from; a single one is there twice, so it never varies."""
-    return np.arange(n) if n > 1 else np.zeros(2, int)
+class _Noise(NamedTuple):
+    """The variance of accuracies over seeds, pooled, and of single predictions within it."""
+
+    variance: float
+    df: float
+    chance: float
+
+    @classmethod
+    def of(cls, runs: Sequence[_Runs]) -> "_Noise":
+        df = sum(each.seeds - 1 for each in runs)
+        chance = sum(each.of_chance for each in runs) / max(runs[0].examples - 1, 1)
+        return cls(sum(each.of_seeds for each in runs) / df, df, chance / df)
 
 
-def _shares(drawn: np.ndarray, n: int) -> np.ndarray:
-    """The share of draws that fall on each of n indices: `[..., D]` -> `[..., n]`."""
-    counts = np.apply_along_axis(np.bincount, -1, drawn, minlength=n)
-    return counts.astype(np.float32) / drawn.shape[-1]
+class _Part(NamedTuple):
+    """A part of a variance, estimated with so many degrees of freedom."""
+
+    variance: float
+    df: float = math.inf
 
 
-def _drawn(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Takes rows `[..., A]` and columns `[..., B]` of values `[..., T, S]`: `[..., A, B]`."""
-    of_rows = np.take_along_axis(values, rows[..., :, None], axis=-2)
-    return np.take_along_axis(of_rows, columns[..., None, :], axis=-1)
+Unit = Sequence[tuple[int, Compared]]
+"""A target's drop (sign 1), or the difference of two drops of it (signs 1 and -1)."""
 
 
-def _bootstrap(
-    samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], *, paired: bool
-) -> Interval:
-    value = float(statistic(*samples, axis=-1))
-    if np.isnan(value):
-        return Interval(np.nan, np.nan, np.nan)
-    found = stats.bootstrap(
-        samples,
-        statistic,
-        paired=paired,
-        vectorized=True,
-        confidence_level=LEVEL,
-        n_resamples=RESAMPLES,
-        batch=RESAMPLES_AT_ONCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Interval(value, float(found.low), float(found.high))
+def _estimate(samples: Sequence[Sequence[Unit]], *, same_examples: bool) -> Interval:
+    """Sums the means of samples of units, with an interval.
+
+    The targets of a sample with several units are random; a single unit is that very target.
+    """
+    terms = [term for sample in samples for unit in sample for term in unit]
+    p_stars = {each.group: _Runs.of(each.p_star) for _, each in terms}
+    if any(runs.mean == 0 for runs in p_stars.values()):
+        return Interval(math.nan)
+    wayward = [[[_Runs.of(each.wayward) for _, each in unit] for unit in s] for s in samples]
+    members: dict[Hashable, list[_Runs]] = {group: [runs] for group, runs in p_stars.items()}
+    # What the estimate changes by, a point of accuracy: of the p_stars, and of single targets.
+    weights = dict.fromkeys(p_stars, 0.0)
+    in_targets = dict.fromkeys(p_stars, 0.0)
+    of_single = dict.fromkeys(p_stars, 0.0)
+    influence: dict[int, np.ndarray] = {}
+    of_targets, chance, value = [], 0.0, 0.0
+    for sample, found in zip(samples, wayward, strict=True):
+        units = len(sample)
+        drops, slopes = np.zeros(units), {group: np.zeros(units) for group in p_stars}
+        tables: dict[int, list[np.ndarray]] = {}
+        for i, (unit, own) in enumerate(zip(sample, found, strict=True)):
+            for (sign, each), runs in zip(unit, own, strict=True):
+                best = p_stars[each.group]
+                members[each.group].append(runs)
+                slope = -100 * sign / best.mean
+                drops[i] += 100 * sign * (1 - runs.mean / best.mean)
+                slopes[each.group][i] += 100 * sign * runs.mean / best.mean**2
+                if units == 1:
+                    of_single[each.group] += slope**2 / runs.seeds
+                of_side = tables.setdefault(0 if same_examples else sign, [])
+                if len(of_side) > i:
+                    of_side[i] = of_side[i] + slope * runs.by_example
+                else:
+                    of_side.append(slope * runs.by_example)
+        value += float(drops.mean())
+        for group, slopes_of_group in slopes.items():
+            weights[group] += slopes_of_group.mean()
+            if units > 1:
+                in_targets[group] += slopes_of_group.var(ddof=1) / units
+        for side, table in tables.items():
+            side_table = np.array(table)
+            influence[side] = influence.get(side, 0) + side_table.mean(axis=0)
+            if units > 1:
+                chance += _residual(side_table) / units
+        if units > 1:
+            of_targets.append(_Part(float(drops.var(ddof=1)) / units, units - 1))
+    for group, best in p_stars.items():
+        side = 0 if same_examples else next(sign for sign, each in terms if each.group == group)
+        influence[side] = influence[side] + weights[group] * best.by_example
+    over_examples = float(sum(np.var(each, ddof=1) / len(each) for each in influence.values()))
+    all_runs = [runs for each in members.values() for runs in each]
+    seeds, examples = (min(getattr(r, name) for r in all_runs) for name in ("seeds", "examples"))
+    if seeds == 1:
+        return Interval(
+            value, math.sqrt(over_examples), by_examples=over_examples, examples=examples
+        )
+    of_runs, from_seeds = [], 0.0
+    for group, best in p_stars.items():
+        noise = _Noise.of(members[group])
+        p_star = weights[group] ** 2 / best.seeds
+        rest = max(p_star - in_targets[group] / best.seeds, 0) + of_single[group]
+        of_runs.append(_Part(noise.variance * rest, noise.df))
+        chance += noise.chance * (p_star + of_single[group]) / best.examples
+        from_seeds += noise.variance * rest
+    shared = _Part(max(over_examples - chance, 0.0))
+    error, df = _combine([_pool(of_runs), _pool(of_targets), shared])
+    for sample, found in zip(samples, wayward, strict=True):
+        if len(sample) > 1:
+            noises = [
+                (100 / p_stars[each.group].mean / len(sample)) ** 2
+                * _Noise.of(members[each.group]).variance
+                / runs.seeds
+                for unit, own in zip(sample, found, strict=True)
+                for (_, each), runs in zip(unit, own, strict=True)
+            ]
+            from_seeds += sum(noises)
+    return Interval(
+        value, error, df, True, min(from_seeds, error**2), over_examples, seeds, examples
+    )
+
+
+def _residual(table: np.ndarray) -> float:
+    """The mean square of what is left of `[U, E]` after rows and columns, over E."""
+    units, examples = table.shape
+    rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+    return float((rest**2).sum()) / (units - 1) / max(examples - 1, 1) / examples
+
+
+def _pool(parts: Sequence[_Part]) -> _Part:
+    """The sum of parts, with Satterthwaite's degrees of freedom."""
+    variance = sum(part.variance for part in parts)
+    spread = sum(part.variance**2 / part.df for part in parts)
+    return _Part(variance, variance**2 / spread if spread > 0 else math.inf)
+
+
+def _combine(parts: Sequence[_Part]) -> tuple[float, float]:
+    """The standard error of an estimate, and its degrees of freedom."""
+    whole = _pool(parts)
+    quantile = _quantile(whole.df)
+    wider = sum(part.variance * (_quantile(part.df) / quantile) ** 2 for part in parts)
+    variance = (1 - TOWARDS_WIDER) * whole.variance + TOWARDS_WIDER * wider
+    return math.sqrt(variance), whole.df
+
+
+def _quantile(df: float | np.ndarray) -> np.ndarray:
+    """The factor from a standard error to half the width of an interval."""
+    return special.stdtrit(df, (1 + LEVEL) / 2)

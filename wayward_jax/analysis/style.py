@@ -20,6 +20,8 @@ STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), INK),
     "grid.color": GRID,
+    # A dollar sign in a name is text.
+    "text.parse_math": False,
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from wayward_jax.analysis import tables
+from wayward_jax.analysis import statistics, tables
 from wayward_jax.analysis.selection import F1_THRESHOLD, Comparison, p_stars, setting
 from wayward_jax.readings import Reading
 from wayward_jax.runs import RunRecord
@@ -14,7 +14,10 @@ MOST_LINES = 6
 
 
 def summary(
-    records: Sequence[RunRecord], comparisons: Sequence[Comparison], by_task: pd.DataFrame
+    records: Sequence[RunRecord],
+    comparisons: Sequence[Comparison],
+    by_task: pd.DataFrame,
+    margin: float = statistics.MARGIN,
 ) -> list[str]:
     """Writes a few sentences, the most general one first.
 
@@ -22,11 +25,16 @@ def summary(
         records: all runs.
         comparisons: the comparisons of these runs.
         by_task: the comparisons as a table of `tables.by_group`, all target sets together.
+        margin: of verdicts, in percent.
     """
     said = [_scope(records)]
+    said += _not_learned(comparisons)
+    comparisons = [c for c in comparisons if c.learned]
     if comparisons:
         alike = [c for c in comparisons if c.prompt_f1 >= F1_THRESHOLD]
-        free = [c for c in alike if c.drop.within_noise]
+        found = [c.drop.verdict(margin) for c in alike]
+        free = [c for c in alike if c.drop.verdict(margin) == statistics.WITHIN]
+        by_task = by_task[by_task["verdict"] != tables.NOT_LEARNED]
         said.append(
             f"Targets that can be read off their prompts: {len(alike)} of {len(comparisons)}. The "
             f"nearest tokens spell the text (prompt F1 of at least {F1_THRESHOLD:g})."
@@ -34,8 +42,9 @@ def summary(
         apart = [name for name in tables.differing(by_task) if name not in tables.ALWAYS_SHOWN]
         said += [_cost(line, apart) for _, line in by_task.head(MOST_LINES).iterrows()]
         said.append(
-            "Targets among those whose drop is within the noise of the test examples: "
-            f"{len(free)} of {len(alike)}.{_moral(free)}"
+            f"Of the drops of these {count(len(alike), 'target')}, {len(free)} are within "
+            f"{margin:g} %, {found.count(statistics.BEYOND)} are beyond, and of "
+            f"{found.count(statistics.CANNOT_TELL)} it cannot be told.{_moral(free)}"
         )
     return said
 
@@ -98,7 +107,9 @@ def _scope(records: Sequence[RunRecord]) -> str:
 def _cost(line: pd.Series, apart: Sequence[str]) -> str:
     """Says how much a group's targets cost; settings in `apart` tell it from other groups."""
     which = "".join(f", {name.replace('_', ' ')} {line[name]}" for name in apart)
-    noise = ", which is within noise" if line["within_noise"] else ""
+    verdict = line["verdict"]
+    if line["would_take"]:
+        verdict += f"; about {line['would_take']} would tell"
     return (
         f"On {line['task']}, {line['model']} does the task with "
         f"accuracy {line['accuracy']:.3f} under the prompts with a target{which} and "
@@ -106,8 +117,34 @@ def _cost(line: pd.Series, apart: Sequence[str]) -> str:
         f"{'gain' if line['drop'] < 0 else 'drop'} of {abs(line['drop']):.1f} % "
         f"(95 % interval of the drop: {line['low']:.1f} to {line['high']:.1f}; "
         f"{count(line['targets'], 'target')}, {count(line['seeds'], 'seed')}, "
-        f"{count(line['runs'], 'run')}){noise}."
+        f"{count(line['runs'], 'run')}; tries: {line['tries']} a target, {line['p_star_tries']} of "
+        f"p_star). Verdict: {verdict}.{_constraint_cost(line)}"
     )
+
+
+def _constraint_cost(line: pd.Series) -> str:
+    """Says what the constraint costs at the same start and order of examples."""
+    if not line["cost_verdict"]:
+        return ""
+    return (
+        " Against the same start and order of examples without the constraint, the drop is "
+        f"{line['cost']:+.1f} % ({line['cost_low']:.1f} to {line['cost_high']:.1f}): "
+        f"{line['cost_verdict']}."
+    )
+
+
+def _not_learned(comparisons: Sequence[Comparison]) -> list[str]:
+    """Says which tasks p_star does no better than a constant answer."""
+    said = {}
+    for c in comparisons:
+        if not c.learned:
+            run = c.p_star[0].run
+            said[run.model, run.task] = (
+                f"{run.task} was not learned by {run.model} (accuracy of p_star "
+                f"{c.best_accuracy:.3f}, majority class {c.p_star[0].majority:.3f}): take more "
+                "steps, or another model. Nothing follows on what its prompts read as."
+            )
+    return list(said.values())
 
 
 def _moral(free: Sequence[Comparison]) -> str:

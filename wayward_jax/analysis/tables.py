@@ -5,7 +5,7 @@ and `high` are the ends of 95 % confidence intervals of drops, and `least` and `
 shares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
@@ -13,14 +13,13 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from wayward_jax.analysis import statistics
+from wayward_jax.analysis import escaping, statistics
 from wayward_jax.analysis.selection import (
     F1_THRESHOLD,
     HELD_BY,
     SETTING,
     Comparison,
     compare,
-    correctness,
 )
 from wayward_jax.jobs.records import Measured
 from wayward_jax.runs import P_STAR, RunRecord
@@ -58,6 +57,12 @@ NAMES = {
     "drop": "drop, %",
     "difference": "difference, %",
     "gap": "gap, points",
+    "cost": "without constraint: drop, %",
+    "cost_low": "from ",
+    "cost_high": "to ",
+    "cost_verdict": "verdict ",
+    "would_take": "a verdict would take",
+    "p_star_tries": "tries of p_star",
     "low": "from",
     "high": "to",
     "least": "from",
@@ -70,7 +75,8 @@ NAMES = {
     "adjusted": "adjusted p",
 }
 FORMATS = {
-    **dict.fromkeys(("p_star", "accuracy", "f1", "p_value", "adjusted"), "{:.3f}"),
+    **dict.fromkeys(("p_star", "accuracy", "majority", "f1", "p_value", "adjusted"), "{:.3f}"),
+    **dict.fromkeys(("cost", "cost_low", "cost_high"), "{:+.1f}"),
     **dict.fromkeys(("prompt_f1", "token_f1", "reads_alike"), "{:.3f}"),
     **dict.fromkeys(
         ("least", "most", "task_loss", "distance", "top_1", "top_5", "top_10"), "{:.3f}"
@@ -78,6 +84,16 @@ FORMATS = {
     **dict.fromkeys(("drop", "low", "high", "difference", "gap"), "{:+.1f}"),
     **dict.fromkeys(("gamma", "learning_rate", "weight_decay"), "{:.3g}"),
 }
+
+
+# What the tables say of an interval.
+VERDICTS = {
+    statistics.WITHIN: "within {margin:g} %",
+    statistics.BEYOND: "beyond {margin:g} %",
+    statistics.CANNOT_TELL: "cannot be told",
+}
+ONE_SEED = "one seed: these prompts only"
+NOT_LEARNED = "task not learned"
 
 
 def target_set(name: str) -> str:
@@ -89,6 +105,7 @@ def tables(
     records: Sequence[RunRecord],
     comparisons: Sequence[Comparison],
     measured: Measured = MappingProxyType({}),
+    margin: float = statistics.MARGIN,
 ) -> dict[str, pd.DataFrame]:
     """Makes the tables that there are data for, by name.
 
@@ -96,90 +113,98 @@ def tables(
         records: all runs.
         comparisons: the comparisons of these runs.
         measured: the measurements of their prompts.
+        margin: of verdicts, in percent, see `statistics.Interval.verdict`.
     """
-    gammas = by_gamma(records)
-    lengths = by_group(comparisons, [*SETTING_NAMES, "prompt_length"])
+    gammas = by_gamma(records, margin=margin)
+    lengths = by_group(comparisons, [*SETTING_NAMES, "prompt_length"], margin)
     made = {
-        "groups": by_group(comparisons),
-        "targets": by_target(comparisons),
+        "groups": by_group(comparisons, margin=margin),
+        "targets": by_target(comparisons, margin),
         "gammas": gammas if _several(gammas, "gamma") else pd.DataFrame(),
         "lengths": lengths if _several(lengths, "prompt_length") else pd.DataFrame(),
-        "differences": between_groups(comparisons),
+        "differences": between_groups(comparisons, margin),
         **{name: by_measurement(records, measured, name) for name in MEASURED_BY},
-        "gaps": gaps(records, measured),
+        "gaps": gaps(records, measured, margin),
     }
     return {name: frame for name, frame in made.items() if not frame.empty}
 
 
-def by_target(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """Makes a line for each comparison, with intervals over test examples."""
+def by_target(comparisons: Sequence[Comparison], margin: float = statistics.MARGIN) -> pd.DataFrame:
+    """Makes a line for each comparison, with intervals over seeds and test examples."""
     return pd.DataFrame(
         {
             **_setting(c.wayward[0]),
             "target": c.wayward[0].run.target_name,
             "prompt_length": c.wayward[0].run.prompt_length,
             "gamma": _gamma(c.wayward),
+            "majority": c.p_star[0].majority,
             "p_star": c.best_accuracy,
             "accuracy": c.accuracy,
-            "drop": c.drop.value,
-            "low": c.drop.low,
-            "high": c.drop.high,
-            "within_noise": c.drop.within_noise,
+            **_drop([c], c.drop, margin),
             "f1": c.prompt_f1,
+            "seeds": c.drop.seeds,
             "runs": len(c.p_star) + len(c.wayward),
+            **_tries([c]),
         }
         for c in comparisons
     )
 
 
 def by_group(
-    comparisons: Sequence[Comparison], names: Sequence[str] = SETTING_NAMES
+    comparisons: Sequence[Comparison],
+    names: Sequence[str] = SETTING_NAMES,
+    margin: float = statistics.MARGIN,
 ) -> pd.DataFrame:
     """Makes a line for each group, with intervals over targets, seeds and test examples.
 
     Args:
         comparisons: the comparisons to summarize.
         names: the columns that tell groups apart, from `SETTING_NAMES` and `prompt_length`.
+        margin: of verdicts, in percent.
     """
     lines = []
     for key, group in _groups(comparisons, names).items():
-        best, wayward = correctness(group)
-        drop = statistics.drop_over_all(best, wayward)
+        drop = statistics.mean_drop([c.beside_p_star for c in group])
         p_stars = {record.id for c in group for record in c.p_star}
         lines.append(
             {
                 **dict(key),
-                "p_star": best.mean(),
-                "accuracy": wayward.mean(),
-                "drop": drop.value,
-                "low": drop.low,
-                "high": drop.high,
-                "within_noise": drop.within_noise,
+                "majority": np.mean([c.p_star[0].majority for c in group]),
+                "p_star": np.mean([c.best_accuracy for c in group]),
+                "accuracy": np.mean([c.accuracy for c in group]),
+                **_drop(group, drop, margin),
                 "f1": np.mean([c.prompt_f1 for c in group]),
                 "reads_alike": np.mean([c.prompt_f1 >= F1_THRESHOLD for c in group]),
                 "targets": len(group),
-                "seeds": wayward.shape[1],
+                "seeds": drop.seeds,
                 "runs": len(p_stars) + sum(len(c.wayward) for c in group),
+                **_tries(group),
             }
         )
     return pd.DataFrame(lines)
 
 
-def by_gamma(records: Sequence[RunRecord], names: Sequence[str] = SETTING_NAMES) -> pd.DataFrame:
+def by_gamma(
+    records: Sequence[RunRecord],
+    names: Sequence[str] = SETTING_NAMES,
+    margin: float = statistics.MARGIN,
+) -> pd.DataFrame:
     """Makes the table of `by_group` at each gamma that was given, whether it is the best or not."""
     p_star = [record for record in records if not record.run.has_target]
     given = [r for r in records if r.run.has_target and r.run.constraint == "penalty"]
     frames = []
     for gamma in sorted({record.run.gamma for record in given}):
-        here = [record for record in given if record.run.gamma == gamma]
-        frame = by_group(compare([*p_star, *here]), names)
+        here = [record for record in given if record.run.gamma in (gamma, 0.0)]
+        frame = by_group(compare([*p_star, *here]), names, margin)
         if not frame.empty:
             frame.insert(len(names), "gamma", gamma)
             frames.append(frame)
     return pd.concat(frames) if frames else pd.DataFrame()
 
 
-def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+def between_groups(
+    comparisons: Sequence[Comparison], margin: float = statistics.MARGIN
+) -> pd.DataFrame:
     """Tests differences of mean drops between groups that differ in one setting alone.
 
     Groups of the same targets are compared target by target. The column `adjusted` has p-values
@@ -195,25 +220,36 @@ def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         if len(apart) != 1:
             continue
         (name, a, b) = apart[0]
-        drops, others = _drops(first), _drops(second)
-        common = drops.index.intersection(others.index)
+        drops, others = _by_target(first), _by_target(second)
+        common = [target for target in drops if target in others]
         paired = len(common) > 1
         if paired:
-            drops, others = drops[common], others[common]
-        found = statistics.difference(drops.to_numpy(), others.to_numpy(), paired=paired)
+            drops, others = (
+                {target: each[target] for target in common} for each in (drops, others)
+            )
+        of_task = {(c.p_star[0].run.task, c.p_star[0].n_eval) for c in (*first, *second)}
+        found = statistics.difference(
+            list(drops.values()),
+            list(others.values()),
+            paired=paired,
+            same_examples=len(of_task) == 1,
+        )
         lines.append(
             {
                 **{key: value for key, value in first_key if key not in (name, *brought)},
                 name: f"{a} - {b}",
                 "difference": found.value,
+                "low": found.low,
+                "high": found.high,
                 "p_value": found.p_value,
+                "verdict": _verdict(found, margin),
                 "paired": paired,
                 "targets": f"{len(drops)}, {len(others)}",
             }
         )
     if not lines:
         return pd.DataFrame()
-    return _tested(pd.DataFrame(lines))
+    return _tested(pd.DataFrame(lines), margin)
 
 
 def by_measurement(records: Sequence[RunRecord], measured: Measured, name: str) -> pd.DataFrame:
@@ -234,7 +270,7 @@ def by_measurement(records: Sequence[RunRecord], measured: Measured, name: str) 
     numbers = [column for column in MEASURES if column in frame]
     lines = []
     for key, group in frame.groupby(by, sort=False, dropna=False):
-        first = statistics.mean_over_prompts(group[numbers[0]].to_numpy())
+        first = statistics.mean_of(group[numbers[0]].to_numpy())
         means = dict(group[numbers].mean())
         lines.append(
             {
@@ -249,7 +285,9 @@ def by_measurement(records: Sequence[RunRecord], measured: Measured, name: str) 
     return pd.DataFrame(lines)
 
 
-def gaps(records: Sequence[RunRecord], measured: Measured) -> pd.DataFrame:
+def gaps(
+    records: Sequence[RunRecord], measured: Measured, margin: float = statistics.MARGIN
+) -> pd.DataFrame:
     """Tests how much better prompts are than their readings and their targets' texts, in points.
 
     Each prompt is compared with its own texts. The column `adjusted` is as in `between_groups`.
@@ -262,19 +300,20 @@ def gaps(records: Sequence[RunRecord], measured: Measured) -> pd.DataFrame:
     for key, group in frame.dropna(subset="id").groupby(names, sort=False):
         accuracy = 100 * group.pivot(index="id", columns="prompt", values="accuracy")
         for text in ("projected", "target"):
-            found = statistics.difference(
-                accuracy["continuous"].to_numpy(), accuracy[text].to_numpy(), paired=True
-            )
+            found = statistics.mean_of((accuracy["continuous"] - accuracy[text]).to_numpy())
             lines.append(
                 {
                     **dict(zip(names, key, strict=True)),
                     "prompts": f"continuous - {text}",
                     "gap": found.value,
+                    "low": found.low,
+                    "high": found.high,
                     "p_value": found.p_value,
+                    "verdict": _verdict(found, margin),
                     "pairs": len(accuracy),
                 }
             )
-    return _tested(pd.DataFrame(lines))
+    return _tested(pd.DataFrame(lines), margin)
 
 
 def measurements(records: Sequence[RunRecord], measured: Measured, name: str) -> pd.DataFrame:
@@ -333,20 +372,81 @@ def shown(
 
 def write(frame: pd.DataFrame, folder: Path, name: str) -> None:
     """Writes all columns to `name.csv`, and the table of `shown` to `name.md` and `name.tex`."""
-    frame.to_csv(folder / f"{name}.csv", index=False)
+    escaping.in_csv(frame).to_csv(folder / f"{name}.csv", index=False)
     table, numbers = shown(frame)
     align = ["right" if number else "left" for number in numbers]
-    markdown = table.to_markdown(index=False, disable_numparse=True, colalign=align)
-    latex = table.to_latex(index=False, escape=True, column_format="".join(a[0] for a in align))
+    markdown = _escaped(table, escaping.in_markdown).to_markdown(
+        index=False, disable_numparse=True, colalign=align
+    )
+    latex = _escaped(table, escaping.in_latex).to_latex(
+        index=False, escape=False, column_format="".join(a[0] for a in align)
+    )
     (folder / f"{name}.md").write_text(markdown + "\n", encoding="utf-8")
     (folder / f"{name}.tex").write_text(latex, encoding="utf-8")
 
 
-def _tested(frame: pd.DataFrame) -> pd.DataFrame:
-    """Adds adjusted p-values to a table of tests, and whether they are within noise."""
+def _escaped(table: pd.DataFrame, escape: Callable[[str], str]) -> pd.DataFrame:
+    return table.map(escape).rename(columns=escape)
+
+
+def _tested(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """Adds adjusted p-values to a table of tests, without which nothing is beyond the margin."""
     frame["adjusted"] = statistics.adjusted(frame["p_value"])
-    frame["within_noise"] = ~(frame["adjusted"] < 1 - statistics.LEVEL)
+    beyond = frame["verdict"] == VERDICTS[statistics.BEYOND].format(margin=margin)
+    chance = ~(frame["adjusted"] < 1 - statistics.LEVEL)
+    frame.loc[beyond & chance, "verdict"] = VERDICTS[statistics.CANNOT_TELL]
     return frame
+
+
+def _drop(
+    group: Sequence[Comparison], drop: statistics.Interval, margin: float
+) -> dict[str, object]:
+    """The columns of a drop, and of the drop from runs of the same start without the constraint."""
+    learned = all(c.learned for c in group)
+    verdict = _verdict(drop, margin) if learned else NOT_LEARNED
+    columns = {
+        "drop": drop.value,
+        "low": drop.low,
+        "high": drop.high,
+        "verdict": verdict,
+        "would_take": _would_take(drop, margin) if learned else "",
+    }
+    beside = [c.beside_unconstrained for c in group]
+    cost = statistics.Interval(np.nan)
+    if all(each is not None for each in beside):
+        cost = statistics.mean_drop(beside)
+    known = not np.isnan(cost.value)
+    return {
+        **columns,
+        "cost": cost.value,
+        "cost_low": cost.low,
+        "cost_high": cost.high,
+        "cost_verdict": (_verdict(cost, margin) if learned else NOT_LEARNED) if known else "",
+    }
+
+
+def _tries(group: Sequence[Comparison]) -> dict[str, int]:
+    """The most tries that a target of a group has, and the fewest of its p_star."""
+    return {
+        "tries": max(c.tries for c in group),
+        "p_star_tries": min(c.p_star_tries for c in group),
+    }
+
+
+def _verdict(found: statistics.Interval, margin: float) -> str:
+    if not found.of_seeds:
+        return ONE_SEED
+    return VERDICTS[found.verdict(margin)].format(margin=margin)
+
+
+def _would_take(found: statistics.Interval, margin: float) -> str:
+    """How many seeds or examples would give a verdict; empty if there is one."""
+    if not found.of_seeds or found.verdict(margin) != statistics.CANNOT_TELL:
+        return ""
+    seeds, examples = found.needed(margin)
+    ways = [f"{seeds} seeds"] if seeds else []
+    ways += [f"{examples:,} examples"] if examples else []
+    return " or ".join(ways) or "more seeds and more examples"
 
 
 def _several(frame: pd.DataFrame, column: str) -> bool:
@@ -387,8 +487,8 @@ def _groups(
     return groups
 
 
-def _drops(comparisons: Sequence[Comparison]) -> pd.Series:
-    """The drops by target."""
+def _by_target(comparisons: Sequence[Comparison]) -> dict[tuple, statistics.Compared]:
+    """The comparisons by the name and text of the target and the length of the prompt."""
     runs = [c.wayward[0].run for c in comparisons]
-    names = pd.MultiIndex.from_tuples([(run.target_name, run.target_text) for run in runs])
-    return pd.Series([c.drop.value for c in comparisons], index=names)
+    keys = [(run.target_name, run.target_text, run.prompt_length) for run in runs]
+    return dict(zip(keys, [c.beside_p_star for c in comparisons], strict=True))

@@ -13,6 +13,9 @@ from wayward_jax.jobs.records import Measured
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import RunRecord
 
+# A terminal is narrow: only the files of tables have these columns.
+WIDE = ["majority", "tries", "p_star_tries", "would_take", "cost_low", "cost_high", "cost_verdict"]
+
 # The columns of the table of runs, which is shown if there is no other.
 OF_A_RUN = ["task", "target_name", "gamma", "accuracy", "prompt_f1"]
 
@@ -50,15 +53,14 @@ def show(
 
 
 def _table(frame: pd.DataFrame) -> Table:
-    # A terminal is narrow, and the intervals say the same.
-    frame = frame.drop(columns="within_noise", errors="ignore")
+    frame = frame.drop(columns=WIDE, errors="ignore")
     cells, numbers = tables.shown(frame, always=["task"])
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name, number in zip(cells, numbers, strict=True):
         justify = "right" if number else "left"
-        table.add_column(name, justify=justify, vertical="bottom", overflow="fold")
+        table.add_column(Text(name), justify=justify, vertical="bottom", overflow="fold")
     for row in cells.itertuples(index=False):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from wayward_jax import metrics
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
 from wayward_jax.runs import RunRecord
@@ -69,4 +70,4 @@ class ProbeContext:
 
 def accuracy(scores: np.ndarray, examples: EvaluationSet) -> float:
     """The share of examples whose right label has the lowest of the scores `[E, C]`."""
-    return float(np.mean(scores.argmin(axis=-1) == examples.labels))
+    return metrics.accuracy(metrics.predict(scores), examples.labels)

@@ -97,6 +97,20 @@ class AnalysisSettings(CommonSettings):
         None,
         "A new or empty folder for the analysis; runs/<time>-analysis by default.",
     )
+    equivalence_margin: float = setting(
+        NUMBER,
+        "2",
+        "Margin of verdicts, in percent: accuracy drops and their differences whose 95 % interval "
+        "lies between -margin and margin are within it, as in the paper.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationSettings(Declared):
+    """The settings of `experiments.calibration`."""
+
+    trials: int = setting(whole(1), "100", "Simulated jobs a case; there are 96 cases.")
+    seed: int = setting(SEED, "0", "Seed of the simulation.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from wayward_jax import metrics
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.causal_lm import KVCache
 from wayward_jax.objective import prediction_losses
@@ -134,8 +135,8 @@ def nll(parts: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
 
 
 def predictions(parts: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
-    """The label of lowest `nll`, the first of equals: `[R, E]` int. Arguments as for `nll`."""
-    return nll(parts, examples).argmin(axis=-1)
+    """The label of lowest `nll`, see `metrics.predict`: `[R, E]` int. Arguments as for `nll`."""
+    return metrics.predict(nll(parts, examples))
 
 
 def score_prompts(

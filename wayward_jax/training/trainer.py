@@ -225,6 +225,7 @@ def _make_records(
             n_eval=len(task.test.labels),
             accuracy=metrics.accuracy(predicted[r], task.test.labels),
             macro_f1=metrics.macro_f1(predicted[r], task.test.labels),
+            majority=metrics.majority(task.test.labels),
             correct=predicted[r] == task.test.labels,
             dev_accuracy=dev_accuracies[r],
             text=readings[kept[r]][r].text,
