@@ -14,7 +14,10 @@ from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import RunRecord
 
 # A terminal is narrow: only the files of tables have these columns.
-WIDE = ["majority", "tries", "p_star_tries", "would_take", "cost_low", "cost_high", "cost_verdict"]
+WIDE = [
+    *("majority", "tries", "p_star_tries", "would_take", "seeds", "runs"),
+    *("cost_low", "cost_high", "cost_verdict"),
+]
 
 # The columns of the table of runs, which is shown if there is no other.
 OF_A_RUN = ["task", "target_name", "gamma", "accuracy", "prompt_f1"]
@@ -53,7 +56,7 @@ def show(
 
 
 def _table(frame: pd.DataFrame) -> Table:
-    frame = frame.drop(columns=WIDE, errors="ignore")
+    frame = frame.drop(columns=WIDE, errors="ignore").dropna(axis=1, how="all")
     cells, numbers = tables.shown(frame, always=["task"])
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name, number in zip(cells, numbers, strict=True):
