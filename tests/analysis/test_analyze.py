@@ -53,7 +53,7 @@ def test_the_table_of_targets_agrees_with_the_results(analysis, job):
 def test_the_group_has_the_mean_drop_of_its_targets(analysis):
     groups, targets = (pd.read_csv(analysis / "tables" / f"{n}.csv") for n in ("groups", "targets"))
     (group,) = groups.itertuples()
-    assert group.drop == pytest.approx(targets["drop"].mean())
+    assert group.drop == pytest.approx(targets["drop"].mean(), rel=1e-5)  # groups are float32
     assert (group.targets, group.seeds, group.runs) == (2, 2, 6)
 
 
@@ -88,6 +88,7 @@ def test_the_page_refers_to_no_other_file(analysis):
     assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", page)
 
 
+@pytest.mark.slow
 def test_the_command_of_a_row_repeats_this_row_alone(analysis, job):
     data = page_data(analysis)
     run = next(run for run in data["runs"] if run["prompt_f1"] is not None and run["gamma"])
@@ -123,6 +124,7 @@ def assert_read_without_its_model(analysis, out_dir, said):
     assert not any("near" in run for run in page_data(out_dir)["runs"])
 
 
+@pytest.mark.slow
 def test_without_the_model_the_page_is_made_and_says_so(job, analysis, tmp_path):
     moved = shutil.copytree(job / "runs", tmp_path / "runs")
     flags = (moved / "flags.json").read_text()
@@ -132,6 +134,7 @@ def test_without_the_model_the_page_is_made_and_says_so(job, analysis, tmp_path)
     assert_read_without_its_model(analysis, out_dir, "gpt2 is not here")
 
 
+@pytest.mark.slow
 def test_a_model_with_other_weights_is_not_used_and_the_page_says_so(job, analysis, tmp_path):
     moved = shutil.copytree(job / "runs", tmp_path / "runs")
     other = shutil.copytree(job / "gpt2", tmp_path / "gpt2")

@@ -102,6 +102,7 @@ def test_the_output_ends_with_accuracies_the_reading_and_the_folder(finished):
     assert str(out_dir) in output.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_another_jobs_results_are_never_overwritten(finished, folder):
     out_dir, _ = finished
     before = {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
@@ -180,6 +181,7 @@ def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
     assert not out_dir.exists()
 
 
+@pytest.mark.slow
 def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     out_dir, _ = finished
     row = records.read_lines(out_dir / "results.jsonl")[-1]

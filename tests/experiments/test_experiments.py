@@ -170,6 +170,7 @@ def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
     assert sorted(row["prompt_length"] for row in rows if not row["target_ids"]) == [2, 3, 5]
 
 
+@pytest.mark.slow
 def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_path):
     first, _ = run_job(folder, tmp_path / "first", gamma=(0.5,))
     again, steps = run_job(
