@@ -299,7 +299,7 @@ def _load(text: str, path: Path, first_line: int) -> Any:
         place = f"{path}:{first_line + error.lineno - 1}"
         raise InputError(None, place, f"not JSON ({error.msg}): fix the line") from error
     except TOO_LARGE as error:
-        raise InputError(None, f"{path}:{first_line}", "too large a value: fix it") from error
+        raise InputError(None, f"{path}:{first_line}", "too large a value: fix the line") from error
 
 
 def _object(value: Any, place: str) -> Mapping[str, Any]:
