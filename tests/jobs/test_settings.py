@@ -20,6 +20,10 @@ OTHERS = {
     "dtype": "float32",
     "task": "plots,mood",
     "data_dir": "FOLDER",
+    "text_column": "review",
+    "label_column": "stars",
+    "truncate": "head",
+    "readable": "all",
     "targets": "text=w1, w2",
     "gamma": "0,0.0001,auto,a/gpt2:3e+20",
     "constraint": "penalty,cell",
@@ -77,6 +81,7 @@ def test_a_setting_that_is_not_given_has_no_text():
     assert {name for name, text in texts.items() if text is None} == {
         *("data_dir", "prompt_length", "population", "mesh", "out_dir", "only", "shard", "reuse"),
         *("coordinator", "num_processes", "process_id", "assets_dir"),
+        *("text_column", "label_column"),
     }
 
 
