@@ -17,7 +17,7 @@ from tests.helpers import pages, toy_job, toy_models
 from wayward_jax import api, models
 from wayward_jax.jobs.job import run_job
 from wayward_jax.jobs.progress_bar import ProgressReporter
-from wayward_jax.jobs.settings import AnalysisSettings, Settings
+from wayward_jax.jobs.settings import AnalysisSettings, CalibrationSettings, Settings
 from wayward_jax.models.families import FAMILIES
 
 ROOT = pages.ROOT
@@ -57,7 +57,8 @@ def published(tmp_path_factory):
 @pytest.fixture
 def toy(published, tmp_path, monkeypatch):
     """An empty folder, in which the names of a built-in model and task stand for small ones."""
-    model = models.load(str(published / "gpt2"), cache_dir=published)
+    # Words that the small vocabulary lacks are its special token.
+    model = models.load(str(published / "gpt2"), cache_dir=published, readable="all")
     load_task = api.load_task
     monkeypatch.setattr(api, "load_model", lambda name: model)
     monkeypatch.setattr(
@@ -121,7 +122,8 @@ def test_the_library_in_usage_runs(toy):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_flag_that_a_page_names_exists(page):
-    known = {setting.name for kind in (Settings, AnalysisSettings) for setting in kind.settings()}
+    kinds = (Settings, AnalysisSettings, CalibrationSettings)
+    known = {setting.name for kind in kinds for setting in kind.settings()}
     programs = text(ROOT / "launch_tpu.sh") + text(ROOT / "experiments/benchmark/__main__.py")
     known |= set(re.findall(r"--([a-z_]+)", programs)) | set(
         re.findall(r'DEFINE_\w+\(\s*"(\w+)', programs)
