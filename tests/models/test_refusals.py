@@ -115,7 +115,7 @@ def test_a_part_of_the_weights_outside_of_the_folder_is_refused(publish, tmp_pat
         (LlamaConfig(**LLAMA), {"rope_parameters": {"rope_type": "linear"}}, "factor"),
         (LlamaConfig(**LLAMA), {"rope_parameters": {"partial_rotary_factor": 0.5}}, "0.5"),
         (MistralConfig(**LLAMA), {"sliding_window": 512}, "sliding_window is 512"),
-        (LlamaConfig(**LLAMA), {"num_attention_heads": 3}, "head"),
+        (LlamaConfig(**LLAMA), {"num_attention_heads": 3}, "o_proj.weight has the shape"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
