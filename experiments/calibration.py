@@ -51,7 +51,7 @@ hold in 95 % of cases, for the T where it is largest.
 
 
 class Case(NamedTuple):
-    """What is simulated: numbers of seeds and examples, and standard deviations of accuracies."""
+    """A simulated case: numbers of seeds and examples, and standard deviations of accuracies."""
 
     seeds: int
     examples: int

@@ -81,7 +81,7 @@ def test_with_one_seed_there_is_no_verdict():
 
 
 def test_the_interval_of_a_target_is_students_if_runs_differ_and_examples_hardly():
-    """Of p_star at 0.8, with one pooled variance, as in Student's test of two samples."""
+    """p_star is at 0.8; one variance is pooled, as in Student's test of two samples."""
     p_star, wayward = (0.78, 0.82, 0.80), (0.70, 0.74, 0.69)
     drop = drop_of(*(runs(*own, examples=10**5) for own in (p_star, wayward)))
     found = stats.ttest_ind(p_star, np.array(wayward)).confidence_interval()

@@ -99,7 +99,7 @@ def test_a_packed_file_that_is_broken_gives_one_line(name, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-# How lines end
+# The ends of lines
 
 LINES = {
     ".jsonl": ['{"text": "bad", "label": 0}', '{"text": "good", "label": 1}'],

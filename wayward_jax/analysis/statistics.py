@@ -84,7 +84,7 @@ class Interval:
 
     @property
     def p_value(self) -> float:
-        """Of the hypothesis that the truth is 0; NaN without several seeds."""
+        """The p-value of the hypothesis that the truth is 0; NaN without several seeds."""
         if not self.of_seeds:
             return math.nan
         if self.error == 0:
@@ -257,7 +257,7 @@ def _estimate(samples: Sequence[Sequence[Unit]], *, same_examples: bool) -> Inte
         return Interval(math.nan)
     wayward = [[[_Runs.of(each.wayward) for _, each in unit] for unit in s] for s in samples]
     members: dict[Hashable, list[_Runs]] = {group: [runs] for group, runs in p_stars.items()}
-    # What the estimate changes by, a point of accuracy: of the p_stars, and of single targets.
+    # The change of the estimate with the accuracy of the p_stars, and with that of single targets.
     weights = dict.fromkeys(p_stars, 0.0)
     in_targets = dict.fromkeys(p_stars, 0.0)
     of_single = dict.fromkeys(p_stars, 0.0)

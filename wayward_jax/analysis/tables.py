@@ -23,6 +23,7 @@ from wayward_jax.analysis.selection import (
 )
 from wayward_jax.jobs.records import Measured
 from wayward_jax.runs import P_STAR, RunRecord
+from wayward_jax.tuning import Records
 
 ALWAYS_SHOWN = ("model", "task", "set")
 
@@ -86,7 +87,7 @@ FORMATS = {
 }
 
 
-# What the tables say of an interval.
+# The words of the tables for an interval.
 VERDICTS = {
     statistics.WITHIN: "within {margin:g} %",
     statistics.BEYOND: "beyond {margin:g} %",
@@ -329,8 +330,7 @@ def measurements(records: Sequence[RunRecord], measured: Measured, name: str) ->
 
 def by_run(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Makes a line for each run, with all that its record has but for lists."""
-    nested = ["curve", "correct", "target_ids", "token_ids"]
-    return pd.DataFrame([record.to_json() for record in records]).drop(columns=nested)
+    return Records(records).to_frame()
 
 
 def differing(frame: pd.DataFrame) -> list[str]:
@@ -440,7 +440,7 @@ def _verdict(found: statistics.Interval, margin: float) -> str:
 
 
 def _would_take(found: statistics.Interval, margin: float) -> str:
-    """How many seeds or examples would give a verdict; empty if there is one."""
+    """The seeds or examples that a verdict would take; empty if there is a verdict."""
     if not found.of_seeds or found.verdict(margin) != statistics.CANNOT_TELL:
         return ""
     seeds, examples = found.needed(margin)
