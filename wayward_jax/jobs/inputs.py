@@ -28,7 +28,7 @@ from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import TaskData
 from wayward_jax.training.examples import EncodedTask, encode_task
-from wayward_jax.training.memory import busy_tokens, pack_tokens
+from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
 
 
 def keep_compiled(cache_dir: Path) -> None:
@@ -153,6 +153,7 @@ def _read_for(
             n_eval=settings.n_eval,
             tokens=busy_tokens(mesh),
             devices=mesh.shape["data"],
+            row_grain=row_grain(mesh),
         )
         fitting[name] = pack_tokens(model, encoded[name].train, planned[name], mesh)
     return Inputs(model.tokenizer, encoded, planned, fitting)

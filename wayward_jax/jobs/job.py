@@ -25,6 +25,7 @@ from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
+from wayward_jax.training.memory import row_grain
 from wayward_jax.training.planning import PopulationPlan, plan_populations
 from wayward_jax.training.progress import StepMetrics, TrainProgress
 from wayward_jax.training.trainer import tune_population
@@ -221,6 +222,7 @@ def _plans(
                 population=settings.population,
                 pack_tokens=of_model.pack_tokens[name],
                 mesh=mesh,
+                row_grain=row_grain(mesh),
             )
         ]
         folder.write_plans(made_for, plans)

@@ -24,7 +24,7 @@ from wayward_jax.models.language_model import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 
 # To be raised with every change after which the same published model is converted differently.
-VERSION = 3
+VERSION = 4
 
 PARAMS, CONFIG, TOKENIZER = "params", "config.json", "tokenizer.json"
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -142,8 +142,9 @@ def _params(
     for path, shape in shapes.items():
         array = tensors[names[path]]()
         ours = array.T if path[-1] == "kernel" and family.linear_out_in else array
-        params["/".join(path)] = _cast(ours, shape, dtype, names[path])
-        digests[names[path]] = _tensor_digest(array)
+        params["/".join(path)] = _cast(family.own_part(path, ours), shape, dtype, names[path])
+        if names[path] not in digests:
+            digests[names[path]] = _tensor_digest(array)
     digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     return params, digest[:DIGEST_DIGITS]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
-from wayward_jax.packing import Segment, example_order, gold_segments, label_segments
+from wayward_jax.packing import GRAIN, Segment, example_order, gold_segments, label_segments
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
 from wayward_jax.training.evaluation import EvaluationSet, evaluation_sets
 
@@ -48,6 +48,7 @@ def encode_task(
     n_dev_subset: int = 64,
     tokens: int = 2048,
     devices: int = 1,
+    row_grain: int = GRAIN,
 ) -> EncodedTask:
     """Tokenizes a task's examples for prompts of up to `prompt_length` tokens.
 
@@ -62,6 +63,7 @@ def encode_task(
         n_dev_subset: random examples to which the dev subset is cut.
         tokens: about how many tokens are scored at once.
         devices: parts of the examples that are scored side by side.
+        row_grain: see `packing.row_sizes`.
 
     Raises:
         InputError: the model has no room for such prompts; see also `tasks.encode`.
@@ -103,8 +105,10 @@ def encode_task(
         [label_segments(encoded(data, examples)) for data, examples in evaluated],
         [examples.labels for _, examples in evaluated],
         len(last.task.labels),
+        prompt_length=prompt_length,
         tokens=tokens,
         devices=devices,
+        row_grain=row_grain,
     )
     return EncodedTask(
         train={
