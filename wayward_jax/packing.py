@@ -298,7 +298,7 @@ def segment_sizes(batches: Sequence[Sequence[Sequence[Segment]]]) -> np.ndarray:
     found[np.repeat(np.arange(len(runs)), counts), _ranges(counts)] = sizes(
         [segment for run in runs for segment in run]
     )
-    return found.reshape(len(batches), -1, *found.shape[1:])
+    return found.reshape(len(batches), len(batches[0]), *found.shape[1:])
 
 
 def needed_shapes(segments: np.ndarray, prompt_lengths: np.ndarray, slots: int) -> np.ndarray:

@@ -36,8 +36,8 @@ class Family:
             Shoeybi et al., 2019, section 3).
         attention_inputs: linear layers that make queries, keys and values. In the last layer, they
             are the only linear layers that are computed for tokens without a prediction.
-        fused: groups of linear layers that are published as one layer, whose outputs are theirs side
-            by side in equal parts. In `names`, the layers of a group have the same published name.
+        fused: groups of linear layers that are published as one layer, whose outputs are theirs
+            side by side in equal parts. In `names`, all layers of a group have one published name.
     """
 
     module: Callable[[Any], CausalLM]

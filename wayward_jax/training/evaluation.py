@@ -28,6 +28,9 @@ from wayward_jax.sharding import BY_RUN, on_host, place
 # The numbers of tokens that packs are tried with, as shares of the most.
 SIZES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
+# Lengths of rows closer than this to each other are not worth trying.
+ROW_GRAIN = 64
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationSet:
@@ -82,7 +85,7 @@ def evaluation_sets(
     choices = [
         (packs, fitted(packs, slots))
         for packs, slots in itertools.product(
-            map(dealt, SIZES), row_sizes(prompt_length + longest, row_grain)
+            map(dealt, SIZES), row_sizes(prompt_length + longest, max(row_grain, ROW_GRAIN))
         )
     ]
     packs, shape = min(choices, key=lambda choice: sum(map(len, choice[0])) * choice[1].cost)

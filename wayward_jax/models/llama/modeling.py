@@ -95,10 +95,10 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Applies rotary embedding to the heads of `x` `[T, H * d]` by `angles` `[T, d / 2]` in radians.
+    """Rotates the heads of `x` `[T, H * d]` by `angles` `[T, d / 2]` in radians.
 
     Channel i of a head is paired with its channel i + d / 2. The product is computed in float32 and
-    returned in the dtype of `x` (RoFormer, Su et al., 2021, section 3.2).
+    returned in the dtype of `x` (rotary embedding: RoFormer, Su et al., 2021, section 3.2).
     """
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
     heads = x.astype(jnp.float32).reshape(len(x), -1, 2 * angles.shape[1])
