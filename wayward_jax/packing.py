@@ -30,7 +30,7 @@ COSTLY_SLOTS = 2400
 MAX_SLOTS = 512
 
 # A further shape must save this share of the cost to be worth its compilation.
-MIN_SAVING = 0.03
+MIN_SAVING = 0.01
 
 
 class PackedShape(NamedTuple):
@@ -271,14 +271,13 @@ def choose_shapes(needed: np.ndarray, most: int) -> tuple[tuple[PackedShape, ...
     fits = np.array([rows[c] <= n for c, n in choices])
     each = np.where(fits, costs[:, None], np.inf)  # [choices, different batches]
     chosen: list[int] = []
-    least = np.full(len(counts), np.inf)
+    cost = np.inf
     while len(chosen) < most:
-        totals = (np.minimum(least, each) * counts).sum(axis=1)
-        best = int(totals.argmin())
-        if chosen and totals[best] > (1 - MIN_SAVING) * (least * counts).sum():
+        more = _exchanged([*chosen, _cheapest(chosen, each, counts)], each, counts)
+        with_more = (each[more].min(axis=0) * counts).sum()
+        if with_more > (1 - MIN_SAVING) * cost:
             break
-        chosen.append(best)
-        least = np.minimum(least, each[best])
+        chosen, cost = more, with_more
 
     shapes, left = [], np.ones(needed.shape[1], bool)
     for best in sorted(chosen, key=lambda choice: costs[choice]):
@@ -287,7 +286,27 @@ def choose_shapes(needed: np.ndarray, most: int) -> tuple[tuple[PackedShape, ...
         if own.any():
             shapes.append(PackedShape(int(n), *needed[c, own, 1:].max(axis=0).tolist()))
         left &= ~own
-    return tuple(shapes), float(np.average(least, weights=counts))
+    return tuple(shapes), float(cost / counts.sum())
+
+
+def _cheapest(others: Sequence[int], each: np.ndarray, counts: np.ndarray) -> int:
+    """Finds the choice that costs least together with the others.
+
+    Args:
+        others: choices that are made.
+        each: `[choices, C]`, what each of C different batches costs with each choice.
+        counts: `[C]`, how often each batch occurs.
+    """
+    least = each[list(others)].min(axis=0, initial=np.inf)
+    return int((np.minimum(least, each) * counts).sum(axis=1).argmin())
+
+
+def _exchanged(chosen: Sequence[int], each: np.ndarray, counts: np.ndarray) -> list[int]:
+    """Exchanges one choice after the other for the cheapest beside the rest."""
+    better = list(chosen)
+    for i in range(len(better)):
+        better[i] = _cheapest(better[:i] + better[i + 1 :], each, counts)
+    return better
 
 
 def segment_sizes(batches: Sequence[Sequence[Sequence[Segment]]]) -> np.ndarray:

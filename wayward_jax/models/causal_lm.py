@@ -27,6 +27,10 @@ class ModelConfig(Protocol):
         """The number of layers."""
 
     @property
+    def heads(self) -> int:
+        """The number of query heads, H."""
+
+    @property
     def attention_width(self) -> int:
         """The width of all query heads of a layer together, `H * d`."""
 

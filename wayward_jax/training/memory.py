@@ -16,7 +16,7 @@ from wayward_jax.runs import Run
 from wayward_jax.training.planning import Train, plan_populations
 
 # A device is busy with this many tokens of a pack. More tokens gain nothing.
-BUSY_CPU, BUSY_ACCELERATOR = 1024, 16384
+BUSY_CPU, BUSY_ACCELERATOR = 2048, 8192
 
 # The lengths of rows are multiples of this.
 ROW_CPU, ROW_ACCELERATOR = 16, 128
@@ -51,7 +51,8 @@ def activation_bytes(
 ) -> int:
     """The bytes that JAX keeps from the forward pass of a pack to its backward pass.
 
-    Compilers need less. Nothing is computed or compiled for this: JAX follows the pass with shapes
+    The attention weights of one layer, which are computed again, are added, in three arrays of
+    float32. Compilers need less. Nothing is computed or compiled for this: JAX follows the pass with shapes
     alone.
     """
 
@@ -66,7 +67,8 @@ def activation_bytes(
     width = model.embedding_table().shape[1]
     prompts = jax.ShapeDtypeStruct((runs, prompt_length, width), jnp.float32)
     residuals = jax.eval_shape(kept, model.params, prompts, jax.tree.map(lambda x: x[0], empty))
-    return _bytes(residuals) - _bytes(model.params)
+    weights = 3 * 4 * model.module.config.heads * shape.rows * shape.slots**2
+    return _bytes(residuals) - _bytes(model.params) + weights
 
 
 def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: Mesh) -> int:

@@ -29,7 +29,7 @@ from wayward_jax.runs import Run
 from wayward_jax.training.step import Batches
 
 # Every shape is compiled. A few shapes waste little, and take little time to compile.
-MAX_SHAPES = 3
+MAX_SHAPES = 4
 
 # The lengths of rows are chosen by so many steps of one population; all populations are alike.
 SAMPLE_STEPS = 100
@@ -37,7 +37,7 @@ SAMPLE_STEPS = 100
 # The most steps in one call of the training program. The packs of a call have one shape, so a call
 # takes fewer steps where they would cost more than this factor of the steps one by one.
 MAX_STEPS_PER_CALL = 5
-MAX_EXTRA_COST = 1.05
+MAX_EXTRA_COST = 1.02
 
 
 @dataclasses.dataclass(frozen=True)

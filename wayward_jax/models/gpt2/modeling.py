@@ -40,6 +40,10 @@ class GPT2Config:
         return self.n_layer
 
     @property
+    def heads(self) -> int:
+        return self.n_head
+
+    @property
     def attention_width(self) -> int:
         return self.n_embd
 

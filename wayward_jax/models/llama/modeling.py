@@ -63,6 +63,10 @@ class LlamaConfig:
         return self.num_hidden_layers
 
     @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
     def attention_width(self) -> int:
         return self.num_attention_heads * self.head_dim
 
