@@ -10,9 +10,9 @@ Runs one job of experiments.run on all hosts of a Cloud TPU slice together:
   ./launch_tpu.sh --name=SLICE --zone=ZONE --type=TYPE [flags] -- --out_dir=gs://BUCKET/JOB [job's flags]
 
 It creates the slice, or uses the one of that name; copies and installs this project; runs the job
-with the flags after -- on every host and shows its log; goes on with it after a preemption, on a new
+with the flags after -- on every host and shows its log; continues it after a preemption, on a new
 slice if the old one is gone; and copies --out_dir to runs/SLICE/ here. If this script is interrupted
-the job goes on, and the same command shows it again.
+the job continues, and the same command shows it again.
 
   --name=SLICE       the slice, e.g. wayward
   --zone=ZONE        where it is, e.g. us-west4-a
@@ -215,7 +215,7 @@ for ((left = restarts, started = 0; ; left--)); do
     reason="there is no slice yet"
   fi
   if ((left == 0)); then
-    say "$reason, and no try is left: the same command goes on from here"
+    say "$reason, and no try is left: the same command continues from here"
     exit "$code"
   fi
   say "$reason; next try in $wait s"

@@ -5,46 +5,36 @@ Nothing is trained, and nothing is fetched from the network.
 
 import os
 import time
+from pathlib import Path
 
-from absl import flags
-
-from experiments import command_line
+from experiments import flags
 from wayward_jax.errors import InputError
-
-flags.adopt_module_key_flags(command_line)
-
-_RUNS = flags.DEFINE_list(
-    "runs",
-    [],
-    "Folders of finished jobs (their --out_dir), also on object stores. They are analyzed "
-    "together; the shards of a job are found in its folder.",
-)
-_OUT_DIR = flags.DEFINE_string(
-    "out_dir", None, "A new or empty folder for the analysis; runs/<time>-analysis by default."
-)
+from wayward_jax.jobs.settings import AnalysisSettings
 
 
-def main() -> None:
+def main(given: flags.Given) -> None:
     """Analyzes the jobs that the flags name, and says where the page is."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    if not _RUNS.value:
+    settings = AnalysisSettings.parse(given)
+    if not settings.runs:
         raise InputError("runs", None, "give folders of finished jobs, separated by commas")
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    out_dir = command_line.path(_OUT_DIR.value or f"runs/{stamp}-analysis")
+    out_dir = settings.out_dir or Path(f"runs/{time.strftime('%Y%m%d-%H%M%S')}-analysis")
     if os.path.exists(out_dir) and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise InputError("out_dir", str(out_dir), "is not empty: name a new folder")
-    cache_dir, assets_dir = command_line.cache_dir(), command_line.assets_dir()
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from wayward_jax.analysis.analyze import analyze, write
     from wayward_jax.jobs import object_stores
 
-    with object_stores.local(_RUNS.value) as folders:
+    with object_stores.local(settings.runs) as folders:
         analysis = analyze(
-            folders, cache_dir=cache_dir, assets_dir=assets_dir, select=command_line.select()
+            folders,
+            cache_dir=settings.cache_dir,
+            assets_dir=settings.assets_dir,
+            select=settings.select,
         )
     write(analysis, out_dir)
     print(f"{len(analysis.records)} runs. Open {out_dir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    flags.run(main, AnalysisSettings)

@@ -1,61 +1,79 @@
 """The runs of nearly all experiments: every target in every way, and p_star beside them."""
 
+import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from experiments.flags import AUTO, Settings
-from wayward_jax.constraints import FIRST_GAMMA
+from wayward_jax.constraints import hold
+from wayward_jax.jobs.settings import Settings
 from wayward_jax.runs import Run
 from wayward_jax.targets import Target
 
+if TYPE_CHECKING:
+    from wayward_jax.models import LanguageModel
 
-def runs(settings: Settings, model: str, task: str, targets: Sequence[Target]) -> list[Run]:
-    """Per seed and choice of examples a p_star of each length, and each target held in each way.
 
-    Targets are tuned from each start. p_star, which has no target, starts at common tokens, unless
-    the starts are random vectors alone.
+def runs(
+    settings: Settings, model: "LanguageModel", task: str, targets: Sequence[Target]
+) -> list[Run]:
+    """Lists a p_star of each length, and each target under each constraint, with all repetitions.
+
+    Repetitions differ in learning rate, choice of examples and seed. Targets are tuned from each
+    start. p_star, which has no target, starts at common tokens, unless the starts are random
+    vectors alone.
+
+    Args:
+        settings: of the job, for this model alone.
+        model: the frozen model.
+        task: the task's name.
+        targets: in the model's tokens.
     """
     common = {
-        "model": model,
+        "model": model.name,
+        "model_digest": model.digest,
         "task": task,
         "steps": settings.steps,
         "batch_size": settings.batch_size,
-        "learning_rate": settings.learning_rate,
+        "optimizer": settings.optimizer,
+        "warmup": settings.warmup,
+        "weight_decay": settings.weight_decay,
+        "keep": settings.keep,
         "method": settings.method,
         "template": settings.template,
         "k_shot": settings.k_shot,
     }
-    repeats = [
-        {"seed": seed, "data_seed": data_seed}
-        for data_seed in settings.data_seeds
-        for seed in settings.seeds
+    repetitions = [
+        {"learning_rate": rate, "data_seed": data_seed, "seed": seed}
+        for rate, data_seed, seed in itertools.product(
+            settings.learning_rate, settings.data_seed, settings.seeds
+        )
     ]
-    start = "random" if settings.inits == ("random",) else "vocab"
+    start = "random" if settings.init == ("random",) else "vocab"
     lengths = dict.fromkeys(len(target.ids) for target in targets)
     p_star = [
-        Run(**common, prompt_length=length, init=start, **repeat)
+        Run(**common, prompt_length=length, init=start, **repetition)
         for length in lengths
-        for repeat in repeats
+        for repetition in repetitions
     ]
+    constraints = _constraints(settings)
     wayward = [
-        Run.towards(target, **common, init=init, **hold, **repeat)
+        Run.towards(target, **common, init=init, **constraint, **repetition)
         for target in targets
-        for init in settings.inits
-        for hold in _holds(settings, model)
-        for repeat in repeats
+        for init in settings.init
+        for constraint in constraints
+        for repetition in repetitions
     ]
     return p_star + wayward
 
 
-def _holds(settings: Settings, model: str) -> list[dict]:
-    """What holds prompts to their targets, in every way that is asked for."""
-    holds = []
-    if "penalty" in settings.constraints:
-        holds += [
-            {"constraint": "dual", "gamma": FIRST_GAMMA, "margin": settings.margin}
-            if gamma == AUTO
-            else {"gamma": gamma}
-            for gamma in settings.gammas_of(model)
+def _constraints(settings: Settings) -> list[dict[str, Any]]:
+    """The ways of keeping a prompt to its target that are asked for, as attributes of `Run`."""
+    asked = []
+    if "penalty" in settings.constraint:
+        asked += [
+            ("dual", 0.0) if gamma.weight is None else ("penalty", gamma.weight)
+            for gamma in settings.gamma
         ]
-    if "cell" in settings.constraints:
-        holds.append({"constraint": "cell", "margin": settings.margin})
-    return holds
+    if "cell" in settings.constraint:
+        asked.append(("cell", 0.0))
+    return [hold(constraint, gamma, settings.margin) for constraint, gamma in asked]

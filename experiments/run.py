@@ -3,45 +3,41 @@
 import time
 from pathlib import Path
 
-from absl import flags
-
-from experiments import command_line
-from experiments import flags as job_flags
-from wayward_jax.jobs import experiment as experiments
-
-flags.adopt_module_key_flags(job_flags)
+from experiments import flags
+from wayward_jax.jobs.settings import Settings
 
 
-def main() -> None:
-    """Carries out one experiment and shows its results."""
-    settings, place = job_flags.settings(), job_flags.place()
+def main(given: flags.Given) -> None:
+    """Runs one experiment and shows its results."""
+    settings = flags.job_settings(given)
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from rich.console import Console
 
     from wayward_jax.analysis.figures import training_curves
     from wayward_jax.analysis.terminal import show
-    from wayward_jax.jobs import folder, inputs, job, object_stores, processes, progress_bar
+    from wayward_jax.jobs import inputs, job, object_stores, processes, progress_bar
+    from wayward_jax.jobs.folder import writing
+    from wayward_jax.jobs.layout import JobLayout
     from wayward_jax.jobs.tensorboard import TensorBoardWriter
 
-    experiment = experiments.find(settings.experiment)
-    began = time.perf_counter()
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    experiment = flags.find_experiment(settings.experiment)
+    began, stamp = time.perf_counter(), time.strftime("%Y%m%d-%H%M%S")
     out_dir = settings.out_dir or Path("runs", f"{stamp}-{settings.experiment}")
     inputs.keep_compiled(settings.cache_dir)
     with (
-        processes.joined(place, independent=settings.shard is not None),
+        processes.joined(settings.place, independent=settings.shard is not None),
         processes.primary_context(object_stores.mirrored(out_dir)) as mirror,
     ):
-        first = processes.is_primary()
-        console = Console(quiet=not first)
+        is_primary = processes.is_primary()
+        console = Console(quiet=not is_primary)
         path = Path(out_dir) if mirror is None else mirror.folder
-        board = TensorBoardWriter(path) if settings.tensorboard else None
-        with progress_bar.ProgressReporter(console, board if first else None) as watch:
+        board = TensorBoardWriter(JobLayout(path)) if settings.tensorboard else None
+        with progress_bar.ProgressReporter(console, board if is_primary else None) as watch:
             finished = job.run_job(settings, experiment, path, watch, mirror)
-        if first:
-            with folder.writing(out_dir):
+        if is_primary:
+            with writing(out_dir):
                 curves = training_curves(finished.records)
-                curves.savefig(finished.folder / "training.png", dpi=160)
+                curves.savefig(finished.layout.training_figure, dpi=160)
             if mirror is not None:
                 mirror.send()
             show(
@@ -57,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    flags.run(main, Settings)

@@ -1,4 +1,4 @@
-"""What several tests need: assets, settings, and small models made and saved by transformers."""
+"""Fixtures that several tests share: assets, a finished job, and models that transformers makes."""
 
 import os
 from pathlib import Path
@@ -6,18 +6,16 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
-from absl import flags as absl_flags
-from absl.testing import flagsaver
 
 from experiments import flags
-from experiments.command_line import default_cache_dir
 from tests.helpers import toy_job
 from wayward_jax import assets
+from wayward_jax.jobs.settings import default_cache_dir
 
-# For tests of meshes; without a mesh one device is used, as everywhere.
+# Tests of meshes use these devices. A test without a mesh uses one of them.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# What is compiled on the way, and a busy machine, take time.
+# Deadlines would fail examples that compile a program, and all on a busy machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=100_000)
 hypothesis.settings.load_profile("untimed")
@@ -29,7 +27,7 @@ CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's 
 
 @pytest.fixture(scope="session")
 def asset(tmp_path_factory):
-    """The file of an asset: from the folder $WAYWARD_ASSETS_DIR, or already in the user's cache."""
+    """Finds the file of an asset in the folder $WAYWARD_ASSETS_DIR or in the user's cache."""
 
     def find(name):
         if folder := os.environ.get("WAYWARD_ASSETS_DIR"):
@@ -45,7 +43,7 @@ def asset(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data_dir():
-    """The folder with the real data sets."""
+    """Returns the folder with the real data sets."""
     if "WAYWARD_DATA_DIR" not in os.environ:
         pytest.skip("WAYWARD_DATA_DIR is not set: no real data sets to read")
     return Path(os.environ["WAYWARD_DATA_DIR"])
@@ -53,7 +51,7 @@ def data_dir():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """A byte-level tokenizer of 400 tokens as transformers has it."""
+    """Makes a byte-level tokenizer of 400 tokens, in transformers' form."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -72,7 +70,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def job(tmp_path_factory):
-    """A finished job of two targets, two gammas and two seeds in its folder `runs`."""
+    """Runs a job of two targets, two gammas and two seeds; its folder `runs` has the results."""
     folder = toy_job.make(tmp_path_factory.mktemp("analysis"))
     (folder / "words.txt").write_text("w7 w8 w9\nw3 w3 great\n")
     flags = {"targets": folder / "words.txt", "gamma": "0,0.5", "seeds": "1,2"}
@@ -83,7 +81,7 @@ def job(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def analysis(job):
-    """What `experiments.analyze` makes of that job."""
+    """Analyzes that job, and returns the folder of the analysis."""
     out_dir = job / "analysis"
     process = toy_job.analyze(
         f"--runs={job / 'runs'}", f"--out_dir={out_dir}", f"--cache_dir={job / 'cache'}"
@@ -94,14 +92,17 @@ def analysis(job):
 
 @pytest.fixture
 def publish(tmp_path, tokenizer):
-    """Makes a random model of a transformers configuration and saves it with a tokenizer."""
-    import torch
+    """Returns a function that makes a random model in transformers and saves it with a tokenizer.
+
+    Tests that use it are skipped without PyTorch.
+    """
+    torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
     def make(config, **save):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        for parameter in model.parameters():  # biases and norms too, which are all 0 or 1
+        for parameter in model.parameters():  # also biases and norms, which start at 0 or 1
             torch.nn.init.normal_(parameter, std=min(parameter.shape[-1] ** -0.5, 0.3))
         folder = tmp_path / "published"
         model.save_pretrained(folder, **save)
@@ -113,12 +114,9 @@ def publish(tmp_path, tokenizer):
 
 @pytest.fixture
 def given():
-    """Gives the settings of some flags, all others as they are by default."""
-    if not absl_flags.FLAGS.is_parsed():
-        absl_flags.FLAGS(["run"])
+    """Returns a function that makes settings of some flags, with defaults for all others."""
 
     def settings(**values):
-        with flagsaver.flagsaver(**values):
-            return flags.settings()
+        return flags.job_settings(toy_job.texts(values))
 
     return settings

@@ -7,23 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 import wayward_jax as wj
 from tests.helpers import toy_models
 from wayward_jax.constraints import Constraint
 from wayward_jax.packing import example_order
+from wayward_jax.sharding import make_mesh, place_params
 from wayward_jax.targets import load_texts
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    return toy_models.pair("gpt2", tmp_path_factory.mktemp("api"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("api")
 
 
 @pytest.fixture(scope="module")
-def model(pair):
-    return pair[0]
+def model(folder):
+    return toy_models.make("gpt2", folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(model, folder):
+    return toy_models.load_published("gpt2", folder)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +75,8 @@ def test_lists_give_a_record_for_every_combination_and_p_star_once_for_all_gamma
     assert both[2].prompt_f1 is None
 
 
-def test_the_loss_and_its_gradient_are_those_of_pytorch(pair, task):
-    model, theirs = pair
+def test_the_loss_and_its_gradient_are_those_of_pytorch(model, theirs, task):
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     prompts = rng.normal(size=(2, 3, toy_models.WIDTH)).astype(np.float32)
     targets, gammas = rng.integers(1, 80, (2, 3)), np.float32([0.1, 2.0])
@@ -101,8 +106,8 @@ def test_the_loss_and_its_gradient_are_those_of_pytorch(pair, task):
         assert error < 1e-4 * prompt.grad.abs().max()
 
 
-def test_an_optimizer_of_ones_own_takes_the_steps_that_pytorchs_takes(pair, task):
-    model, theirs = pair
+def test_an_optimizer_of_ones_own_takes_the_steps_that_pytorchs_takes(model, theirs, task):
+    torch = pytest.importorskip("torch")
     record = tune(
         model, task, gamma=0.5, optimizer=lambda steps: optax.sgd(0.2), learning_rate=None, steps=3
     )
@@ -223,20 +228,21 @@ def test_built_in_targets_load_without_a_tokenizer():
     ("arguments", "said"),
     [
         ({"constraint": "wall"}, "constraint='wall': choose one of penalty"),
-        ({"keep": "first"}, "keep='first': choose one of last, best"),
-        ({"optimizer": "magic"}, "optimizer='magic': choose one of adamw"),
-        ({"warmup": 4}, "warmup=4: give 0 to 3"),
+        ({"keep": "first"}, "keep='first': give one of last, best"),
+        ({"optimizer": "magic"}, "optimizer='magic': give one of adamw"),
+        ({"warmup": 4}, "warmup=4: give fewer than the steps=4"),
         ({"optimizer": "sgd", "weight_decay": 0.1}, "weight_decay=0.1: only optimizer=adamw"),
         ({"targets": ["w1"]}, "give either target or targets"),
+        ({"target": None, "targets": "w1"}, "targets='w1': give a list"),
         ({"target": None}, "prompt_length: give it"),
         ({"init": np.zeros((2, 5))}, r"prompt=\(2, 5\): give an array"),
         ({"init": np.full((4, 32), np.nan)}, "not finite"),
         ({"init": np.zeros((3, 32))}, "has 3 vectors where the prompt has 4"),
-        ({"method": "indirect"}, "method='indirect': choose one of"),
+        ({"method": "indirect"}, "method='indirect': give one of"),
         ({"template": 5}, "template=5"),
-        ({"gammas": [-1.0]}, "gamma=-1.0: give"),
-        ({"steps": 0}, "steps=0: give"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan: give"),
+        ({"gammas": [-1.0]}, "gamma='-1.0': give finite numbers from 0"),
+        ({"steps": 0}, "steps='0': give"),
+        ({"learning_rate": float("nan")}, "learning_rate='nan': give"),
         ({"prompt_length": 9}, "prompt_length=9"),
     ],
     ids=str,
@@ -246,3 +252,16 @@ def test_bad_arguments_get_one_line_that_names_them(model, task, arguments, said
         tune(model, task, **arguments)
     assert "--" not in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_target_without_a_cell_is_refused_where_cells_matter(model, task):
+    table = np.array(model.embedding_table())
+    first, second = model.tokenizer.encode("w1 w5")
+    table[second] = table[first]
+    params = {"params": {**model.params["params"], "embed": {"embedding": jnp.asarray(table)}}}
+    twins = dataclasses.replace(
+        model, params=place_params(params, make_mesh(), model.family.partition_spec)
+    )
+    for constraint in ("cell", "dual"):
+        with pytest.raises(wj.InputError, match=r"targets='text': nothing reads as 'w5'"):
+            tune(twins, task, "w3 w5", constraint=constraint)

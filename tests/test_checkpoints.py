@@ -56,7 +56,7 @@ def assert_same(found, expected):
 
 
 def restored(folder):
-    """What is found in a folder, and the steps that were broken."""
+    """The progress that is found in a folder, and the steps that were broken."""
     broken = []
     checkpoints = ProgressCheckpoints(folder)
     tree = checkpoints.restore(broken.append)

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +11,7 @@ from wayward_jax.projection import c_proj, d_proj
 
 
 def differences(table, ids, prompts):
-    """How much farther every other token is, squared and in float64: `[L, V]`; 0 for its own."""
+    """Squared distances less that of a vector's own token, in float64: `[L, V]`."""
     table, prompts = np.float64(table), np.float64(prompts)
     far = np.square(prompts[:, None] - table).sum(axis=2)
     return far - np.take_along_axis(far, np.asarray(ids)[:, None], axis=1)
@@ -39,6 +40,7 @@ def crowds(draw):
     return jnp.float32(table), jnp.int32(ids), jnp.float32(prompts)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(crowds())
 def test_what_is_put_back_reads_as_its_token(crowd):

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from tests.helpers import toy_models
 from wayward_jax.objective import distance, summed_losses
@@ -16,8 +15,23 @@ PACK_SHAPE = PackedShape(rows=4, slots=40, copies=2, queries=40, predictions=48)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
-def pair(request, tmp_path_factory):
-    return toy_models.pair(request.param, tmp_path_factory.mktemp("tiny"))
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def model(family, folder):
+    return toy_models.make(family, folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(model, family, folder):
+    return toy_models.load_published(family, folder)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +62,8 @@ def pack(encoded):
 
 
 @pytest.fixture(scope="module")
-def computed(pair):
+def computed(model):
     """Gives the summed losses and numbers of examples `[R]`, and the gradient `[R, L, D]`."""
-    model = pair[0]
 
     @jax.jit
     def value_and_grad(params, prompts, pack):
@@ -72,14 +85,15 @@ def ours(computed, prompts, pack):
 
 
 @pytest.fixture(scope="module")
-def published(pair, prompts, encoded):
-    """Of each run: summed loss and gradient, one example at a time."""
+def published(theirs, prompts, encoded):
+    """The summed loss and gradient of each run, computed one example at a time."""
+    torch = pytest.importorskip("torch")
     results = []
     for prompt, length, own in zip(prompts, LENGTHS, encoded, strict=True):
         prompt = torch.tensor(prompt[:length], requires_grad=True)
         total = 0 * prompt.sum()
         for contexts, continuations in own:
-            total = total + toy_models.published_nll(pair[1], prompt, contexts[1], continuations[1])
+            total = total + toy_models.published_nll(theirs, prompt, contexts[1], continuations[1])
         total.backward()
         results.append((total.item(), prompt.grad.numpy()))
     return results

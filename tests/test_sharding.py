@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="there are fewer 
 def model_of(tmp_path_factory):
     """Gives the tiny model of a family, its weights on a mesh."""
     folder = tmp_path_factory.mktemp("tiny")
-    models = {family: toy_models.pair(family, folder)[0] for family in toy_models.CONFIGS}
+    models = {family: toy_models.make(family, folder) for family in toy_models.CONFIGS}
 
     def on_mesh(family, mesh):
         model = models[family]
@@ -77,6 +77,7 @@ def on_one_device(results_on):
     return {family: results_on(family, (1, 1, 1)) for family in toy_models.CONFIGS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "shape"),
     [

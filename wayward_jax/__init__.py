@@ -19,15 +19,16 @@ if TYPE_CHECKING:
         losses,
         pack,
         read,
-        tune,
     )
     from wayward_jax.errors import InputError
     from wayward_jax.runs import Run, RunRecord
+    from wayward_jax.tuning import tune
 
 _HOMES = {
     **dict.fromkeys(("load_model", "load_task", "load_targets"), "wayward_jax.api"),
-    **dict.fromkeys(("tune", "read", "evaluate", "losses", "pack"), "wayward_jax.api"),
+    **dict.fromkeys(("read", "evaluate", "losses", "pack"), "wayward_jax.api"),
     **dict.fromkeys(("Run", "RunRecord"), "wayward_jax.runs"),
+    "tune": "wayward_jax.tuning",
     "InputError": "wayward_jax.errors",
 }
 

@@ -154,7 +154,7 @@ def _digest(tree: dict[str, Any]) -> np.ndarray:
     digest = hashlib.sha256(__version__.encode())
     for leaf in map(np.asarray, jax.tree.leaves(tree)):
         digest.update(f"{leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.ascontiguousarray(leaf).data)
     return np.frombuffer(digest.digest(), np.uint8)
 
 

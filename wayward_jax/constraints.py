@@ -1,4 +1,4 @@
-"""How a prompt is kept to its target while it is tuned: `Penalty`, `Cells` and `AdaptiveGamma`.
+"""Constraints keep a prompt to its target while it is tuned.
 
 A constraint may add a term to the loss, change the prompt after each optimizer step, and keep a
 state for that. `Constraint` is the protocol of all of them, and a class of your own that follows it
@@ -167,7 +167,7 @@ class AdaptiveGammaState:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptiveGamma(Penalty):
+class AdaptiveGamma(Constraint):
     """The distance term with a gamma that is found while the prompt is tuned.
 
     Gamma is the Lagrange multiplier of the constraint that the prompt reads as its target. A dual
@@ -181,6 +181,9 @@ class AdaptiveGamma(Penalty):
         cells = Cells().init(target, gamma, margin, steps)
         return AdaptiveGammaState(gamma, jnp.float32(LOG_GAMMA_TRAVEL / steps), cells)
 
+    def penalty(self, state: AdaptiveGammaState, prompt: jax.Array, target: Target) -> jax.Array:
+        return state.gamma * distance(prompt, target.embeddings, target.mask)
+
     def project(
         self, state: AdaptiveGammaState, prompt: jax.Array, target: Target, remaining: jax.Array
     ) -> tuple[jax.Array, AdaptiveGammaState]:
@@ -188,7 +191,7 @@ class AdaptiveGamma(Penalty):
         outside = ((state.cells.fraction * exit_at < 1) & target.mask).any()
         direction = jnp.where(outside, RISE, -jnp.maximum(remaining - SETTLING, 0))
         gamma = jnp.minimum(state.gamma * jnp.exp(state.rate * direction), MAX_GAMMA)
-        return prompt, state.replace(gamma=gamma)
+        return prompt, AdaptiveGammaState(gamma, state.rate, state.cells)
 
 
 CONSTRAINTS: dict[str, Constraint] = {

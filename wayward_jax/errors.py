@@ -28,13 +28,11 @@ class InputError(ValueError):
         remedy: what is wrong, and what to do about it.
     """
 
-    def __init__(self, argument: str | None, value: object = None, remedy: str = "") -> None:
+    def __init__(self, argument: str | None, value: object, remedy: str) -> None:
         super().__init__(argument, value, remedy)
         self.argument, self.value, self.remedy = argument, value, remedy
 
     def __str__(self) -> str:
-        if not self.remedy:  # LEGACY: a whole message; goes when all places are converted
-            return str(self.argument)
         return FLAG.sub(r"\1", self._line("", repr))
 
     def as_flag(self) -> str:
@@ -42,8 +40,6 @@ class InputError(ValueError):
         return self._line("--", str)
 
     def _line(self, dashes: str, show: Callable[[object], str]) -> str:
-        if not self.remedy:  # LEGACY: a whole message; goes when all places are converted
-            return str(self.argument)
         if self.argument is None:
             return f"{_cut(str(self.value))}: {self.remedy}"
         if self.value is None:

@@ -1,5 +1,7 @@
 """The loss of a continuous prompt: task loss and distance to a target text (paper, section 3)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from wayward_jax.projection import c_proj
 
 def losses(
     module: nn.Module,
-    params: dict,
+    params: dict[str, Any],
     prompts: jax.Array,
     batch: PackedBatch,
     target_ids: jax.Array,
@@ -57,9 +59,9 @@ def summed_losses(
 def prediction_losses(
     module: nn.Module, params: dict, prompts: jax.Array, batch: PackedBatch
 ) -> jax.Array:
-    """What each predicted token adds to its continuation's mean negative log-likelihood, in nats.
+    """The share of each predicted token in its continuation's mean NLL, in nats.
 
-    Summed by `batch.score`, the parts are the losses of the paper's labels: a mean over the tokens
+    Summed by `batch.score`, the shares are the losses of the paper's labels: a mean over the tokens
     from the first at which the labels differ to EOS. Logits are computed only where a token is
     predicted.
 

@@ -138,7 +138,10 @@ def make_segment(
     ids, positions = list(context), list(range(len(context)))
     branch = [0] * len(context)
     query = [len(context) - 1]  # it predicts the first token of every continuation
-    of, target, score, weight = [], [], [], []
+    of: list[int] = []
+    target: list[int] = []
+    score: list[int] = []
+    weight: list[float] = []
     for label, tokens in continuations.items():
         inner = range(len(ids), len(ids) + len(tokens) - 1)
         of += [0, *range(len(query), len(query) + len(inner))]

@@ -13,13 +13,10 @@ from wayward_jax.targets import Target
 
 P_STAR = "p_star"
 
-KEEP = ("last", "best")
-"""The prompt that a run keeps: that of the last step, or of its best evaluation on dev."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One prompt optimisation; equal runs give equal prompts.
+    """The optimization of one prompt; equal runs give equal prompts.
 
     A run without `target_ids` is unconstrained: a `p_star`, whose gamma is 0. Nothing here depends
     on where files lie.
@@ -29,7 +26,7 @@ class Run:
         task: name of the task.
         prompt_length: L.
         target_name: name of the target, or `P_STAR`.
-        target_text: the text that the prompt shall read as.
+        target_text: the text that the prompt is to read as.
         target_ids: its L tokens.
         init: a start of `initialization.STARTS`, or `checkpoint:` and a digest of the prompt that
             the run starts from.
@@ -37,13 +34,13 @@ class Run:
         gamma: weight of the distance term; where it is found while tuning, the first one.
         margin: of the cells, see `constraints`; 0 where they do not matter.
         seed: of the start and the order of examples.
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: examples a step.
         learning_rate: its peak.
         optimizer: one of `training.optimizers.OPTIMIZERS`, or `custom` for the user's own.
         warmup: steps in which the learning rate rises to its peak; after them it falls linearly.
         weight_decay: decoupled from the gradient; 0 is none.
-        keep: one of `KEEP`.
+        keep: the prompt that is kept: that of the `last` step, or of the `best` evaluation on dev.
         method: `direct` or `channel`.
         template: index of the task's template.
         k_shot: training examples a class; -1 is all of them.

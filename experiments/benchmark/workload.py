@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.command_line import default_cache_dir
 from wayward_jax import assets, models, tasks
+from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
 from wayward_jax.models.gpt2.params import GPT2_FAMILY

@@ -1,4 +1,4 @@
-"""Finished jobs analysed by the program, against their results and checkpoints."""
+"""Finished jobs analyzed by the program, against their results and checkpoints."""
 
 import json
 import re
@@ -8,15 +8,16 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.helpers import toy_job
-from tests.helpers.finished_runs import as_rows
 from tests.helpers.nearest import nearest
 from tests.helpers.toy_models import WORDS
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import records
-from wayward_jax.jobs.finished import read_flags
+from wayward_jax.jobs.kept_flags import read_flags
+from wayward_jax.jobs.layout import JobLayout
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
@@ -81,7 +82,7 @@ def test_the_page_has_the_reading_under_other_metrics(analysis, job, table, metr
         assert [data["tokens"][token] for token in ids] == [WORDS[i] for i in near.argmax(1)]
 
 
-def test_the_page_needs_nothing_else(analysis):
+def test_the_page_refers_to_no_other_file(analysis):
     page = (analysis / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", page)
@@ -131,6 +132,20 @@ def test_without_the_model_the_page_is_made_and_says_so(job, analysis, tmp_path)
     assert_read_without_its_model(analysis, out_dir, "gpt2 is not here")
 
 
+def test_a_model_with_other_weights_is_not_used_and_the_page_says_so(job, analysis, tmp_path):
+    moved = shutil.copytree(job / "runs", tmp_path / "runs")
+    other = shutil.copytree(job / "gpt2", tmp_path / "gpt2")
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if name.endswith("wte.weight"))
+    weights[name] = weights[name] + 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    flags = (moved / "flags.json").read_text()
+    (moved / "flags.json").write_text(flags.replace(str(job / "gpt2"), str(other)))
+    out_dir, process = analyze_copy(job, tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert_read_without_its_model(analysis, out_dir, "has other weights than the prompts were")
+
+
 def test_a_job_of_the_old_format_is_refused_in_one_line(job, tmp_path):
     old = shutil.copytree(job / "runs", tmp_path / "runs")
     renamed = (old / "results.jsonl").read_text().replace('"token_ids"', '"projected_ids"')
@@ -161,7 +176,7 @@ def test_merged_jobs_have_each_run_once_in_order(rows, tmp_path):
     second = folder_of([{**row, "seconds": 9.0} for row in rows[3:]], tmp_path / "second")
     merged = records.read_jobs([first, second])
     expected = rows[:6] + [{**row, "seconds": 9.0} for row in rows[6:]]
-    assert as_rows([run.record for run in merged]) == expected
+    assert toy_job.rows([run.record for run in merged]) == expected
     assert [run.job.folder for run in merged] == [first] * 6 + [second] * (len(rows) - 6)
 
 
@@ -190,4 +205,4 @@ def test_flags_that_cannot_be_read_are_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "flags.json").write_text(text)
     with pytest.raises(InputError, match=r"flags.json: cannot be read"):
-        read_flags(tmp_path)
+        read_flags(JobLayout(tmp_path))

@@ -1,4 +1,4 @@
-"""Figures are drawn of those runs that they are about, tested on records made by hand."""
+"""Figures are drawn if there are data for them, tested on records made by hand."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_one_target_at_one_gamma_has_the_main_figure_and_the_curves():
     assert names([best(0.8), wayward(0.7)]) == ["main", "training"]
 
 
-def test_without_a_p_star_there_are_curves_alone():
+def test_without_a_p_star_there_are_only_curves():
     assert names([wayward(0.7)]) == ["training"]
 
 

@@ -179,7 +179,7 @@ def test_the_page_fits_its_window_and_text_stands_out(page, width, scheme):
 
 
 def contrast(page, selector):
-    """Of an element's text with what is painted behind it."""
+    """The contrast of an element's text with what is painted behind it."""
     front, back = page.execute_script(
         """
         const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });

@@ -1,4 +1,4 @@
-"""Runs are compared with those that they may be compared with; records are made by hand."""
+"""The choice of runs that are compared with each other, on records made by hand."""
 
 import dataclasses
 

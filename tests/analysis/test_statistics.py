@@ -36,7 +36,7 @@ def test_equal_predictions_differ_by_exactly_nothing():
     assert drop.within_noise
 
 
-def test_pairing_examples_makes_the_interval_narrower_than_the_accuracies_own():
+def test_pairing_examples_makes_the_interval_narrower():
     rng = np.random.default_rng(0)
     best = rng.random(400) < 0.8
     wayward = best ^ (rng.random(400) < 0.02)  # the two disagree on few examples
@@ -67,7 +67,8 @@ def test_95_percent_of_intervals_over_examples_hold_the_true_drop():
     assert 0.90 <= held / trials <= 0.985  # two standard errors of a share of 200 are 0.03
 
 
-def test_intervals_over_all_hold_the_true_drop_and_are_hardly_wider_than_need_be():
+@pytest.mark.slow
+def test_intervals_over_all_hold_the_true_drop_and_are_not_much_too_wide():
     """Right is what is above 0: easy examples, good prompts, and chance. The truth is no drop."""
     rng = np.random.default_rng(0)
     drops = []
@@ -83,7 +84,7 @@ def test_intervals_over_all_hold_the_true_drop_and_are_hardly_wider_than_need_be
 
 
 def only_accuracies(values):
-    """Of a single example, which is right so often."""
+    """The correctness of a single example, which is right so often."""
     return np.asarray(values)[..., None]
 
 
@@ -94,7 +95,7 @@ def test_seeds_that_go_all_one_way_widen_the_interval():
     assert (drop.low, drop.high) == (pytest.approx(0), pytest.approx(10))
 
 
-def test_with_one_seed_targets_are_drawn():
+def test_with_one_seed_the_interval_is_over_targets():
     drops = np.array([[0.0], [4.0]])
     drop = drop_over_all(only_accuracies(np.ones((2, 1))), only_accuracies(1 - drops / 100))
     assert drop.value == pytest.approx(2)
@@ -112,7 +113,7 @@ def test_with_one_target_and_seed_the_interval_is_that_over_examples():
     assert (drop.low, drop.high) == pytest.approx((other.low, other.high), abs=1)
 
 
-def test_no_drop_is_had_of_the_same_predictions_however_drawn():
+def test_equal_predictions_have_no_drop_in_any_resample():
     same = np.tile(np.random.default_rng(0).random((2, 50)) < 0.8, (3, 1, 1))
     drop = drop_over_all(same, same)
     assert (drop.value, drop.low, drop.high) == (0, 0, 0)

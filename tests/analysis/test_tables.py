@@ -70,6 +70,16 @@ def test_constraints_are_compared_target_by_target_whatever_their_margins():
     assert tables.differing(margins_too) == ["constraint", "margin"]
 
 
+def test_models_are_compared_though_they_have_other_weights():
+    small = finished(names=["one/1", "one/2"], model_digest="a")
+    large = finished(names=["one/1", "one/2"], model="gpt2-large", model_digest="b")
+    (line,) = tables.between_groups(compare([*small, *large])).itertuples()
+    assert (line.model, line.paired, line.targets) == ("gpt2 - gpt2-large", True, "2, 2")
+    again = finished(names=["one/1", "one/2"], model_digest="c")
+    (line,) = tables.between_groups(compare([*small, *again])).itertuples()
+    assert line.model_digest == "a - c"
+
+
 def test_a_gamma_that_was_found_is_shown_and_is_not_among_those_given():
     found = {"constraint": "dual", "gamma": 0.01, "margin": 0.01}
     made = [best(0.8), *(wayward(0.7, run={**found, "seed": seed}) for seed in (1, 2))]

@@ -1,7 +1,7 @@
-"""Small jobs back to back in one process: `python tests/soak.py MINUTES`, run by hand.
+"""Small jobs back to back in one process: `python tests/end_to_end/soak.py MINUTES`, run by hand.
 
-Prints once a minute how many jobs are done and what the process holds. After the first few minutes,
-in which programs are compiled and pools filled, none of it should grow.
+Prints once a minute how many jobs are done, and the memory, files and threads of the process. After
+the first few minutes, in which programs are compiled and pools filled, none of these should grow.
 """
 
 import shutil
@@ -20,9 +20,9 @@ from wayward_jax.jobs.progress_bar import ProgressReporter
 
 # Different shapes, the same again and again.
 JOBS = (
-    {"gammas": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3, "checkpoint_every": 5},
-    {"targets": "text=w1 w2 w3 w4 w5", "steps": 12, "inits": ("random",), "checkpoint_every": 3},
-    {"seeds": (1, 2, 3), "k_shot": 8, "data_seeds": (1, 2), "method": "channel", "steps": 5},
+    {"gamma": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3, "checkpoint_every": 5},
+    {"targets": "text=w1 w2 w3 w4 w5", "steps": 12, "init": ("random",), "checkpoint_every": 3},
+    {"seeds": (1, 2, 3), "k_shot": 8, "data_seed": (1, 2), "method": "channel", "steps": 5},
 )
 
 
@@ -41,8 +41,8 @@ def soak(minutes: float) -> None:
         done += 1
         if (minute := int((time.monotonic() - began) / 60)) > said:
             said = minute
-            held = process.memory_info().rss >> 20, process.num_fds(), process.num_threads()
-            print(minute, done, *held, sep="\t", flush=True)
+            in_use = process.memory_info().rss >> 20, process.num_fds(), process.num_threads()
+            print(minute, done, *in_use, sep="\t", flush=True)
     shutil.rmtree(folder)
 
 

@@ -27,9 +27,13 @@ from tests.helpers.corrupt import (
 )
 from wayward_jax import assets, checkpoints, models
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 10
 HUGE = 10**12
 DIGITS = "9" * 5000
+GOOD = '{"text": "w1", "label": 1}'
+PROMPT = np.ones((3, 32))
 WTE = "transformer.wte.weight"
 
 
@@ -55,23 +59,30 @@ def folder(tmp_path_factory):
 
 
 FLAGS = {
-    "no steps": ({"steps": 0}, "--steps=0", "positive"),
+    "no steps": ({"steps": 0}, "--steps=0", "from 1 on"),
     "endless steps": ({"steps": HUGE}, f"--steps={HUGE}", "lower"),
-    "steps in words": ({"steps": "many"}, "--steps=many", "int()"),
-    "empty batches": ({"batch_size": 0}, "--batch_size=0", "range"),
-    "endless batches": ({"batch_size": 10**9}, "--batch_size", "range [1, 10000]"),
+    "steps in words": ({"steps": "many"}, "--steps=many", "whole number"),
+    "empty batches": ({"batch_size": 0}, "--batch_size=0", "from 1 to 10000"),
+    "endless batches": ({"batch_size": 10**9}, "--batch_size=1000000000", "from 1 to 10000"),
     "steps of batches": ({"steps": 10**6, "batch_size": 1000}, "--batch_size=1000", "lower"),
-    "learning backwards": ({"learning_rate": -1}, "--learning_rate=-1", "non-negative"),
+    "learning backwards": ({"learning_rate": -1}, "--learning_rate=-1", "from 0 on"),
     "learning rate nan": ({"learning_rate": "nan"}, "--learning_rate=nan", "finite"),
     "learning rate inf": ({"learning_rate": "inf"}, "--learning_rate=inf", "finite"),
+    "learning rate twice": ({"learning_rate": "0.1,0.10"}, "--learning_rate=0.1,0.10", "each once"),
+    "no learning rate": ({"learning_rate": ""}, "--learning_rate: ", "give at least one"),
+    "optimizer": ({"optimizer": "newton"}, "--optimizer=newton", "give one of adamw, adam, sgd"),
+    "warmup to the end": ({"warmup": 10}, "--warmup=10", "fewer than the --steps=10"),
+    "weight decay": ({"weight_decay": -1}, "--weight_decay=-1", "from 0 on"),
+    "prompt to keep": ({"keep": "worst"}, "--keep=worst", "give one of last, best"),
+    "list that is no CSV": ({"seeds": '"1,2'}, '--seeds="1,2', "separated by commas"),
     "gamma below 0": ({"gamma": -1}, "--gamma=-1", "from 0 on"),
-    "gamma in words": ({"gamma": "much"}, "--gamma=much", "numbers like"),
+    "gamma in words": ({"gamma": "much"}, "--gamma=much", "finite numbers from 0 on like"),
     "gamma twice": ({"gamma": "0.1,0.1"}, "--gamma", "each once"),
     "gamma nan": ({"gamma": "nan"}, "--gamma=nan", "finite"),
     "gamma beyond float32": ({"gamma": "1e39"}, "--gamma=1e39", "finite"),
-    "gamma of another model": ({"gamma": "gpt2:0.1"}, "--gamma has one for gpt2", "--model"),
-    "no gamma": ({"gamma": ""}, "--gamma has none", "give one"),
-    "constraint": ({"constraint": "none"}, "--constraint=none", "give penalty, cell"),
+    "gamma of another model": ({"gamma": "gpt2:0.1"}, "--gamma=gpt2:0.1", "--model"),
+    "no gamma": ({"gamma": ""}, "--gamma: ", "give at least one"),
+    "constraint": ({"constraint": "none"}, "--constraint=none", "give one of penalty, cell"),
     "margin 0": ({"margin": 0}, "--margin=0", "between 0 and 1"),
     "margin nan": ({"margin": "nan"}, "--margin=nan", "between 0 and 1"),
     "seed 1.5": ({"seeds": "1.5"}, "--seeds=1.5", "whole numbers"),
@@ -79,15 +90,15 @@ FLAGS = {
     "seed 2**32": ({"seeds": 2**32}, "--seeds=", "to 4294967295"),
     "seed of many digits": ({"seeds": DIGITS}, "--seeds=", "to 4294967295"),
     "data seed": ({"data_seed": "x"}, "--data_seed=x", "whole numbers"),
-    "experiment": ({"experiment": "none"}, "--experiment=none", "should be one of"),
-    "dtype": ({"dtype": "float8"}, "--dtype=float8", "should be one of"),
-    "method": ({"method": "both"}, "--method=both", "should be one of"),
-    "template -1": ({"template": -1}, "--template=-1", "non-negative"),
+    "experiment": ({"experiment": "none"}, "--experiment=none", "give one of"),
+    "dtype": ({"dtype": "float8"}, "--dtype=float8", "give one of"),
+    "method": ({"method": "both"}, "--method=both", "give one of"),
+    "template -1": ({"template": -1}, "--template=-1", "from 0 on"),
     "template huge": ({"template": HUGE}, f"--template={HUGE}", "templates 0 to 0"),
     "prompt length 0": ({"prompt_length": 0}, "--prompt_length=0", "whole numbers"),
     "prompt length of many digits": ({"prompt_length": DIGITS}, "--prompt_length=", "whole"),
     "prompt length huge": ({"prompt_length": 10**9}, "--prompt_length=1000000000", "smaller"),
-    "n_eval -1": ({"n_eval": -1}, "--n_eval=-1", "non-negative"),
+    "n_eval -1": ({"n_eval": -1}, "--n_eval=-1", "from 0 on"),
     "k_shot 0": ({"k_shot": 0}, "--k_shot=0", "-1 for all"),
     "k_shot huge": ({"k_shot": 10**9}, "--k_shot=1000000000", "lower"),
     "population 0": ({"population": 0}, "--population=0", "or auto"),
@@ -98,13 +109,13 @@ FLAGS = {
     "mesh of nothing": ({"mesh": "runs:0"}, "--mesh=runs:0", "runs:4"),
     "mesh of many digits": ({"mesh": f"runs:{DIGITS}"}, "--mesh=runs:", "runs:4"),
     "mesh huge": ({"mesh": f"data:{HUGE}"}, "--mesh", "devices, and there are"),
-    "checkpoints every 0": ({"checkpoint_every": 0}, "--checkpoint_every=0", "positive"),
+    "checkpoints every 0": ({"checkpoint_every": 0}, "--checkpoint_every=0", "from 1 on"),
     "unknown flag": ({"no_such_flag": 1}, "no_such_flag", "Unknown"),
     "run that is not asked for": ({"only": "123456789abc"}, "--only=123456789abc", "give all"),
     "unknown task": ({"task": "nothing"}, "--task=nothing", "not one of reviews"),
     "task of a long name": ({"task": "x" * 5000}, "--task=xxx", "not one of reviews"),
     "task twice": ({"task": "mood,mood"}, "--task", "each once"),
-    "no task": ({"task": ""}, "--task is empty", "give"),
+    "no task": ({"task": ""}, "--task: ", "give at least one"),
     "task without data": ({"task": "sst2"}, "--data_dir=", "looked for"),
     "task on the hub": ({"task": "hf:no/such"}, "--task=hf:no/such", ""),
     "unknown targets": ({"targets": "nothing"}, "--targets=nothing", "text=..."),
@@ -122,19 +133,23 @@ FLAGS = {
         *("--template=0", "positions", "shorten"),
     ),
     "targets without an end": ({"targets": "/dev/zero"}, "--targets=/dev/zero", "text=..."),
-    "no data folder": ({"data_dir": "nowhere"}, "--data_dir=nowhere", "give one that exists"),
-    "no assets folder": ({"assets_dir": "nowhere"}, "--assets_dir=nowhere", "give one that exists"),
+    "no data folder": ({"data_dir": "nowhere"}, "--data_dir=nowhere", "give a folder that exists"),
+    "no assets folder": (
+        {"assets_dir": "nowhere"},
+        "--assets_dir=nowhere",
+        "give a folder that exists",
+    ),
     "unknown model": ({"model": "nothing"}, "--model=nothing", "give smollm2-135m"),
     "model of a long name": ({"model": "x" * 5000}, "--model=xxx", "give smollm2-135m"),
     "model on the hub": ({"model": "no/such"}, "--model=no/such", "check name and network"),
     "model without an end": ({"model": "/dev/zero"}, "--model=/dev/zero", "give smollm2-135m"),
     "start": ({"init": "nothing"}, "--init=nothing", "choose from target, vocab, random"),
-    "no job to reuse": ({"reuse": "nowhere"}, "--reuse=nowhere", "give one that exists"),
-    "profile of -1 steps": ({"profile": -1}, "--profile=-1", "non-negative"),
+    "no job to reuse": ({"reuse": "nowhere"}, "--reuse=nowhere", "give a folder that exists"),
+    "profile of -1 steps": ({"profile": -1}, "--profile=-1", "from 0 on"),
     "model of nobody": ({"model": "~no_such_user/m"}, "--model=~no_such_user/m", "give smollm2"),
     "shard of no form": ({"shard": "1"}, "--shard=1", "give i/n"),
     "shard beyond the last": ({"shard": "3/3"}, "--shard=3/3", "from 0 to 2"),
-    "half a place": ({"process_id": 1}, "--process_id", "give all three or none"),
+    "half a place": ({"process_id": 1}, "--process_id", "give all three of", "or none"),
     "place beyond the last": (
         {"coordinator": "localhost:1", "num_processes": 2, "process_id": 2},
         *("--process_id=2", "below --num_processes=2"),
@@ -161,19 +176,48 @@ FILES = {
     ),
     "folder of something else": (
         lambda at: {"out_dir": at.file("photos/cat.jpg", "").parent},
-        *("photos is not empty", "name a new folder"),
+        *("photos: is not empty", "name a new folder"),
     ),
     "job of other flags": (
-        lambda at: {"out_dir": at.file("job/flags.json", '{"steps": 3}').parent},
+        lambda at: {"out_dir": at.job(steps=3)},
         *("--out_dir=", "--steps was 3 and is 10", "name a new folder"),
     ),
     "job of broken flags": (
         lambda at: {"out_dir": at.file("job/flags.json", "{").parent},
-        *("flags.json cannot be read", "give the --out_dir"),
+        *("flags.json: cannot be read", "give the --out_dir"),
+    ),
+    "job of an older version": (
+        lambda at: {
+            "out_dir": at.file("job/flags.json", '{"models": ["gpt2"], "gammas": [0.5]}').parent
+        },
+        *("flags.json: was written by another version", "name a new folder"),
+    ),
+    "job of rows of an older version": (
+        lambda at: {
+            "out_dir": at.file("job/results.jsonl", '{"id": "0123", "gamma": 0.5}\n').parent
+            and at.job()
+        },
+        *("results.jsonl:1: lacks accuracy", "run the job again"),
+    ),
+    "two models of one name": (
+        lambda at: {"model": f"{at.model()},{shutil.copytree(at.path, at.path / 'b') / 'model'}"},
+        *("--model=", "is called model in the results", "rename one"),
+    ),
+    "two tasks of one name": (
+        lambda at: {"task": f"mood,{at.task('dev', GOOD)}"},
+        *("--task=", "is called mood in the results", "rename one"),
+    ),
+    "the same start twice": (
+        lambda at: {
+            "init": ",".join(
+                map(str, [first := at.checkpoint(PROMPT), shutil.copytree(first, at.path / "copy")])
+            )
+        },
+        *("--init=", "copy: holds the same prompt as --init=", "give one"),
     ),
     "data folder that is a file": (
         lambda at: {"data_dir": at.file("f", "")},
-        *("--data_dir=", "not a folder", "give one that exists"),
+        *("--data_dir=", "/f: ", "give a folder that exists"),
     ),
     "cache under a file": (
         lambda at: {"cache_dir": at.file("f", "") / "cache"},
@@ -360,7 +404,7 @@ FILES = {
     ),
     "start that is no checkpoint": (
         lambda at: {"init": at.file("checkpoint/prompt.npy", "").parent},
-        *("checkpoint is not a readable checkpoint",),
+        *("checkpoint: is not a readable checkpoint", "give another"),
     ),
 }
 
@@ -368,7 +412,7 @@ FILES = {
 ANALYSES = {
     "no jobs": ({"runs": ""}, "--runs: give folders"),
     "job that is not there": ({"runs": "nowhere"}, "nowhere/results.jsonl", "give the --out_dir"),
-    "job of a long name": ({"runs": "x" * 5000}, "x/results.jsonl", "give the --out_dir"),
+    "job of a long name": ({"runs": "x" * 5000}, "xxx", "give the --out_dir"),
     "analysis in the job's folder": (
         {"runs": "JOB", "out_dir": "JOB"},
         *("--out_dir=", ": is not empty", "name a new folder"),
@@ -380,11 +424,11 @@ ANALYSES = {
     "flag of a job": ({"runs": "JOB", "steps": 3}, "steps", "Unknown"),
     "assets of the analysis": (
         {"runs": "JOB", "assets_dir": "nowhere"},
-        *("--assets_dir=nowhere", "give one that exists"),
+        *("--assets_dir=nowhere", "give a folder that exists"),
     ),
 }
 
-# What is done to a finished job before its analysis.
+# Each entry does something to a finished job before its analysis.
 SPOILT_JOBS = {
     "job without its prompts": (
         lambda job: shutil.rmtree(job / "checkpoints"),
@@ -396,7 +440,7 @@ SPOILT_JOBS = {
     ),
     "job of a row that is none": (
         lambda job: (job / "results.jsonl").write_text("3\n"),
-        *("results.jsonl:1: not a JSON object", "give the --out_dir"),
+        *("results.jsonl:1: not a JSON object", "mend or remove the line"),
     ),
     "job in another encoding": (
         lambda job: (job / "results.jsonl").write_bytes(b"\xff\xfe"),
@@ -417,12 +461,12 @@ SPOILT_JOBS = {
 
 
 def snapshot(*folders):
-    """What is in folders, but for the files of locks."""
+    """The files in folders, except those of locks, with their sizes and times."""
     return {
         path: (path.stat().st_size, path.stat().st_mtime_ns)
         for folder in folders
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix != ".lock"
+        if path.is_file() and not path.name.endswith(".lock")
     }
 
 

@@ -286,6 +286,7 @@ NAMES = sorted(
 )
 
 
+@pytest.mark.slow
 @example(metadata=SENTENCEPIECE, without=set(), others={"tokenizer.ggml.token_type": ""})
 @given(
     metadata=st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]),

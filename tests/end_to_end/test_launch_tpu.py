@@ -22,9 +22,12 @@ JOB = ["--out_dir=gs://bucket/job", "--steps=5"]
 PREEMPTED = (1, "PREEMPTED")
 GONE = (1, None)
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("flock"), reason="the stub's hosts need flock, which Linux has"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not shutil.which("flock"), reason="the stub's hosts need flock, which Linux has"
+    ),
+]
 
 GCLOUD = r"""
 import json, os, pathlib, shutil, subprocess, sys
@@ -129,7 +132,7 @@ class World:
         self.plan([0], [0])
 
     def plan(self, *outcomes: list) -> None:
-        """How the job ends on each host, time after time: with which exit code.
+        """Sets the exit codes with which the job ends on each host, one after the other.
 
         With a pair, the slice is lost with it; its state afterwards is the second value.
         """

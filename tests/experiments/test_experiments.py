@@ -1,27 +1,29 @@
 """Experiments as jobs: lists of models, starts and lengths, and runs taken over from other jobs."""
 
+import dataclasses
 import importlib
+import itertools
 import shutil
 
 import numpy as np
 import pytest
-from absl import flags as absl_flags
 from safetensors.numpy import load_file, save_file
 
 from experiments import flags, grid, length, main
 from tests.helpers import toy_job
-from tests.helpers.finished_runs import as_rows
-from tests.helpers.toy_models import WORDS, pair
+from tests.helpers.toy_models import WORDS, make
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import experiment, job, records
+from wayward_jax.jobs import job, records
+from wayward_jax.jobs.setting import Gamma
+from wayward_jax.jobs.settings import EXPERIMENTS, Settings
 from wayward_jax.targets import Target
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = toy_job.make(tmp_path_factory.mktemp("experiments"))
-    pair("llama", made)
+    make("llama", made)
     (made / "words.txt").write_text("w7 w8 w9 w3 w1\nw3 w3 great\n")
     return made
 
@@ -31,66 +33,78 @@ def run_job(folder, out_dir, chosen=main.EXPERIMENT, **changed):
     settings = toy_job.settings(folder, out_dir, **changed)
     with toy_job.CountingReporter() as watch:
         finished = job.run_job(settings, chosen, out_dir, watch)
-        return as_rows(finished.records), watch.steps
+        return toy_job.rows(finished.records), watch.steps
 
 
-@pytest.mark.parametrize("name", flags.EXPERIMENTS)
+@dataclasses.dataclass
+class Named:
+    """As much of a model as lists of runs take."""
+
+    name: str
+    digest: str = "0123456789abcdef"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_has_runs_tables_and_defaults_that_flags_take(given, name):
-    found = experiment.find(name)
+    found = flags.find_experiment(name)
     assert found.tables
     settings = given(experiment=name)
-    defaults = {flag: absl_flags.FLAGS[flag].default_as_str for flag in found.defaults}
     assert settings.experiment == name
+    expected = Settings.parse({**settings.texts(), **found.defaults})
+    assert settings == expected
+    assert found.defaults.keys() <= settings.texts().keys()
     targets = [Target(f"own/{i}", "two words", (i, 1)) for i in range(2)]
     runs = [
         run
-        for model in settings.models
-        for run in found.runs(settings, model, settings.tasks[0], targets)
+        for model in settings.model
+        for run in found.runs(settings.of_model(model), Named(model), settings.task[0], targets)
     ]
     assert len({run.id for run in runs}) == len(runs) > 0
     assert all(run.target_ids or run.gamma == 0 for run in runs)
     assert given().experiment == "main"
-    assert {flag: absl_flags.FLAGS[flag].default_as_str for flag in found.defaults} == defaults
+    assert all(given().texts()[flag] != text for flag, text in found.defaults.items())
 
 
 def test_what_the_user_gives_comes_before_an_experiments_defaults(given):
-    assert given(experiment="length").prompt_lengths == (4, 7, 14, 28, 56)
-    assert given(experiment="length", prompt_length=["5"]).prompt_lengths == (5,)
+    assert given(experiment="length").prompt_length == (4, 7, 14, 28, 56)
+    assert given(experiment="length", prompt_length=["5"]).prompt_length == (5,)
     assert given(experiment="length").targets != given(experiment="length", targets="code").targets
 
 
 def test_gammas_may_be_for_one_model(given):
     settings = given(model=["a", "b:c"], gamma=["0.5", "a:0.1", "b:c:0.2", "a:0.50"])
-    assert settings.gammas_of("a") == [0.5, 0.1]
-    assert settings.gammas_of("b:c") == [0.5, 0.2]
+    assert settings.of_model("a").gamma == (Gamma(0.5), Gamma(0.1))
+    assert settings.of_model("b:c").gamma == (Gamma(0.5), Gamma(0.2))
 
 
 @pytest.mark.parametrize(
     ("gamma", "said"),
     [
         (["a:0.1"], "none for --model=b"),
-        (["a:0.1", "b:0.2", "c:0.3"], "one for c"),
+        (["a:0.1", "b:0.2", "c:0.3"], "=c:0.3: name this model in --model"),
         (["a:much", "b:0.2"], "much"),
         (["0.1", "a:0.2", "a:0.20"], "twice"),
     ],
 )
 def test_gammas_of_models_that_do_not_fit_are_refused(given, gamma, said):
-    with pytest.raises(InputError, match=f"--gamma.*{said}"):
+    with pytest.raises(InputError) as error:
         given(model=["a", "b"], gamma=gamma)
+    assert error.value.as_flag().startswith("--gamma")
+    assert said in error.value.as_flag()
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "x"])
 def test_prompt_lengths_are_whole_numbers(given, value):
-    with pytest.raises(InputError, match="--prompt_length"):
+    with pytest.raises(InputError, match="prompt_length"):
         given(prompt_length=["4", value])
 
 
 def test_the_grid_has_each_target_in_every_way_and_a_p_star_of_each_length(folder):
     settings = toy_job.settings(
-        folder, None, gammas=(0.0, 0.5), inits=("target", "vocab"), seeds=(1, 2)
+        folder, None, gamma=(0.0, 0.5), init=("target", "vocab"), seeds=(1, 2)
     )
     targets = [Target("one", "a b", (1, 2)), Target("two", "a b c", (1, 2, 3))]
-    runs = grid.runs(settings, "gpt2", "mood", targets)
+    runs = grid.runs(settings, Named("gpt2"), "mood", targets)
     p_star = [run for run in runs if not run.target_ids]
     assert sorted((run.prompt_length, run.seed) for run in p_star) == [
         *((2, 1), (2, 2), (3, 1), (3, 2))
@@ -98,32 +112,52 @@ def test_the_grid_has_each_target_in_every_way_and_a_p_star_of_each_length(folde
     assert {run.init for run in p_star} == {"vocab"}
     aimed = {(r.target_name, r.init, r.gamma, r.seed) for r in runs if r.target_ids}
     assert len(aimed) == len(runs) - 4 == 2 * 2 * 2 * 2
+    assert {(run.model, run.model_digest) for run in runs} == {("gpt2", "0123456789abcdef")}
 
 
+def test_every_target_and_p_star_is_tuned_at_every_learning_rate(folder):
+    settings = toy_job.settings(folder, None, learning_rate=(0.01, 0.3), seeds=(1, 2))
+    runs = grid.runs(settings, Named("gpt2"), "mood", [Target("one", "a b", (1, 2))])
+    found = [(run.target_name, run.learning_rate, run.seed) for run in runs]
+    names = itertools.product(("p_star", "one"), (0.01, 0.3), (1, 2))
+    assert sorted(found) == sorted(names)
+
+
+def test_how_prompts_are_optimized_is_part_of_every_run(folder):
+    chosen = {"optimizer": "sgd", "warmup": 1, "weight_decay": 0.25, "keep": "best"}
+    settings = toy_job.settings(folder, None, **chosen)
+    runs = grid.runs(settings, Named("gpt2"), "mood", [Target("one", "a b", (1, 2))])
+    assert len(runs) == 2
+    for run in runs:
+        assert {name: getattr(run, name) for name in chosen} == chosen
+
+
+@pytest.mark.slow
 def test_several_models_are_tuned_in_one_job_as_each_alone(folder, tmp_path):
-    models = (str(folder / "gpt2"), str(folder / "llama"))
-    together, _ = run_job(folder, tmp_path / "both", models=models, population=2)
+    models = ("gpt2", "llama")
+    paths = [folder / model for model in models]
+    together, _ = run_job(folder, tmp_path / "both", model=paths, population=2)
     assert [row["model"] for row in together] == [models[0]] * 2 + [models[1]] * 2
     for model in models:
-        out_dir = tmp_path / model.rpartition("/")[2]
-        alone, _ = run_job(folder, out_dir, models=(model,), population=2)
+        alone, _ = run_job(folder, tmp_path / model, model=folder / model, population=2)
         own = [row for row in together if row["model"] == model]
         assert [{**row, "seconds": 0} for row in alone] == [{**row, "seconds": 0} for row in own]
 
 
 def test_a_model_that_is_not_there_is_refused_before_the_others_are_tuned(folder, tmp_path):
-    with pytest.raises(InputError, match="--model=nothing"):
-        run_job(folder, tmp_path / "refused", models=(str(folder / "gpt2"), "nothing"))
+    with pytest.raises(InputError, match=r"model=.?nothing"):
+        run_job(folder, tmp_path / "refused", model=(str(folder / "gpt2"), "nothing"))
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
     rows, _ = run_job(
         folder,
         tmp_path / "lengths",
         length.EXPERIMENT,
         targets=str(folder / "words.txt"),
-        prompt_lengths=(2, 3, 5),
+        prompt_length=(2, 3, 5),
     )
     aimed = [row for row in rows if row["target_ids"]]
     assert sorted((row["target_name"], row["target_text"]) for row in aimed) == [
@@ -137,9 +171,9 @@ def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
 
 
 def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_path):
-    first, _ = run_job(folder, tmp_path / "first", gammas=(0.5,))
+    first, _ = run_job(folder, tmp_path / "first", gamma=(0.5,))
     again, steps = run_job(
-        folder, tmp_path / "again", gammas=(0.5, 0.1), reuse=(tmp_path / "first",)
+        folder, tmp_path / "again", gamma=(0.5, 0.1), reuse=(tmp_path / "first",)
     )
     assert steps == 2
     assert again[: len(first)] == first
@@ -152,11 +186,12 @@ def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_p
         np.testing.assert_array_equal(taken, given)
 
 
+@pytest.mark.slow
 def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
-    run_job(folder, tmp_path / "first", gammas=(0.5,))
-    run_job(folder, tmp_path / "second", gammas=(0.1,))
+    run_job(folder, tmp_path / "first", gamma=(0.5,))
+    run_job(folder, tmp_path / "second", gamma=(0.1,))
     both = (tmp_path / "first", tmp_path / "second")
-    rows, steps = run_job(folder, tmp_path / "third", gammas=(0.5, 0.1), reuse=both)
+    rows, steps = run_job(folder, tmp_path / "third", gamma=(0.5, 0.1), reuse=both)
     assert (len(rows), steps) == (3, 0)
     expected = {
         row["id"]: row for each in both for row in records.read_lines(each / "results.jsonl")
@@ -169,14 +204,14 @@ def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
 
 def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first")
-    with pytest.raises(InputError, match=r"^reuse=.*n_dev=12 there and 5 here"):
+    with pytest.raises(InputError, match=r"reuse=.*n_dev=12 there and 5 here"):
         run_job(folder, tmp_path / "again", reuse=(tmp_path / "first",), n_eval=5)
     assert not (tmp_path / "again").exists()
 
 
 def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first", dtype="bfloat16")
-    with pytest.raises(InputError, match=r"^reuse=.*first': has runs of dtype=bfloat16"):
+    with pytest.raises(InputError, match=r"reuse=.*first': has runs of dtype=bfloat16"):
         run_job(folder, tmp_path / "again", dtype="float32", reuse=(tmp_path / "first",))
     assert not (tmp_path / "again").exists()
 
@@ -186,29 +221,29 @@ def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     records.append_lines(bare / "results.jsonl", rows)
-    with pytest.raises(InputError, match=r"^reuse=.*bare.*: lacks .*checkpoints"):
+    with pytest.raises(InputError, match=r"reuse=.*bare.*: lacks .*checkpoints"):
         run_job(folder, tmp_path / "again", reuse=(bare,))
 
 
 def test_a_start_of_another_width_is_refused(folder, tmp_path):
     checkpoints.save_prompt(tmp_path / "start", np.zeros((3, 5), np.float32))
-    with pytest.raises(InputError, match=r"--init=.* has 3 tokens of width 5"):
-        run_job(folder, tmp_path / "refused", inits=("target", str(tmp_path / "start")))
+    with pytest.raises(InputError, match=r"init=.*: has 3 tokens of width 5"):
+        run_job(folder, tmp_path / "refused", init=("target", str(tmp_path / "start")))
 
 
 @pytest.mark.parametrize(
-    "held", [{"constraints": ("cell",)}, {"gammas": ("auto",)}], ids=["cell", "auto"]
+    "constraint", [{"constraint": ("cell",)}, {"gamma": ("auto",)}], ids=["cell", "auto"]
 )
-def test_targets_that_nothing_can_read_as_are_refused(folder, tmp_path, held):
-    """The embedding of w9 is made that of w8: the first of the two is what is read."""
+def test_targets_that_nothing_can_read_as_are_refused(folder, tmp_path, constraint):
+    """The embedding of w9 is made that of w8, so both read as w8, the first of the two."""
     twins = shutil.copytree(folder / "gpt2", tmp_path / "twins")
     weights = load_file(twins / "model.safetensors")
     (name,) = (name for name in weights if name.endswith("wte.weight"))
     w8, w9 = WORDS.index("w8"), WORDS.index("w9")
     weights[name][w9] = weights[name][w8]
     save_file(weights, twins / "model.safetensors", {"format": "pt"})
-    changed = {"models": (str(twins),), "targets": "text=w7 w8 w9", **held}
-    with pytest.raises(InputError, match=rf"^--targets: nothing reads as 'w9' \(token {w9}\)"):
+    changed = {"model": (str(twins),), "targets": "text=w7 w8 w9", **constraint}
+    with pytest.raises(InputError, match=rf"^targets=.*: nothing reads as 'w9' \(token {w9}\)"):
         run_job(folder, tmp_path / "out", **changed)
     assert not (tmp_path / "out").exists()
     changed["targets"] = "text=w7 w8"
@@ -217,6 +252,6 @@ def test_targets_that_nothing_can_read_as_are_refused(folder, tmp_path, held):
 
 
 def test_modules_of_experiments_say_what_they_show():
-    for name in flags.EXPERIMENTS:
+    for name in EXPERIMENTS:
         module = importlib.import_module(f"experiments.{name}")
         assert module.__doc__.startswith(f"`{name}`: ")

@@ -8,19 +8,18 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from rich.console import Console
 
+from experiments import flags
 from experiments.discrete import MOST_DEMONSTRATIONS, calibrate, demonstrations
 from experiments.path import between
 from tests.helpers import toy_job, toy_models
-from tests.helpers.finished_runs import as_rows
 from wayward_jax import checkpoints
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.selection import compare
 from wayward_jax.analysis.terminal import show
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import experiment, job, records
+from wayward_jax.jobs import job, records
 from wayward_jax.packing import gold_segments, label_segments
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import evaluation_sets, score_prompts
@@ -36,20 +35,20 @@ def flipped(path):
 def folder(tmp_path_factory):
     """Two models and two tasks, of which one has the other's labels the wrong way round."""
     made = toy_job.make(tmp_path_factory.mktemp("measurements"))
-    toy_models.pair("llama", made)
+    toy_models.make("llama", made)
     shutil.copytree(made / "mood", made / "opposite")
     for split in ("train", "dev", "test"):
         flipped(made / "opposite" / f"{split}.jsonl")
     return made
 
 
-SETTINGS = {"gammas": (0.0, 0.5), "seeds": (1, 2), "inits": ("vocab",), "learning_rate": 0.1}
+SETTINGS = {"gamma": (0.0, 0.5), "seeds": (1, 2), "init": ("vocab",), "learning_rate": 0.1}
 
 
 def run_job(folder, out_dir, name, **changed):
     settings = toy_job.settings(folder, out_dir, experiment=name, **{**SETTINGS, **changed})
     with toy_job.CountingReporter() as watch:
-        finished = job.run_job(settings, experiment.find(name), out_dir, watch)
+        finished = job.run_job(settings, flags.find_experiment(name), out_dir, watch)
         return finished, watch.steps
 
 
@@ -65,7 +64,7 @@ def measured(folder, first):
     def measure(name):
         finished, steps = run_job(folder, folder / name, name, steps=20, reuse=(folder / "first",))
         assert steps == 0
-        assert as_rows(finished.records) == as_rows(first)
+        assert toy_job.rows(finished.records) == toy_job.rows(first)
         return finished.measured[name]
 
     return measure
@@ -89,13 +88,13 @@ def test_paths_begin_at_p_star_pass_the_wayward_prompt_and_end_at_the_target(fir
         assert path[15]["distance"] == pytest.approx(middle["distance"] / 4, rel=1e-4)
 
 
-def test_points_between_corners_are_weighed_means():
+def test_points_between_corners_are_weighted_means():
     corners = np.array([[[0.0, 0]], [[4, 8]], [[4, 0]]])
     found = between(corners, np.array([0, 0.25, 1, 1.5, 2]))
     np.testing.assert_allclose(found[:, 0], [[0, 0], [1, 2], [4, 8], [4, 4], [4, 0]])
 
 
-def test_what_is_measured_is_not_measured_again_and_half_a_line_is(folder, measured, tmp_path):
+def test_a_measurement_is_not_taken_again_unless_its_line_is_cut(folder, measured, tmp_path):
     measured("path")
     path = folder / "path" / "measurements.jsonl"
     before = path.read_bytes()
@@ -114,7 +113,7 @@ def test_a_line_that_is_no_measurement_is_named(tmp_path, line):
         records.read_measurements([tmp_path])
 
 
-def test_texts_as_prompts_stand_beside_the_prompts_and_the_references(first, measured):
+def test_discrete_measures_each_prompt_its_texts_and_the_references(first, measured):
     found = measured("discrete")
     by_id = {record.id: record for record in first}
     own = [line for key, lines in found.items() if key in by_id for line in lines]
@@ -128,14 +127,17 @@ def test_texts_as_prompts_stand_beside_the_prompts_and_the_references(first, mea
     }
     others = [lines[0]["prompt"] for key, lines in found.items() if key not in by_id]
     assert others == ["zero-shot", "few-shot", "few-shot"]
-    # What is read depends on the run, the target's text does not.
+    # The reading depends on the run; the target's text does not.
     assert len({line["accuracy"] for line in own if line["prompt"] == "target"}) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, tmp_path):
     """And one without tokens as the text alone, by transformers' pass over plain ids."""
-    ours, theirs = toy_models.pair(family, tmp_path)
+    torch = pytest.importorskip("torch")
+    ours = toy_models.make(family, tmp_path)
+    theirs = toy_models.load_published(family, tmp_path)
     encoded = toy_models.examples(5, n_labels=2, seed=1)
     (examples,) = evaluation_sets(
         [label_segments(encoded)], [np.zeros(5, np.int32)], 2, tokens=10**6
@@ -182,10 +184,9 @@ def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
     assert ids != demonstrations(train, [99], room=10**6, seed=2)
 
 
+@pytest.mark.slow
 def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(folder, tmp_path):
-    finished, _ = run_job(
-        folder, tmp_path / "job", "transfer", steps=20, tasks=("mood", "opposite")
-    )
+    finished, _ = run_job(folder, tmp_path / "job", "transfer", steps=20, task=("mood", "opposite"))
     records = {record.id: record for record in finished.records}
     found = finished.measured["transfer"]
     assert len(found) == 2 * (2 + 2)  # of both tasks p_star and the target, two seeds
@@ -196,9 +197,10 @@ def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(fo
         assert on["mood"] + on["opposite"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_every_models_readings_are_given_to_every_model(folder, tmp_path):
     models = tuple(str(folder / name) for name in ("gpt2", "llama"))
-    finished, _ = run_job(folder, tmp_path / "job", "transfer", models=models, seeds=(1,))
+    finished, _ = run_job(folder, tmp_path / "job", "transfer", model=models, seeds=(1,))
     of = {record.id: record.run.model for record in finished.records}
     lines = [line for found in finished.measured["transfer"].values() for line in found]
     pairs = {(of[line["id"]], line["to_model"], line["as_text"]) for line in lines}
@@ -216,7 +218,7 @@ def test_readings_of_the_same_prompts_agree_with_their_records(folder, first, me
         assert (line["prompt_f1"], line["token_f1"]) == (record.prompt_f1, record.token_f1)
         assert line["top_1"] == np.mean(np.equal(record.token_ids, record.run.target_ids))
         assert line["top_1"] <= line["top_5"] <= line["top_10"]
-    table = toy_models.pair("gpt2", folder / "again")[1].get_input_embeddings().weight.numpy()[:80]
+    table = toy_models.make_table()
     best = [x for x in lines if x["metric"] == "dot" and x["prompt"] == "p_star"]
     p_stars = [record for record in first if not record.run.has_target]
     for line, record in zip(best, p_stars, strict=True):
@@ -237,7 +239,7 @@ def test_the_best_gamma_can_be_chosen_on_the_split_that_is_reported(first):
     assert compare(records, "test")[0].wayward[0].run.gamma == 0.5
 
 
-def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, measured):
+def test_tables_have_means_over_prompts_and_the_terminal_shows_them(folder, first, measured):
     found = {"path": measured("path")}
     table = tables.by_measurement(first, found, "path")
     assert table["position"].tolist() == pytest.approx(np.linspace(0, 2, 21))
@@ -246,7 +248,7 @@ def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, m
     assert last["accuracy"] == pytest.approx(np.mean(at_target))
     assert min(at_target) <= last["least"] <= last["accuracy"] <= last["most"] <= max(at_target)
     assert set(table["prompts"]) == {2}
-    model = toy_models.pair("gpt2", folder / "once_more")[0]
+    model = toy_models.make("gpt2", folder / "once_more")
     console = Console(width=100, record=True, file=io.StringIO())
     show(first, found, {first[0].run.model: model.tokenizer}, ["path"], console)
     assert len([line for line in console.export_text().splitlines() if "mood" in line]) == 21
@@ -255,7 +257,7 @@ def test_tables_have_means_over_prompts_and_terminals_show_them(folder, first, m
 def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, measured, tmp_path):
     for name in ("path", "discrete", "projection"):
         measured(name)
-    run_job(folder, folder / "two", "transfer", tasks=("mood", "opposite"), seeds=(1,))
+    run_job(folder, folder / "two", "transfer", task=("mood", "opposite"), seeds=(1,))
     runs = ",".join(str(folder / name) for name in ("path", "discrete", "projection", "two"))
     process = toy_job.analyze(
         f"--runs={runs}",

@@ -1,4 +1,4 @@
-"""Good things made bad, for the tables of bad inputs."""
+"""Models, tasks, jobs and files with a fault, for the tables of bad inputs."""
 
 import json
 import pickle
@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from tests.helpers import toy_job
 from tests.helpers.toy_models import WORDS
 from wayward_jax import assets, checkpoints
+from wayward_jax.jobs.settings import Settings
 
 
 class Place:
-    """An empty folder, and copies of good things that can be spoilt there."""
+    """An empty folder, and copies of good things to corrupt there."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path, self._folder = path, folder
@@ -46,6 +48,11 @@ class Place:
         (task / f"{split}.jsonl").unlink()
         self.file(f"mood/{split}.{suffix}", content)
         return task
+
+    def job(self, **flags):
+        """The folder of a job that was just begun."""
+        begun = Settings.parse(toy_job.texts(toy_job.flags(self._folder, **flags)))
+        return self.file("job/flags.json", json.dumps(begun.texts())).parent
 
     def edit(self, file, **entries):
         file.write_text(json.dumps(json.loads(file.read_text()) | entries))
@@ -89,7 +96,7 @@ def pickled(at):
 
 
 class Opens:
-    """What opens a file when it is unpickled."""
+    """An object that opens a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -1,7 +1,6 @@
-"""Records of finished runs: made by hand, and as rows of a file."""
+"""Records of finished runs, made by hand."""
 
 import dataclasses
-import json
 
 import numpy as np
 
@@ -31,15 +30,11 @@ def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0):
         distance=0.5 if run.has_target else None,
         final_gamma=run.gamma,
         task_loss=0.7,
+        kept_step=run.steps,
         diverged_at=None,
         seconds=1.0,
         curve=(CurvePoint(5, 0.7, 0.5 if run.has_target else None, dev_accuracy, f1),),
     )
-
-
-def as_rows(records):
-    """The records as they are read from a file of JSON lines."""
-    return [json.loads(json.dumps(each.to_json())) for each in records]
 
 
 def best(accuracy, seed=1):

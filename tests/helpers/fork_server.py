@@ -4,15 +4,15 @@ JAX can be forked as long as it has not started its devices, which the process t
 never does.
 """
 
-import importlib
 import multiprocessing
 import os
 import resource
+import runpy
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-# All that the programs import, but for what defines their flags, some of which have one name.
+# The modules that take the programs long to import.
 IMPORTED = (
     *("wayward_jax.analysis.report", "wayward_jax.analysis.summary", "wayward_jax.analysis.tables"),
     *("wayward_jax.jobs.preemption", "wayward_jax.jobs.folder", "wayward_jax.jobs.progress_bar"),
@@ -25,7 +25,7 @@ MEMORY = 16 * 2**30
 
 
 class Ended(NamedTuple):
-    """How a program ended: its exit code, None if it had to be killed, and what it said."""
+    """The end of a program: its exit code (None if it had to be killed) and its output."""
 
     code: int | None
     out: str
@@ -33,7 +33,7 @@ class Ended(NamedTuple):
 
 
 def start() -> multiprocessing.context.ForkServerContext:
-    """What processes are forked by; its first process takes seconds, others next to nothing."""
+    """Starts the server that processes are forked from; only its first process takes seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
     return context
@@ -66,5 +66,4 @@ def _program(module: str, arguments: list[str], folder: str, limit: int) -> None
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     sys.argv = [module, *arguments]
-    program = importlib.import_module(module)
-    program.command_line.run(program.main)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 
 def assert_same_logits(ours, theirs, length=24):
@@ -10,7 +11,7 @@ def assert_same_logits(ours, theirs, length=24):
     `ours` is a `LanguageModel`, `theirs` a model of transformers. Both compute two random texts of
     `length` tokens.
     """
-    import torch
+    torch = pytest.importorskip("torch")
 
     ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, (2, length))
     with torch.no_grad():

@@ -1,23 +1,24 @@
 """A whole job on a tiny model: its task, its flags, and the programs as a user runs them."""
 
-import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.flags import Settings
-from tests.helpers.toy_models import pair
+from tests.helpers import toy_models
 from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.settings import Settings
+from wayward_jax.runs import RunRecord
 
 
 def make(folder: Path) -> Path:
     """Puts a published model `gpt2` and a task `mood`, which one word of each text decides."""
-    pair("gpt2", folder)
+    toy_models.make("gpt2", folder)
     task = folder / "mood"
     task.mkdir()
     (task / "task.json").write_text(
@@ -41,9 +42,9 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def arguments(folder: Path, **changed: object) -> list[str]:
-    """Flags of a job on them."""
-    given = {
+def flags(folder: Path, **changed: object) -> dict[str, object]:
+    """The values of flags of a job on them."""
+    return {
         "model": folder / "gpt2",
         "task": "mood",
         "data_dir": folder,
@@ -54,39 +55,49 @@ def arguments(folder: Path, **changed: object) -> list[str]:
         "cache_dir": folder / "cache",
         **changed,
     }
-    return [f"--{name}={value}" for name, value in given.items()]
 
 
-def settings(folder: Path, out_dir: Path, **changed: object) -> Settings:
-    """Those of a job on them, for the program's functions."""
-    given = Settings(
-        experiment="main",
-        models=(str(folder / "gpt2"),),
-        dtype="float32",
-        tasks=("mood",),
-        data_dir=folder,
-        targets="text=w7 w8 w9",
-        constraints=("penalty",),
-        gammas=(0.5,),
-        margin=0.01,
-        seeds=(1,),
-        steps=2,
-        batch_size=4,
-        learning_rate=0.01,
-        method="direct",
-        template=0,
-        inits=("target",),
-        prompt_lengths=(),
-        k_shot=-1,
-        data_seeds=(100,),
-        n_eval=0,
-        population=8,
-        mesh={"runs": 1},
-        out_dir=out_dir,
-        cache_dir=folder / "cache",
-        assets_dir=None,
-    )
-    return dataclasses.replace(given, **changed)
+def arguments(folder: Path, **changed: object) -> list[str]:
+    """Flags of a job on them, as words of a command line."""
+    return [f"--{name}={value}" for name, value in flags(folder, **changed).items()]
+
+
+def settings(folder: Path, out_dir: Path | None, **changed: object) -> Settings:
+    """The settings of a short job on them, for the program's functions; `changed` are flags."""
+    given = {
+        "model": folder / "gpt2",
+        "dtype": "float32",
+        "task": "mood",
+        "data_dir": folder,
+        "targets": "text=w7 w8 w9",
+        "gamma": 0.5,
+        "steps": 2,
+        "batch_size": 4,
+        "template": 0,
+        "n_eval": 0,
+        "population": 8,
+        "mesh": "runs:1",
+        "out_dir": out_dir,
+        "cache_dir": folder / "cache",
+        **changed,
+    }
+    return Settings.parse(texts(given))
+
+
+def texts(values: Mapping[str, object]) -> dict[str, str | None]:
+    """Values of flags as a user writes them."""
+
+    def text(value: object) -> str | None:
+        if isinstance(value, list | tuple):
+            return ",".join(map(str, value))
+        return None if value is None else str(value).lower() if value is True else str(value)
+
+    return {name: text(value) for name, value in values.items()}
+
+
+def rows(records: Iterable[RunRecord]) -> list[dict]:
+    """Records as the lines of `results.jsonl` have them."""
+    return [json.loads(json.dumps(record.to_json())) for record in records]
 
 
 def run(*args: str) -> subprocess.CompletedProcess:

@@ -1,10 +1,11 @@
-"""Random language models of two layers, in transformers and here, with a task and runs."""
+"""Random language models of two layers, here and in transformers, with a task and runs."""
 
 import functools
 
 import numpy as np
+import pytest
+import safetensors.numpy
 import tokenizers
-import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from wayward_jax import models
@@ -23,6 +24,7 @@ CONFIGS = {
         n_head=4,
         bos_token_id=0,
         eos_token_id=0,
+        architectures=["GPT2LMHeadModel"],
     ),
     "llama": LlamaConfig(
         vocab_size=96,
@@ -32,32 +34,103 @@ CONFIGS = {
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        architectures=["LlamaForCausalLM"],
     ),
 }
 
+# A model of these weights learns the toy task in a few steps, which not every random model does.
+WEIGHTS_SEED = 6
 
-def pair(family, folder):
-    """Makes a `LanguageModel` of 80 words and 96 embeddings, and transformers' twin of it."""
-    torch.set_num_threads(1)  # more threads only slow down such small models
-    torch.manual_seed(0)
-    theirs = AutoModelForCausalLM.from_config(CONFIGS[family]).eval().requires_grad_(False)
-    for weights in theirs.parameters():  # also biases and norms, which are 0 or 1 at first
-        weights.normal_(mean=float(weights.ndim == 1), std=0.3)
-    theirs.save_pretrained(folder / family)
+# Shapes of published weights, and of the weights of each layer.
+SHAPES = {
+    "gpt2": {
+        "transformer.wte.weight": (96, 32),
+        "transformer.wpe.weight": (64, 32),
+        "transformer.ln_f.weight": (32,),
+        "transformer.ln_f.bias": (32,),
+    },
+    "llama": {
+        "model.embed_tokens.weight": (96, 32),
+        "model.norm.weight": (32,),
+        "lm_head.weight": (96, 32),
+    },
+}
+LAYER_SHAPES = {
+    "gpt2": {
+        "transformer.h.{}.ln_1.weight": (32,),
+        "transformer.h.{}.ln_1.bias": (32,),
+        "transformer.h.{}.attn.c_attn.weight": (32, 96),
+        "transformer.h.{}.attn.c_attn.bias": (96,),
+        "transformer.h.{}.attn.c_proj.weight": (32, 32),
+        "transformer.h.{}.attn.c_proj.bias": (32,),
+        "transformer.h.{}.ln_2.weight": (32,),
+        "transformer.h.{}.ln_2.bias": (32,),
+        "transformer.h.{}.mlp.c_fc.weight": (32, 128),
+        "transformer.h.{}.mlp.c_fc.bias": (128,),
+        "transformer.h.{}.mlp.c_proj.weight": (128, 32),
+        "transformer.h.{}.mlp.c_proj.bias": (32,),
+    },
+    "llama": {
+        "model.layers.{}.input_layernorm.weight": (32,),
+        "model.layers.{}.self_attn.q_proj.weight": (32, 32),
+        "model.layers.{}.self_attn.k_proj.weight": (16, 32),
+        "model.layers.{}.self_attn.v_proj.weight": (16, 32),
+        "model.layers.{}.self_attn.o_proj.weight": (32, 32),
+        "model.layers.{}.post_attention_layernorm.weight": (32,),
+        "model.layers.{}.mlp.gate_proj.weight": (48, 32),
+        "model.layers.{}.mlp.up_proj.weight": (48, 32),
+        "model.layers.{}.mlp.down_proj.weight": (32, 48),
+    },
+}
+
+
+def make_weights(family):
+    """Makes random weights by their published names. Biases and norms are random, too."""
+    shapes = dict(SHAPES[family])
+    for layer in range(2):
+        shapes |= {name.format(layer): shape for name, shape in LAYER_SHAPES[family].items()}
+    rng = np.random.default_rng(WEIGHTS_SEED)
+    return {
+        name: rng.normal(float(len(shape) == 1), 0.3, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def make_table():
+    """Makes the embeddings `[80, D]` of the words of the `gpt2` model."""
+    return make_weights("gpt2")["transformer.wte.weight"][: len(WORDS)]
+
+
+def make(family, folder):
+    """Publishes a model of 80 words and 96 embeddings in `folder / family`, and loads it here."""
+    (folder / family).mkdir(parents=True)
+    CONFIGS[family].save_pretrained(folder / family)
+    weights = make_weights(family)
+    file = folder / family / "model.safetensors"
+    safetensors.numpy.save_file(weights, file, metadata={"format": "pt"})
 
     vocabulary = {word: i for i, word in enumerate(WORDS)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<eos>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
     tokenizer.save_pretrained(folder / family)
-    return models.load(str(folder / family), cache_dir=folder), theirs
+    return models.load(str(folder / family), cache_dir=folder)
+
+
+def load_published(family, folder):
+    """Loads the model that `make` published in transformers; skips the test without PyTorch."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # threads hinder one another in models this small
+    theirs = AutoModelForCausalLM.from_pretrained(folder / family)
+    return theirs.eval().requires_grad_(False)
 
 
 def published_nll(theirs, prompt, context, continuation):
-    """Computes the mean NLL of a continuation, by one pass of transformers over one sequence.
+    """Computes the mean NLL of a continuation by one pass of transformers over one sequence.
 
     `prompt` is a torch tensor `[L, D]`, which may require a gradient.
     """
+    torch = pytest.importorskip("torch")
     ids = torch.tensor([*context, *continuation])
     embeddings = torch.cat([prompt, theirs.get_input_embeddings()(ids)])
     logits = theirs(inputs_embeds=embeddings[None]).logits[0]

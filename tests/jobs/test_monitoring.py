@@ -1,4 +1,4 @@
-"""What a job says of itself while it runs: to TensorBoard, in a log, and in a profile."""
+"""The figures that a job shows while it runs: in TensorBoard, in a log, and in a profile."""
 
 import builtins
 import io
@@ -15,6 +15,7 @@ from experiments import main
 from tests.helpers import toy_job
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, progress_bar, records
+from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.tensorboard import TensorBoardWriter
 
@@ -33,7 +34,9 @@ def monitored(folder):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress_bar, "SECONDS_BETWEEN_LINES", 0)
-        with ProgressReporter(Console(file=log, width=80), TensorBoardWriter(out_dir)) as watch:
+        with ProgressReporter(
+            Console(file=log, width=80), TensorBoardWriter(JobLayout(out_dir))
+        ) as watch:
             job.run_job(settings, main.EXPERIMENT, out_dir, watch)
     return out_dir, log.getvalue()
 
@@ -148,6 +151,6 @@ def test_without_tensorboard_its_extra_is_named(tmp_path, monkeypatch):
         return imported(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"--tensorboard needs .*wayward_jax\[tensorboard\]"):
-        TensorBoardWriter(tmp_path / "job")
+    with pytest.raises(InputError, match=r"^tensorboard: .*needs .*wayward_jax\[tensorboard\]"):
+        TensorBoardWriter(JobLayout(tmp_path / "job"))
     assert not list(tmp_path.iterdir())

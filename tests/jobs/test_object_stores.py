@@ -1,20 +1,22 @@
 """Jobs whose folder is on an object store, with fsspec's store in memory as one."""
 
+import json
+
 import fsspec
 import pytest
 from rich.console import Console
 
 from experiments import main
 from tests.helpers import toy_job
-from tests.helpers.finished_runs import as_rows
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.object_stores import local, mirrored
 from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.records import read_jobs
 
 STORE = fsspec.filesystem("memory")
-FLAGS = {"gammas": (0.5, 0.1), "steps": 20, "population": 2, "checkpoint_every": 5}
+FLAGS = {"gamma": (0.5, 0.1), "steps": 20, "population": 2, "checkpoint_every": 5}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def url():
-    """Of a place with nothing, but for a neighbour of a similar name."""
+    """The URL of an empty place, beside a folder of a similar name."""
     STORE.pipe("/bucket/job2/results.jsonl", b"another's")
     yield "memory://bucket/job"
     STORE.rm("/bucket", recursive=True)
@@ -34,10 +36,6 @@ def run_job(folder, out_dir, mirror=None):
     settings = toy_job.settings(folder, out_dir, **FLAGS)
     with ProgressReporter(Console(quiet=True)) as watch:
         return job.run_job(settings, main.EXPERIMENT, out_dir, watch, mirror).records
-
-
-def read_records(folders):
-    return [run.record for run in records.read_jobs(folders)]
 
 
 def run_job_at(url, folder):
@@ -55,7 +53,7 @@ def assert_same(url, undisturbed):
     """Rows and prompts to the bit, and the same files, as who reads the store finds them."""
     with local([url]) as (found,):
         rows, expected = (
-            [{**row, "seconds": 0} for row in as_rows(read_records([each]))]
+            [{**row, "seconds": 0} for row in toy_job.rows(run.record for run in read_jobs([each]))]
             for each in (found, undisturbed)
         )
         assert rows == expected
@@ -71,6 +69,7 @@ def assert_same(url, undisturbed):
     assert STORE.cat("/bucket/job2/results.jsonl") == b"another's"
 
 
+@pytest.mark.slow
 def test_whenever_it_is_cut_off_from_the_store_the_job_goes_on_there(
     folder, url, undisturbed, monkeypatch
 ):
@@ -88,7 +87,7 @@ def test_whenever_it_is_cut_off_from_the_store_the_job_goes_on_there(
 
         with monkeypatch.context() as patched:
             patched.setattr(type(STORE), "put_file", put_file)
-            with pytest.raises(InputError, match=rf"^--out_dir={url} cannot be written"):
+            with pytest.raises(InputError, match=rf"^out_dir='{url}': cannot be written"):
                 run_job_at(url, folder)
     run_job_at(url, folder)
     assert_same(url, undisturbed)
@@ -103,8 +102,9 @@ def test_a_finished_job_is_found_finished(folder, url, undisturbed):
 
 def test_a_job_of_other_flags_is_refused_by_its_url(folder, url, undisturbed):
     STORE.put(str(undisturbed), "/bucket/job", recursive=True)
-    STORE.pipe("/bucket/job/flags.json", b"{}")
-    with pytest.raises(InputError, match=rf"^--out_dir={url} is a job of other flags"):
+    flags = toy_job.settings(folder, None, **{**FLAGS, "steps": 30}).texts()
+    STORE.pipe("/bucket/job/flags.json", json.dumps(flags).encode())
+    with pytest.raises(InputError, match=rf"^out_dir='{url}': is a job of other flags"):
         run_job_at(url, folder)
 
 
@@ -117,7 +117,7 @@ def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
         records.append_lines(shard / "results.jsonl", own)
     STORE.put(str(tmp_path), "/bucket/job", recursive=True)
     with local([url, str(undisturbed)]) as folders:
-        assert as_rows(read_records(folders)) == rows
+        assert toy_job.rows(run.record for run in read_jobs(folders)) == rows
         assert not list(folders[0].rglob("large"))
         assert folders[1] == undisturbed
     assert not folders[0].exists()
@@ -127,6 +127,7 @@ def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
 @pytest.mark.parametrize("name", ["memory://bucket/absent", "nothing://bucket/job", "x://job"])
 def test_what_cannot_be_read_is_named_in_one_line(name):
     with pytest.raises(InputError) as error, local([name]) as folders:
-        records.read_jobs(folders)
-    assert str(error.value).startswith((f"--runs={name} ", f"{name}/results.jsonl "))
-    assert "\n" not in str(error.value)
+        read_jobs(folders)
+    line = error.value.as_flag()
+    assert line.startswith((f"--runs={name}: ", f"{name}/results.jsonl: "))
+    assert "\n" not in line

@@ -13,11 +13,10 @@ import pytest
 from rich.console import Console
 
 from experiments import main
-from experiments.command_line import STOPPED
 from tests.helpers import toy_job
 from wayward_jax import checkpoints
 from wayward_jax.jobs import job, processes, records
-from wayward_jax.jobs.processes import LOST
+from wayward_jax.jobs.exit_codes import LOST, STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
 FLAGS = {"gamma": "0.5,0.1", "batch_size": 4, "steps": 60, "n_eval": 0, "checkpoint_every": 5}
@@ -32,7 +31,7 @@ def folder(tmp_path_factory):
 def alone(folder):
     """The job's folder after one process has done it."""
     out_dir = folder / "alone"
-    settings = toy_job.settings(folder, out_dir, gammas=(0.5, 0.1), steps=60)
+    settings = toy_job.settings(folder, out_dir, gamma=(0.5, 0.1), steps=60)
     with ProgressReporter(Console(quiet=True)) as watch:
         job.run_job(settings, main.EXPERIMENT, out_dir, watch)
     return out_dir
@@ -65,7 +64,7 @@ def finish(started):
 
 
 def wait_until_tuning(started, out_dir):
-    """Until there is another checkpoint of what is in flight."""
+    """Waits for another checkpoint of the population in flight."""
 
     def found():
         return {path for path in out_dir.glob("in_flight/*/*") if path.name.isdecimal()}
@@ -88,6 +87,7 @@ def assert_same_table(out_dir, alone):
         np.testing.assert_allclose(prompt, other, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder, alone):
     out_dir = folder / "four"
     codes, said = finish(start(folder, 4, out_dir, mesh="runs:2,data:2"))
@@ -98,7 +98,8 @@ def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder,
     assert not any(line for each in others for line in each.splitlines() if "[Gloo]" not in line)
 
 
-def test_when_one_ends_so_do_the_others_and_the_same_command_goes_on(folder, alone):
+@pytest.mark.slow
+def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(folder, alone):
     """Each of two is killed once, then one is told to stop."""
     out_dir = folder / "ended"
     for killed in (1, 0):
@@ -118,7 +119,7 @@ def test_when_one_ends_so_do_the_others_and_the_same_command_goes_on(folder, alo
     started[1].terminate()
     codes, said = finish(started)
     assert codes == [STOPPED] * 2, said
-    assert f"stopped: the same command with --out_dir={out_dir} goes on\n" in said[0][1]
+    assert f"stopped: the same command with --out_dir={out_dir} continues it\n" in said[0][1]
 
     codes, said = finish(start(folder, 2, out_dir))
     assert codes == [0, 0], said
@@ -126,10 +127,11 @@ def test_when_one_ends_so_do_the_others_and_the_same_command_goes_on(folder, alo
     assert not (out_dir / "in_flight").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "of_one", "named"),
     [
-        ({}, {"targets": "nothing"}, "process 1 cannot use"),
+        ({}, {"targets": "nothing"}, "--process_id=1: this process cannot use"),
         ({"out_dir": "TAKEN"}, {}, "--out_dir="),
     ],
 )

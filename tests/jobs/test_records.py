@@ -6,8 +6,11 @@ import resource
 
 import pytest
 
+from tests.helpers.finished_runs import record
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import records
+from wayward_jax.jobs.layout import JobLayout
+from wayward_jax.runs import Run
 
 ROWS = [{"id": f"{i:012x}", "text": "日本 'w7'\n", "accuracy": i / 7} for i in range(5)]
 
@@ -34,6 +37,23 @@ def test_rows_that_do_not_fit_on_the_disk_leave_no_trace(tmp_path):
     assert records.read_lines(path) == ROWS[:2]
     records.append_lines(path, ROWS[2:])
     assert records.read_lines(path) == ROWS
+
+
+def test_rows_of_the_old_format_are_refused_with_a_remedy(tmp_path):
+    row = record(Run("gpt2", "sst2", 2), 0.8).to_json()
+    assert [each.id for each in read_back(tmp_path, row)] == [row["id"]]
+    row["projected_text"] = row.pop("text")
+    with pytest.raises(InputError) as error:
+        read_back(tmp_path, row)
+    assert str(error.value) == (
+        f"{tmp_path}/results.jsonl:1: lacks text: it was made by another version of wayward_jax, "
+        "so run the job again"
+    )
+
+
+def read_back(folder, row):
+    (folder / "results.jsonl").write_text(json.dumps(row) + "\n")
+    return records.read_records(JobLayout(folder))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4])

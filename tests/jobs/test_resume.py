@@ -15,21 +15,21 @@ from filelock import FileLock
 from rich.console import Console
 
 from experiments import main
-from experiments.command_line import STOPPED
 from tests.helpers import toy_job
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
+from wayward_jax.jobs.exit_codes import STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
 # Two populations of three runs, and two checkpoints each before the last step.
-CHANGED = {"gammas": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3}
+CHANGED = {"gamma": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3}
 FLAGS = {"gamma": "0.5,0.1", "seeds": "1,2", "population": 3, "checkpoint_every": 5, "n_eval": 0}
 LONG = {**FLAGS, "steps": 200, "batch_size": 4}
 
 
 class Listening(ProgressReporter):
-    """Keeps what is said, and does something once after so many steps."""
+    """Keeps the notes, and does something once after so many steps."""
 
     def __init__(self, after, do):
         super().__init__(Console(quiet=True))
@@ -104,7 +104,8 @@ def assert_same(out_dir, undisturbed):
     assert sorted(os.listdir(out_dir)) == sorted(os.listdir(undisturbed))
 
 
-def test_a_job_stopped_in_each_population_goes_on_where_it_was(folder, out_dir, undisturbed):
+@pytest.mark.slow
+def test_a_job_stopped_in_each_population_continues_where_it_was(folder, out_dir, undisturbed):
     with pytest.raises(KeyboardInterrupt):
         run_job(folder, out_dir, after=10)
     with pytest.raises(KeyboardInterrupt):
@@ -129,14 +130,14 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undist
             path.write_bytes(path.read_bytes()[:20])
     watch = run_job(folder, out_dir)
     assert watch.said == [
-        f"the checkpoint of step {last.name} is broken: going on from the one before it"
+        f"the checkpoint of step {last.name} is broken: continuing from the one before it"
     ]
     assert watch.steps == CHANGED["steps"]
     assert int(before.name) > 0
     assert_same(out_dir, undisturbed)
 
 
-def test_without_a_sound_checkpoint_the_population_starts_anew(folder, out_dir, undisturbed):
+def test_without_a_sound_checkpoint_the_population_starts_again(folder, out_dir, undisturbed):
     for checkpoint in stop(folder, out_dir):
         shutil.rmtree(checkpoint / "progress")
     assert len(run_job(folder, out_dir).said) == 2
@@ -144,14 +145,24 @@ def test_without_a_sound_checkpoint_the_population_starts_anew(folder, out_dir, 
 
 
 def test_a_crash_amid_the_rows_of_a_population_is_repaired(folder, out_dir, undisturbed):
-    """Of its three rows, one is whole and one is not."""
+    """One of its three rows is whole, one is cut, and one is missing."""
     shutil.copytree(undisturbed, out_dir)
     path = out_dir / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:4]) + lines[4][:100])
     watch = run_job(folder, out_dir)
-    assert watch.said == [f"dropped half a row at the end of {path}"]
+    assert watch.said == [f"dropped half a line at the end of {path}"]
     assert_same(out_dir, undisturbed)
+
+
+def test_a_job_with_rows_of_the_old_format_is_not_continued(folder, out_dir, undisturbed):
+    shutil.copytree(undisturbed, out_dir)
+    path = out_dir / "results.jsonl"
+    path.write_text(path.read_text().replace('"text"', '"projected_text"'))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"results.jsonl:1: lacks text: .* run the job again$"):
+        run_job(folder, out_dir)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
@@ -192,35 +203,35 @@ def test_a_part_of_the_runs_can_be_done_first(folder, out_dir, undisturbed):
     ("changed", "said"),
     [
         ({"steps": 30}, "--steps was 20 and is 30"),
-        ({"gammas": (0.5,)}, "--gamma was 0.5,0.1 and is 0.5"),
+        ({"gamma": (0.5,)}, "--gamma was 0.5,0.1 and is 0.5"),
         ({"n_eval": 5}, "--n_eval was 0 and is 5"),
     ],
 )
 def test_other_flags_are_refused_with_the_difference(folder, undisturbed, changed, said):
     before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="--out_dir") as error:
+    with pytest.raises(InputError, match=r"^out_dir=") as error:
         run_job(folder, undisturbed, **changed)
-    assert said in str(error.value)
+    assert said in error.value.as_flag()
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
 def test_flags_that_do_not_decide_results_may_change(folder, undisturbed):
-    given = {"cache_dir": folder / "another", "checkpoint_every": 7, "mesh": {"runs": 1}}
+    given = {"cache_dir": folder / "another", "checkpoint_every": 7, "mesh": "runs:1"}
     assert run_job(folder, undisturbed, **given).total == 0
 
 
 def test_a_folder_of_something_else_is_left_alone(folder, out_dir):
     out_dir.mkdir()
     (out_dir / "thesis.tex").write_text("all my work")
-    with pytest.raises(InputError, match=r"--out_dir=.*not empty"):
+    with pytest.raises(InputError, match=r"out_dir=.*not empty"):
         run_job(folder, out_dir)
     assert [path.name for path in out_dir.iterdir()] == ["thesis.tex"]
 
 
 def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
     shutil.copytree(undisturbed, out_dir)
-    with FileLock(out_dir / ".lock"), pytest.raises(InputError, match=r"--out_dir=.*in use"):
+    with FileLock(out_dir / ".lock"), pytest.raises(InputError, match=r"out_dir=.*in use"):
         run_job(folder, out_dir)
 
 
@@ -238,13 +249,13 @@ def mounted(folder, options):
 
 
 def test_a_read_only_folder_is_refused_before_training(folder, out_dir):
-    with mounted(out_dir, "ro"), pytest.raises(InputError, match=r"--out_dir=.*Read-only"):
+    with mounted(out_dir, "ro"), pytest.raises(InputError, match=r"out_dir=.*Read-only"):
         run_job(folder, out_dir)
 
 
 def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
-    """What is finished then stays, and goes on elsewhere; gives how many runs that were."""
-    with pytest.raises(InputError, match=r"--out_dir=.*No space left on device"):
+    """Checks that finished runs stay and that the job continues elsewhere; returns their number."""
+    with pytest.raises(InputError, match=r"out_dir=.*No space left on device"):
         run_job(folder, out_dir, **filling)
     shutil.copytree(out_dir, larger, ignore=shutil.ignore_patterns("filler"))
     rows = table(larger) if (larger / "results.jsonl").exists() else []
@@ -299,6 +310,7 @@ def wait_until_tuning(process, out_dir):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_and_a_signal_change_nothing(folder, out_dir):
     rng = random.Random(time.time_ns())
     for _ in range(2):
@@ -313,7 +325,7 @@ def test_kills_at_random_moments_and_a_signal_change_nothing(folder, out_dir):
     process.terminate()
     _, errors = process.communicate()
     assert process.returncode == STOPPED == 75
-    assert errors == f"stopped: the same command with --out_dir={out_dir} goes on\n"
+    assert errors == f"stopped: the same command with --out_dir={out_dir} continues it\n"
 
     process = begin(folder, out_dir)
     _, errors = process.communicate()

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from experiments import main
 from tests.helpers import toy_job
-from tests.helpers.finished_runs import as_rows
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
-from wayward_jax.jobs.parts import part
+from wayward_jax.jobs.parts import select_part
 from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.records import read_jobs
 from wayward_jax.runs import Run
 
 TARGETS = "w7 w8 w9\n" + " ".join(["w1 w2"] * 28) + "\n"
@@ -39,31 +39,30 @@ def run_job(folder, out_dir, **changed):
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    return as_rows(run_job(folder, folder / "whole").records)
+    return toy_job.rows(run_job(folder, folder / "whole").records)
 
 
 @pytest.fixture(scope="module")
 def in_shards(folder):
     for number in range(3):
-        run_job(folder, folder / "in_shards", shard=(number, 3))
+        run_job(folder, folder / "in_shards", shard=f"{number}/3")
     return folder / "in_shards"
 
 
 def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
-    found = {run.record.id: run for run in records.read_jobs([in_shards])}
+    found = {run.record.id: run for run in read_jobs([in_shards])}
     assert len(whole) == 8
     assert found.keys() == {row["id"] for row in whole}
     for row in whole:
         run = found[row["id"]]
         assert run.checkpoint.is_dir()
-        (found_row,) = as_rows([run.record])
-        toy_job.assert_same_outcome(found_row, row)
+        toy_job.assert_same_outcome(*toy_job.rows([run.record]), row)
 
 
 def test_a_run_done_alone_sees_the_texts_that_it_sees_in_the_whole_job(folder, whole):
     """Though the longest prompt, for which texts are cut, is another's."""
     short = next(row for row in whole if row["prompt_length"] == 3)
-    (row,) = as_rows(run_job(folder, folder / "alone", only=(short["id"],)).records)
+    (row,) = toy_job.rows(run_job(folder, folder / "alone", only=(short["id"],)).records)
     toy_job.assert_same_outcome(row, short)
 
 
@@ -75,10 +74,10 @@ def test_every_run_is_in_one_shard_and_shards_are_equally_large(tmp_path_factory
     parts = [dataclasses.replace(settings, shard=(number, shards)) for number in range(shards)]
     if shards > count:
         for each in parts:
-            with pytest.raises(InputError, match=r"^--shard=.*give at most"):
-                part(each, runs)
+            with pytest.raises(InputError, match=r"^shard=.*give at most"):
+                select_part(each, runs)
         return
-    found = [part(each, runs) for each in parts]
+    found = [select_part(each, runs) for each in parts]
     assert list(itertools.chain.from_iterable(found)) == runs
     sizes = [len(each) for each in found]
     assert max(sizes) - min(sizes) <= 1
@@ -87,22 +86,22 @@ def test_every_run_is_in_one_shard_and_shards_are_equally_large(tmp_path_factory
 def test_a_missing_shard_is_named(in_shards, tmp_path):
     for number in (0, 2):
         (tmp_path / f"shard-{number}-of-4").mkdir()
-    with pytest.raises(InputError, match=re.escape(f"{tmp_path} lacks shard 1, 3 of 4: ")):
-        records.read_jobs([tmp_path])
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path}: lacks shard 1, 3 of 4: ")):
+        read_jobs([tmp_path])
 
 
 def test_another_number_of_shards_or_none_is_refused(folder, in_shards, whole):
     before = sorted(in_shards.rglob("*"))
-    with pytest.raises(InputError, match=r"--out_dir=.* has shards of 3: "):
-        run_job(folder, in_shards, shard=(0, 2))
-    with pytest.raises(InputError, match=r"--out_dir=.* not empty"):
+    with pytest.raises(InputError, match=r"out_dir=.* has shards of 3: "):
+        run_job(folder, in_shards, shard="0/2")
+    with pytest.raises(InputError, match=r"out_dir=.* not empty"):
         run_job(folder, in_shards)
     assert sorted(in_shards.rglob("*")) == before
-    with pytest.raises(InputError, match=r"--out_dir=.* without --shard: "):
-        run_job(folder, folder / "whole", shard=(0, 2))
+    with pytest.raises(InputError, match=r"out_dir=.* without shard: "):
+        run_job(folder, folder / "whole", shard="0/2")
     assert len(records.read_lines(folder / "whole" / "results.jsonl")) == len(whole)
 
 
 def test_a_shard_of_other_flags_is_refused(folder, in_shards):
-    with pytest.raises(InputError, match="--steps was 4 and is 5"):
-        run_job(folder, in_shards, shard=(1, 3), steps=5)
+    with pytest.raises(InputError, match=r"\(steps was 4 and is 5\)"):
+        run_job(folder, in_shards, shard="1/3", steps=5)

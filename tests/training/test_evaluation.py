@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,8 +30,23 @@ PROMPTS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, toy_models.WID
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
-def pair(request, tmp_path_factory):
-    return toy_models.pair(request.param, tmp_path_factory.mktemp("tiny"))
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def model(family, folder):
+    return toy_models.make(family, folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(model, family, folder):
+    return toy_models.load_published(family, folder)
 
 
 def evaluation_set(encoded, tokens):
@@ -52,8 +66,8 @@ def scored(model, examples):
 
 
 @pytest.mark.parametrize("method", ["direct", "channel"])
-def test_scores_are_those_of_plain_passes(pair, method):
-    ours, theirs = pair
+def test_scores_are_those_of_plain_passes(model, theirs, method):
+    torch = pytest.importorskip("torch")
     encoded = toy_models.examples(6, n_labels=3, seed=2, method=method)
     expected = [
         [
@@ -67,14 +81,14 @@ def test_scores_are_those_of_plain_passes(pair, method):
     ]
     examples = evaluation_set(encoded, tokens=64)
     assert len(examples.parts) > 1
-    np.testing.assert_allclose(scored(ours, examples), expected, rtol=1e-4)
+    np.testing.assert_allclose(scored(model, examples), expected, rtol=1e-4)
 
 
-def test_parts_do_not_matter(pair):
+def test_parts_do_not_matter(model):
     encoded = toy_models.examples(7, n_labels=2, seed=3)
     one, many = (evaluation_set(encoded, tokens) for tokens in (10**6, 1))
     assert len(one.parts) == 1 < len(many.parts)
-    np.testing.assert_allclose(scored(pair[0], one), scored(pair[0], many), rtol=1e-5)
+    np.testing.assert_allclose(scored(model, one), scored(model, many), rtol=1e-5)
 
 
 @pytest.mark.parametrize("devices", [1, 3])
@@ -106,9 +120,9 @@ PIECES = label_segments(toy_models.examples(6, n_labels=2, seed=4))
 
 
 @pytest.fixture(scope="module")
-def losses_in(pair):
+def losses_in(model):
     """`prediction_losses` of a pack of two runs, in rows of 24 slots or in a single one."""
-    module = pair[0].module
+    module = model.module
 
     @jax.jit
     def computed(params, pack):
@@ -120,7 +134,7 @@ def losses_in(pair):
         segments = [[PIECES[i] for i in run] for run in runs]
         batches = pack_segments([segments], np.array([LENGTHS]), shape)
         pack = jax.tree.map(lambda x: x[0], batches)
-        return pack, np.asarray(computed(pair[0].params, pack))
+        return pack, np.asarray(computed(model.params, pack))
 
     return losses
 

@@ -1,4 +1,4 @@
-"""What steps take, counted by hand."""
+"""The work of steps, counted by hand."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from wayward_jax.training.planning import iter_batches, plan_populations
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return toy_models.pair("gpt2", tmp_path_factory.mktemp("work"))[0]
+    return toy_models.make("gpt2", tmp_path_factory.mktemp("work"))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_the_step_cost_all_steps_is_that_of_the_runs_examples(model, mesh, token
 
 
 def test_flops_are_four_a_weight_and_token(model):
-    """Of 2 layers of 12 D^2 weights, half of the last but its 3 D^2 of queries, keys, values."""
+    """There are 2 layers of 12 D^2 weights; 3 D^2 of the last are for queries, keys and values."""
     width, table = toy_models.WIDTH, 96 * toy_models.WIDTH
     layer, first = 12 * width**2, 3 * width**2
     assert needed_flops(model, StepCost(tokens=1)) == 4 * (layer + first)

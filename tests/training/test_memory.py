@@ -1,4 +1,4 @@
-"""What a step is said to take against what XLA says, and what fits into the memory there is."""
+"""The estimate of a step's memory against XLA's, and the packs that fit into it."""
 
 import gc
 
@@ -63,6 +63,7 @@ def needed_by_xla(model, runs, prompt_length, shape):
     return program.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [1, 4])
 @pytest.mark.parametrize("size", ["small", "middling"])
 def test_xla_needs_no_more_than_is_said(request, size, runs):
@@ -103,6 +104,7 @@ def test_too_little_memory_for_one_run_is_refused(planned):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free", [2**20, 2**21])
 def test_the_packs_that_are_planned_fit_into_the_memory_there_is(small, planned, free):
     tokens, plans = planned(free)

@@ -3,8 +3,6 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers import get_linear_schedule_with_warmup
 
 from wayward_jax.errors import InputError
 from wayward_jax.training.optimizers import named_optimizer
@@ -27,17 +25,20 @@ def trajectory(optimizer, gradients):
 @pytest.mark.parametrize(
     ("name", "weight_decay", "theirs"),
     [
-        ("adamw", 0.0, lambda p: torch.optim.AdamW(p, lr=1.0, weight_decay=0.0)),
-        ("adamw", 0.1, lambda p: torch.optim.AdamW(p, lr=1.0, weight_decay=0.1)),
-        ("adam", 0.0, lambda p: torch.optim.Adam(p, lr=1.0)),
-        ("sgd", 0.0, lambda p: torch.optim.SGD(p, lr=1.0)),
+        ("adamw", 0.0, lambda torch, p: torch.optim.AdamW(p, lr=1.0, weight_decay=0.0)),
+        ("adamw", 0.1, lambda torch, p: torch.optim.AdamW(p, lr=1.0, weight_decay=0.1)),
+        ("adam", 0.0, lambda torch, p: torch.optim.Adam(p, lr=1.0)),
+        ("sgd", 0.0, lambda torch, p: torch.optim.SGD(p, lr=1.0)),
     ],
 )
 def test_a_named_optimizer_takes_the_steps_of_torchs(name, weight_decay, theirs, warmup):
+    torch = pytest.importorskip("torch")
+    from transformers import get_linear_schedule_with_warmup
+
     gradients = np.random.default_rng(0).normal(size=(STEPS, 3)).astype(np.float32)
     found = trajectory(named_optimizer(name, STEPS, warmup, weight_decay), gradients)
     x = torch.nn.Parameter(torch.ones(3))
-    optimizer = theirs([x])
+    optimizer = theirs(torch, [x])
     schedule = get_linear_schedule_with_warmup(optimizer, warmup, STEPS)
     for step, gradient in enumerate(gradients):
         x.grad = torch.tensor(gradient)

@@ -134,7 +134,7 @@ def seen(pack):
 
 
 def expected(data_seed, numbers):
-    """How often each of these examples occurs: by its tokens and what it predicts."""
+    """Counts each of these examples: by its tokens and what it predicts."""
     found = collections.Counter()
     for i in numbers:
         example = EXAMPLES[data_seed][i]
@@ -176,7 +176,7 @@ def _each(packs):
     return [jax.tree.map(lambda x: x[i], packs) for i in range(len(packs.ids))]  # noqa: B023
 
 
-# So many of 2,000 steps are looked at.
+# The test looks at this many of 2,000 steps.
 LOOKED_AT = 50
 
 
@@ -202,6 +202,7 @@ def encoded(data_dir, tokenizer):
     return encoded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("population", [1, 16])
 @pytest.mark.parametrize("k_shot", [16, -1])
 @pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])

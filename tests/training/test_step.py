@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from tests.helpers import toy_models
 from wayward_jax.constraints import AdaptiveGamma, Target
@@ -58,13 +57,23 @@ def start_of(run):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    return toy_models.pair("gpt2", tmp_path_factory.mktemp("tiny"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tiny")
 
 
 @pytest.fixture(scope="module")
-def together(pair):
-    return tuned(pair[0], planned(RUNS))
+def model(folder):
+    return toy_models.make("gpt2", folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(model, folder):
+    return toy_models.load_published("gpt2", folder)
+
+
+@pytest.fixture(scope="module")
+def together(model):
+    return tuned(model, planned(RUNS))
 
 
 def planned(runs, pack_tokens=10**6):
@@ -101,6 +110,7 @@ def take_steps(model, population, state, batches, steps=STEPS):
 
 def torch_tuned(theirs, run):
     """The prompt, and task losses `[STEPS]`, of the same run in plain PyTorch."""
+    torch = pytest.importorskip("torch")
     embeddings = theirs.get_input_embeddings()
     prompt = torch.nn.Parameter(torch.tensor(start_of(run)))
     optimizer = torch.optim.AdamW([prompt], lr=run.learning_rate, eps=1e-8, weight_decay=0)
@@ -126,36 +136,38 @@ def torch_tuned(theirs, run):
 
 
 @pytest.mark.parametrize("r", range(len(RUNS)))
-def test_a_trajectory_of_20_steps_is_that_of_torch(pair, together, r):
+def test_a_trajectory_of_20_steps_is_that_of_torch(theirs, together, r):
     state, losses = together
-    prompt, task_losses = torch_tuned(pair[1], RUNS[r])
+    prompt, task_losses = torch_tuned(theirs, RUNS[r])
     error = np.abs(state.prompts[r, : len(prompt)] - prompt).max()
     assert state.step == STEPS
     assert error < 1e-3 * np.abs(prompt - start_of(RUNS[r])).max()
     np.testing.assert_allclose(losses.task[:, r], task_losses, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("r", [1, 4])
-def test_a_run_of_a_population_ends_as_it_does_alone(pair, together, r):
+def test_a_run_of_a_population_ends_as_it_does_alone(model, together, r):
     own = planned([RUNS[r]])
-    (alone,), length = tuned(pair[0], in_one_shape(own))[0].prompts, RUNS[r].prompt_length
+    (alone,), length = tuned(model, in_one_shape(own))[0].prompts, RUNS[r].prompt_length
     np.testing.assert_allclose(together[0].prompts[r, :length], alone, rtol=0, atol=1e-5)
     assert (np.asarray(together[0].prompts[r, length:]) == 0).all()
 
 
-def test_runs_dealt_out_to_packs_of_several_shapes_end_the_same(pair, together):
+@pytest.mark.slow
+def test_runs_dealt_out_to_packs_of_several_shapes_end_the_same(model, together):
     """Two runs a pack, of which the last one has no examples."""
     own = planned(RUNS, pack_tokens=80)
     assert (own.packs_per_shard, own.runs_per_pack) == (3, 2)
     assert len(own.shapes) > 1
-    state, losses = tuned(pair[0], own)
+    state, losses = tuned(model, own)
     np.testing.assert_allclose(state.prompts[:5], together[0].prompts, rtol=0, atol=1e-5)
     np.testing.assert_allclose(losses.task[:, :5], together[1].task, rtol=1e-4)
     np.testing.assert_allclose(losses.distance[:, :5], together[1].distance, rtol=1e-4)
     assert (np.asarray(state.diverged_at) == -1).all()
 
 
-def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(pair, together):
+def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(model, together):
     """Also where it is the first, to which all unused tokens and predictions point."""
     broken = list(RUNS)
     broken[1] = dataclasses.replace(RUNS[1], learning_rate=1e30)
@@ -163,7 +175,7 @@ def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(pair, together):
     def start_at_nan(run):
         return np.nan * start_of(run) if run == RUNS[0] else start_of(run)
 
-    state, losses = tuned(pair[0], planned(broken), start_at_nan)
+    state, losses = tuned(model, planned(broken), start_at_nan)
     healthy, healthy_losses = together
     np.testing.assert_array_equal(healthy.diverged_at, [-1] * 5)
     np.testing.assert_array_equal(state.diverged_at, [0, 1, -1, -1, -1])
@@ -174,9 +186,9 @@ def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(pair, together):
     np.testing.assert_array_equal(losses.task[:, others], healthy_losses.task[:, others])
 
 
-def test_hard_cells_hold_at_every_step_and_leave_other_runs_alone(pair, together):
+@pytest.mark.slow
+def test_hard_cells_hold_at_every_step_and_leave_other_runs_alone(model, together):
     """Also those of a prompt that would move far away."""
-    model = pair[0]
     confined = [
         dataclasses.replace(RUNS[0], constraint="cell", gamma=0.0, margin=0.05),
         dataclasses.replace(RUNS[3], constraint="cell", margin=0.3, learning_rate=0.3),
@@ -202,10 +214,10 @@ def test_hard_cells_hold_at_every_step_and_leave_other_runs_alone(pair, together
         np.testing.assert_allclose(*alike, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_gamma_that_is_found_has_the_prompt_read_as_its_target(pair, seed):
+def test_a_gamma_that_is_found_has_the_prompt_read_as_its_target(model, seed):
     """From wherever it starts; other gammas stay as they are given."""
-    model = pair[0]
     held = {"constraint": "dual", "gamma": 1.0, "margin": 0.01, "learning_rate": 0.1}
     run = dataclasses.replace(random_run(4, seed=seed, **held), init="vocab", steps=60)
     fixed = dataclasses.replace(run, constraint="penalty", gamma=20.0, margin=0.0)
@@ -240,8 +252,8 @@ def test_a_gamma_goes_up_outside_and_down_inside_worked_by_hand():
         np.testing.assert_allclose(constraint.penalty(state, prompt, target), gamma * at**2)
 
 
-def test_the_distance_term_pulls_the_prompt_to_its_target(pair):
-    model = pair[0]
+@pytest.mark.slow
+def test_the_distance_term_pulls_the_prompt_to_its_target(model):
     table, readable = model.embedding_table(), model.valid_tokens()
     run = random_run(5, seed=1, learning_rate=0.2)
     gammas = [0.0, 0.01, 0.1, 1.0, 10.0]

@@ -18,7 +18,7 @@ STEPS = 200
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return toy_models.pair("gpt2", tmp_path_factory.mktemp("tiny"))[0]
+    return toy_models.make("gpt2", tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def runs(model):
 
 @pytest.fixture(scope="module")
 def told():
-    """What `on_steps` was told."""
+    """The metrics that `on_steps` was called with."""
     return []
 
 
@@ -118,13 +118,15 @@ def test_what_is_told_of_all_steps_adds_up_to_the_curves(results, told):
                 np.testing.assert_allclose(found, known, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_alone_ends_with_the_same_prompt(results, runs, model, small_task):
     (alone,) = tuned(model, small_task, runs[1:2])
     np.testing.assert_allclose(alone.prompt, results[1].prompt, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_results_are_the_same_from_several_packs(results, runs, model, task):
-    """Of two runs each, the last one with a run fewer."""
+    """Each pack has two runs, the last one a run fewer."""
     again = tuned(model, task, runs, pack_tokens=100)
     for one, other in zip(results, again, strict=True):
         assert one.run == other.run
@@ -133,6 +135,7 @@ def test_results_are_the_same_from_several_packs(results, runs, model, task):
         np.testing.assert_allclose(one.task_loss, other.task_loss, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_given_starts_hold_and_chunks_end_at_the_curves_points(runs, model, small_task):
     """Without a learning rate a prompt stays where it started."""
     still = [dataclasses.replace(run, steps=5, learning_rate=0.0) for run in runs]
@@ -155,6 +158,7 @@ def test_given_starts_hold_and_chunks_end_at_the_curves_points(runs, model, smal
     assert 2 in np.cumsum(told)
 
 
+@pytest.mark.slow
 def test_a_curve_has_no_more_points_than_steps(model, small_task):
     run = dataclasses.replace(toy_models.toy_runs(model)[0], steps=1)
     (result,) = tuned(model, small_task, [run], num_evals=4)
@@ -162,6 +166,7 @@ def test_a_curve_has_no_more_points_than_steps(model, small_task):
     assert np.isfinite(result.curve[0].task_loss)
 
 
+@pytest.mark.slow
 def test_runs_on_different_samples_are_tuned_and_judged_on_their_own(model):
     """Together as alone; the second sample's labels are the wrong way round."""
     right = toy_models.toy_data()

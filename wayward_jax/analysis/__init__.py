@@ -1,1 +1,1 @@
-"""From results to tables and figures."""
+"""Makes tables, figures and a page about finished jobs."""

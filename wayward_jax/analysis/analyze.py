@@ -4,7 +4,7 @@ Nothing is trained. What is needed are the folders of the jobs and, to read the 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -18,9 +18,12 @@ from wayward_jax.analysis.agreement import agreements
 from wayward_jax.analysis.selection import ModelKey, compare, model_key
 from wayward_jax.analysis.summary import reservations, summary, title
 from wayward_jax.errors import InputError, reason
-from wayward_jax.jobs.finished import read_flags
+from wayward_jax.jobs.kept_flags import read_flags
+from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.records import FinishedRun, read_jobs, read_measurements
+from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
+from wayward_jax.models.sources import short_name
 from wayward_jax.projection import METRICS
 from wayward_jax.readings import Reading, read_prompts
 from wayward_jax.runs import RunRecord
@@ -128,40 +131,21 @@ def write(analysis: Analysis, out_dir: Path) -> None:
 def load_models(
     finished: Sequence[FinishedRun], cache_dir: Path, assets_dir: Path | None
 ) -> tuple[dict[ModelKey, LanguageModel], list[str]]:
-    """Loads the models of runs from the places that their jobs' flags name.
+    """Loads the models of runs from where `--model` of their jobs says.
 
     Returns:
         The models that are here, and a sentence on each model that is not. A model whose weights
         are others than those that a run was tuned for is not the run's model.
     """
-    named: dict[Path, list[str]] = {
-        folder: read_flags(folder)["model"] for folder in {run.job.folder for run in finished}
-    }
-    places: dict[ModelKey, list[str]] = {}
+    jobs: dict[ModelKey, set[JobLayout]] = {}
     for run in finished:
-        of_key = places.setdefault(model_key(run.record), [])
-        of_key += [place for place in named[run.job.folder] if place not in of_key]
+        jobs.setdefault(model_key(run.record), set()).add(run.job)
     found, missing = {}, []
-    for (name, digest), of_key in sorted(places.items()):
-        reasons = []
-        for place in of_key:
-            if place != name:
-                continue
-            try:
-                # Built-in models that were fetched before are in the cache.
-                model = models.load(
-                    place, cache_dir=cache_dir, assets_dir=assets_dir or cache_dir / "assets"
-                )
-            except InputError as error:
-                reasons.append(reason(error))
-                continue
-            if getattr(model, "digest", "") == digest:
-                found[name, digest] = model
-                break
-            reasons.append(f"the weights of {place} are not those that the prompts were tuned for")
-        else:
-            why = "; ".join(reasons) or "the job's flags do not name it"
-            missing.append(captions.MISSING_MODEL.format(name=name, reason=why))
+    for (name, digest), of_model in sorted(jobs.items()):
+        try:
+            found[name, digest] = _load_model(name, digest, of_model, cache_dir, assets_dir)
+        except InputError as error:
+            missing.append(captions.MISSING_MODEL.format(name=name, reason=reason(error)))
     return found, missing
 
 
@@ -200,6 +184,34 @@ def token_texts(
             ids.update(id_ for record in own for id_ in by_id[record.id].ids.ravel().tolist())
         texts[key] = {id_: model.tokenizer.decode([id_]) for id_ in sorted(ids)}
     return texts
+
+
+def _load_model(
+    name: str, digest: str, jobs: Iterable[JobLayout], cache_dir: Path, assets_dir: Path | None
+) -> LanguageModel:
+    """Loads the model of this name and digest from where one of the jobs found it.
+
+    Raises:
+        InputError: it is at none of these places.
+    """
+    flags = {read_flags(job)["model"] for job in jobs}
+    sources = sorted({source for text in flags for source in Settings.parse({"model": text}).model})
+    failed = InputError("model", ",".join(sources), f"no model called {name} is there")
+    for source in sources:
+        if short_name(source) != name:
+            continue
+        try:
+            # Built-in models that were fetched before are in the cache.
+            model = models.load(
+                source, cache_dir=cache_dir, assets_dir=assets_dir or cache_dir / "assets"
+            )
+        except InputError as error:
+            failed = error
+            continue
+        if model.digest == digest:
+            return model
+        failed = InputError("model", source, "has other weights than the prompts were tuned for")
+    raise failed
 
 
 def _load_prompt(run: FinishedRun, model: LanguageModel) -> np.ndarray:

@@ -71,7 +71,7 @@ def discrete(frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(9, 0.8 + 2.1 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 2, sharex=True, sharey=True, squeeze=False)
     for (plain, corrected), ((model, task), own) in zip(panels, groups, strict=True):
-        plain.set_title(f"{tables.short(model)}   {tables.short(task)}")
+        plain.set_title(f"{model}   {task}")
         corrected.set_title("calibrated")
         for axes, is_corrected in ((plain, False), (corrected, True)):
             _discrete_panel(axes, own[own["calibrated"] == is_corrected])
@@ -131,7 +131,6 @@ def transfer(frame: pd.DataFrame) -> Figure:
 
 def _places(frame: pd.DataFrame, model: str, task: str) -> pd.Series:
     """Names tasks, together with models if there are several models."""
-    tasks = frame[task].map(tables.short)
-    if frame[[model]].nunique().item() == 1:
-        return tasks
-    return frame[model].map(tables.short) + " " + tasks
+    if frame[model].nunique() == 1:
+        return frame[task]
+    return frame[model] + " " + frame[task]

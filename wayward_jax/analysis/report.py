@@ -1,9 +1,7 @@
 """Renders one HTML page about a set of runs, which loads nothing else."""
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -14,7 +12,7 @@ from matplotlib.figure import Figure
 
 from wayward_jax.analysis import figures, style, tables
 from wayward_jax.analysis.selection import F1_THRESHOLD, ModelKey, model_key, p_stars, setting
-from wayward_jax.jobs.finished import read_flags
+from wayward_jax.jobs.kept_flags import read_flags, repeating_command
 from wayward_jax.jobs.records import FinishedRun
 from wayward_jax.metrics import accuracy_drop
 from wayward_jax.readings import Reading
@@ -110,7 +108,7 @@ def page_data(
             **{name: getattr(settings, name) for name in OF_THE_RUN},
             "set": tables.target_set(settings.target_name),
             "target": targets.of((settings.target_text, *index(record, settings.target_ids))),
-            "command": commands.of((run.job.folder, settings.model, settings.task)),
+            "command": commands.of((run.job, settings.model, settings.task)),
             "accuracy": record.accuracy,
             "prompt_f1": record.prompt_f1,
             "distance": record.distance,
@@ -145,24 +143,14 @@ def page_data(
             "columns": [name for name in COLUMNS if _worth_showing(name, runs)],
             "tokens": tokens.values,
             "targets": [{"text": text, "ids": ids} for text, *ids in targets.values],
-            "commands": [command(*job) for job in commands.values],
+            "commands": [
+                repeating_command(read_flags(job), model, task)
+                for job, model, task in commands.values
+            ],
             "runs": runs,
             "hero": _most_wayward(runs),
         }
     )
-
-
-def command(folder: Path, model: str, task: str) -> str:
-    """The command that repeats a run of a job alone, if `--only=<its id>` is appended."""
-    flags = {**read_flags(folder), "model": model, "task": task}
-    of_model = (str(gamma).rpartition(":") for gamma in flags["gamma"])
-    flags["gamma"] = [gamma for of, _, gamma in of_model if of in ("", model)]
-    words = [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in flags.items()
-        if value is not None
-    ]
-    return shlex.join(["python", "-m", "experiments.run", *words])
 
 
 class _Index:

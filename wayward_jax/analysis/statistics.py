@@ -118,11 +118,11 @@ def difference(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Differ
 
 def adjusted(p_values: Sequence[float]) -> np.ndarray:
     """Adjusts p-values for the number of tests (Benjamini and Hochberg, 1995); NaNs stay NaN."""
-    p_values = np.array(p_values, float)
-    known = ~np.isnan(p_values)
+    adjusted_values = np.array(p_values, float)
+    known = ~np.isnan(adjusted_values)
     if known.any():
-        p_values[known] = stats.false_discovery_control(p_values[known])
-    return p_values
+        adjusted_values[known] = stats.false_discovery_control(adjusted_values[known])
+    return adjusted_values
 
 
 def _relative_drop(best: np.ndarray, accuracy: np.ndarray, axis: int = -1) -> np.ndarray:

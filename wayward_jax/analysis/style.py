@@ -11,7 +11,7 @@ from wayward_jax.analysis import tables
 INK, GRID, P_STAR_COLOR, WAYWARD_COLOR = "#24292f", "#d8dbe0", "#808791", "#cf4453"
 SERIES_COLORS = (WAYWARD_COLOR, "#3b76b5", "#bd7f1c", "#3f8f6b", "#8a63b8", "#8d6e63")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -37,9 +37,7 @@ def labels(frame: pd.DataFrame, *but: str) -> list[str]:
     """
     apart = {"task", *tables.differing(frame)} - {*but}
     names = [name for name in tables.SETTING_NAMES if name in apart]
-    return [
-        "   ".join(tables.short(str(line[name])) for name in names) for _, line in frame.iterrows()
-    ]
+    return ["   ".join(str(line[name]) for name in names) for _, line in frame.iterrows()]
 
 
 def spread(n: int) -> np.ndarray:

@@ -100,7 +100,7 @@ def _cost(line: pd.Series, apart: Sequence[str]) -> str:
     which = "".join(f", {name.replace('_', ' ')} {line[name]}" for name in apart)
     noise = ", which is within noise" if line["within_noise"] else ""
     return (
-        f"On {tables.short(line['task'])}, {tables.short(line['model'])} does the task with "
+        f"On {line['task']}, {line['model']} does the task with "
         f"accuracy {line['accuracy']:.3f} under the prompts with a target{which} and "
         f"{line['p_star']:.3f} under p_star: a "
         f"{'gain' if line['drop'] < 0 else 'drop'} of {abs(line['drop']):.1f} % "
@@ -120,13 +120,13 @@ def _moral(free: Sequence[Comparison]) -> str:
     if most is None or len(texts[most]) < 2:
         return ""
     return (
-        f" On {tables.short(most[1])} alone, {len(texts[most])} different texts are read off "
+        f" On {most[1]} alone, {len(texts[most])} different texts are read off "
         "prompts that do one and the same task: what a prompt reads as does not tell what it does."
     )
 
 
 def _names(records: Sequence[RunRecord], name: str) -> str:
-    names = sorted({tables.short(getattr(record.run, name)) for record in records})
+    names = sorted({getattr(record.run, name) for record in records})
     if len(names) > MOST_LINES:
         return f"{len(names)} {name}s"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -37,6 +37,9 @@ SETTING_NAMES = (
 # The values of these settings may determine those of other settings.
 BRINGING = ("model", "task", "constraint")
 
+# Groups that differ in the first of two settings may also differ in the second.
+BROUGHT = {"model": "model_digest", "constraint": "margin"}
+
 # The columns that tell the lines of a measurement apart, by the name of the experiment.
 MEASURED_BY = {
     "path": ("position",),
@@ -80,11 +83,6 @@ FORMATS = {
 def target_set(name: str) -> str:
     """The set that a target's name begins with, such as `pile` for `pile/07`."""
     return name.rpartition("/")[0] or name
-
-
-def short(name: str) -> str:
-    """A name for places with little room: the last part of a path."""
-    return Path(name).name if name.startswith(("/", "~", ".")) else name
 
 
 def tables(
@@ -192,8 +190,8 @@ def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         apart = [
             (name, a, b) for (name, a), (_, b) in zip(first_key, second_key, strict=True) if a != b
         ]
-        if "constraint" in (name for name, *_ in apart):  # a constraint brings its margin with it
-            apart = [each for each in apart if each[0] != "margin"]
+        brought = [BROUGHT.get(name) for name, *_ in apart]
+        apart = [each for each in apart if each[0] not in brought]
         if len(apart) != 1:
             continue
         (name, a, b) = apart[0]
@@ -205,7 +203,7 @@ def between_groups(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         found = statistics.difference(drops.to_numpy(), others.to_numpy(), paired=paired)
         lines.append(
             {
-                **{key: value for key, value in first_key if key != name},
+                **{key: value for key, value in first_key if key not in (name, *brought)},
                 name: f"{a} - {b}",
                 "difference": found.value,
                 "p_value": found.p_value,
@@ -358,10 +356,10 @@ def _several(frame: pd.DataFrame, column: str) -> bool:
 def _text(name: str, value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
     if isinstance(value, float) and np.isnan(value):
         return ""
-    if isinstance(value, str):
-        return " - ".join(map(short, value.split(" - ")))
     return FORMATS.get(name, "{}").format(value)
 
 

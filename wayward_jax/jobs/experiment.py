@@ -1,19 +1,22 @@
 """The interface of an experiment."""
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from wayward_jax.jobs.settings import Settings
 from wayward_jax.runs import Run
 from wayward_jax.targets import Target
 
 if TYPE_CHECKING:
-    from experiments.flags import Settings
     from wayward_jax.jobs.probes import Measurement, ProbeContext
+    from wayward_jax.models import LanguageModel
 
-RunsOf = Callable[["Settings", str, str, Sequence[Target]], list[Run]]
-"""Lists the runs, p_star among them, for a model, a task (both by name) and targets."""
+RunsOf = Callable[[Settings, "LanguageModel", str, Sequence[Target]], list[Run]]
+"""Lists the runs, p_star among them, for a model, a task (by name) and targets.
+
+The settings are those for this model; starts in them are called as `Run.init` calls them.
+"""
 
 Measure = Callable[["ProbeContext"], Iterable["Measurement"]]
 """Yields what is measured of finished prompts with one model."""
@@ -35,8 +38,3 @@ class Experiment:
     tables: tuple[str, ...]
     measure: Measure | None = None
     defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def find(name: str) -> Experiment:
-    """The experiment that the module `experiments.<name>` defines."""
-    return importlib.import_module(f"experiments.{name}").EXPERIMENT

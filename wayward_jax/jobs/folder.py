@@ -1,4 +1,4 @@
-"""The folder of a job: what is in it, and how an earlier job is taken up again."""
+"""The folder of a job: what is in it, and how an earlier start of the job is continued."""
 
 import contextlib
 import hashlib
@@ -14,10 +14,14 @@ from filelock import FileLock, Timeout
 
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import finished, records
+from wayward_jax.jobs import records
+from wayward_jax.jobs.kept_flags import differing, read_flags
 from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.object_stores import Mirror
-from wayward_jax.runs import Run
+from wayward_jax.jobs.processes import on_primary, primary_context
+from wayward_jax.jobs.records import FinishedRun, Measured
+from wayward_jax.jobs.settings import Settings
+from wayward_jax.runs import Run, RunRecord
 from wayward_jax.training.planning import PopulationPlan
 from wayward_jax.training.progress import TrainProgress
 
@@ -26,127 +30,188 @@ Plans = list[tuple[str, PopulationPlan]]
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(folder: Path | str) -> Iterator[None]:
     """Turns an `OSError` into an `InputError` on a job's folder."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"--out_dir={path} cannot be written ({error.strerror or error}): make room or name "
-            "another folder; what is finished stays, and the same command continues it"
+            "out_dir",
+            str(folder),
+            f"cannot be written ({error.strerror or error}): make room or name another folder; "
+            "what is finished stays, and the same command continues it",
         ) from error
 
 
-def of_shard(out_dir: Path, shard: tuple[int, int]) -> Path:
+@on_primary
+def shard_of(job: JobLayout, shard: tuple[int, int]) -> JobLayout:
     """The folder of a shard `(i, n)` in the `--out_dir` that it shares with the others.
 
     Raises:
-        InputError: that folder is of a whole job, or of another number of shards.
+        InputError: that folder belongs to a whole job, or to another number of shards.
     """
-    number, shards = shard
-    with writing(out_dir):
-        if (out_dir / "flags.json").exists():
+    number, count = shard
+    with writing(job.folder):
+        if job.flags.exists():
             raise InputError(
-                f"--out_dir={out_dir} is a job without --shard: leave out --shard to continue it, "
-                "or name a new folder"
+                "out_dir",
+                str(job.folder),
+                "is a job without --shard: leave out --shard to continue it, or name a new folder",
             )
-        others = {count for _, count in JobLayout(out_dir).shards()} - {shards}
+        others = {found for _, found in job.shards()} - {count}
     if others:
         raise InputError(
-            f"--out_dir={out_dir} has shards of {others.pop()}: give --shard={number} of as many, "
-            "or name a new folder"
+            "out_dir",
+            str(job.folder),
+            f"has shards of {others.pop()}: give --shard={number} of as many, or name a new folder",
         )
-    return out_dir / f"shard-{number}-of-{shards}"
+    return job.shard(number, count)
 
 
 class JobFolder:
-    """What `--out_dir` names.
+    """Reads and writes the folder that `--out_dir` names, whose files `layout` has.
 
-    It holds `flags.json` of the first start, `plan.json` (which runs are tuned together),
-    `records.jsonl`, `checkpoints/<run id>`, in `in_flight` a folder of checkpoints for the
-    population being tuned, and `measurements.jsonl` if an experiment measures prompts.
+    All processes of a job call the public methods together. The primary process does the work, and
+    the result is shared.
     """
 
-    def __init__(self, path: Path, flags: Mapping[str, Any], mirror: Mirror | None = None) -> None:
-        """See `look` and `claimed`; a mirror is told of what is written."""
-        self.path = path
-        self._flags, self._mirror = flags, mirror
-        self._lock = FileLock(path / ".lock")
+    def __init__(self, layout: JobLayout, settings: Settings, mirror: Mirror | None = None) -> None:
+        """Touches nothing yet; a mirror is told when something was written."""
+        self.layout = layout
+        self._flags, self._mirror = settings.texts(), mirror
+        self._lock = FileLock(layout.lock)
 
-    def look(self) -> None:
-        """Looks what is there, and writes nothing but the file of the lock.
+    @on_primary
+    def validate(self) -> None:
+        """Checks that this job may use the folder, and writes nothing but the file of the lock.
 
         Raises:
             InputError: the folder is another job's, in use, or of something else.
         """
-        path = self.path
-        with writing(path):
-            if path.exists() and not path.is_dir():
-                raise InputError(f"--out_dir={path} is not a folder: name one, or a new one")
-            if (path / "flags.json").exists():
+        folder = self.layout.folder
+        with writing(folder):
+            if folder.exists() and not folder.is_dir():
+                raise InputError(
+                    "out_dir", str(folder), "is not a folder: name a folder, or a new one"
+                )
+            if self.layout.flags.exists():
                 self._check_flags()
                 with self._locked():
                     pass
-            elif path.exists() and any(each != path / ".lock" for each in path.iterdir()):
-                raise InputError(f"--out_dir={path} is not empty, and no job's: name a new folder")
+            elif folder.exists() and any(path != self.layout.lock for path in folder.iterdir()):
+                raise InputError(
+                    "out_dir", str(folder), "is not empty, and holds no job: name a new folder"
+                )
 
-    @contextlib.contextmanager
-    def claimed(self, note: Callable[[str], None]) -> Iterator[None]:
-        """Makes the folder, keeps other processes out, and notes what had to be repaired.
+    def lock(
+        self, content: str, note: Callable[[str], None]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Makes the folder, and keeps other processes out for a while.
+
+        Args:
+            content: a digest of the job's runs and examples. It is compared with that of an earlier
+                start, whose files may have been elsewhere.
+            note: is told what had to be repaired.
 
         Raises:
-            InputError: another has it, or it cannot be written.
+            InputError: the folder is another job's or in use, or it cannot be written.
         """
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            with writing(self.path):
-                if (self.path / "flags.json").exists():
-                    self._check_flags()
-                else:
-                    self._write("flags.json", dict(self._flags))
-                for path in (self._results, self._measurements):
-                    if path.exists() and records.repair(path):
-                        note(f"dropped half a row at the end of {path}")
-            yield
+        return primary_context(self._lock_folder(content, note))
 
-    def rows(self) -> dict[str, dict]:
-        """The rows of all finished runs by run id, in the order they came."""
-        rows = records.read_lines(self._results) if self._results.exists() else []
-        return {row["id"]: row for row in rows}
+    @on_primary
+    def records(self) -> dict[str, RunRecord]:
+        """The records of all finished runs by run id, in the order they came, without prompts."""
+        return self._records()
 
-    def checkpoint(self, run: str) -> Path:
-        """Where the prompt of a finished run is, by its id."""
-        return self.path / "checkpoints" / run
+    @on_primary
+    def load_prompt(self, run_id: str) -> np.ndarray:
+        """The prompt `[L, D]` of a finished run."""
+        return checkpoints.load_prompt(self.layout.checkpoint(run_id))
 
-    def read_plans(self, made_for: Mapping[str, Any], runs: Mapping[str, Run]) -> Plans | None:
-        """The plans that were kept, unless they were made for something else or lack a run."""
-        try:
-            kept = json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
-            planned = {run for each in kept["populations"] for run in each["runs"]}
-            if kept["made_for"] != made_for or not runs.keys() - self.rows().keys() <= planned:
-                return None
-            return [
-                (record.pop("task"), PopulationPlan.from_json(record, runs))
-                for record in kept["populations"]
-            ]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    @on_primary
+    def plans(
+        self,
+        made_for: Mapping[str, Any],
+        runs: Mapping[str, Run],
+        make: Callable[[set[str]], Plans],
+    ) -> Plans:
+        """The populations that are left to tune.
 
-    def write_plans(self, made_for: Mapping[str, Any], plans: Plans) -> None:
-        """Keeps plans for `read_plans`; checkpoints of any other population are removed."""
-        with writing(self.path):
-            records = [{"task": task, **plan.to_json()} for task, plan in plans]
-            self._write("plan.json", {"made_for": made_for, "populations": records})
+        They are those of an earlier start, unless that was made for something else or lacks a run:
+        plans depend on the memory that is free and on what else is planned, and only with the same
+        plans do populations continue from their checkpoints and come to the very same numbers.
+
+        Args:
+            made_for: what the plans depend on beside the runs, and the job's `content`.
+            runs: the runs of this job, or of the part of it that is carried out, by id.
+            make: makes plans for the runs of these ids.
+        """
+        done = self._records().keys()
+        plans = self._read_plans(made_for, runs, runs.keys() - done)
+        if plans is None:
+            plans = make(runs.keys() - done)
+            populations = [{"task": task, **plan.to_json()} for task, plan in plans]
+            with writing(self.layout.folder):
+                _write(self.layout.plan, {"made_for": made_for, "populations": populations})
+        return [(task, plan) for task, plan in plans if not {run.id for run in plan.runs} <= done]
 
     @contextlib.contextmanager
-    def in_flight(
+    def in_flight(self, task: str, plan: PopulationPlan) -> Iterator["InFlight"]:
+        """The progress of a population, which is removed once the population is finished.
+
+        Progress of any other population is removed at once.
+        """
+        with primary_context(self._progress_checkpoints(task, plan)) as kept:
+            yield InFlight(kept, self.layout.folder, self._mirror)
+
+    @on_primary
+    def add(self, finished: Sequence[RunRecord]) -> None:
+        """Writes the prompts and then the records of finished runs, none twice."""
+        prompts = {record.id: record.prompt for record in finished}
+        self._add(finished, prompts.__getitem__)
+
+    @on_primary
+    def take_over(self, finished: Sequence[FinishedRun]) -> None:
+        """Copies runs that other jobs have finished."""
+        paths = {run.record.id: run.checkpoint for run in finished}
+        self._add([run.record for run in finished], lambda run: checkpoints.load_prompt(paths[run]))
+
+    @on_primary
+    def measured(self) -> Measured:
+        """The measurements of the runs, by this process or an earlier one."""
+        return records.read_measurements([self.layout.folder])
+
+    @on_primary
+    def add_measurement(self, measurement: str, key: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Writes the rows of one measurement, all in a line."""
+        with writing(self.layout.folder):
+            line = {"measurement": measurement, "key": key, "rows": rows}
+            records.append_lines(self.layout.measurements, [line])
+        self._send()
+
+    @contextlib.contextmanager
+    def _lock_folder(self, content: str, note: Callable[[str], None]) -> Iterator[None]:
+        with writing(self.layout.folder):
+            self.layout.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            with writing(self.layout.folder):
+                if self.layout.flags.exists():
+                    self._check_flags()
+                    self._check_content(content)
+                else:
+                    _write(self.layout.flags, self._flags)
+                for path in (self.layout.results, self.layout.measurements):
+                    if path.exists() and records.repair(path):
+                        note(f"dropped half a line at the end of {path}")
+            yield
+
+    @contextlib.contextmanager
+    def _progress_checkpoints(
         self, task: str, plan: PopulationPlan
     ) -> Iterator[checkpoints.ProgressCheckpoints]:
-        """The checkpoints of a population, which are removed once it is finished."""
         key = hashlib.sha256(json.dumps([task, plan.to_json()]).encode()).hexdigest()[:12]
-        folder = self.path / "in_flight"
-        with writing(self.path):
+        folder = self.layout.in_flight
+        with writing(self.layout.folder):
             for other in folder.glob("*"):
                 if other.name != key:
                     shutil.rmtree(other)
@@ -154,91 +219,121 @@ class JobFolder:
         try:
             yield kept
         finally:
-            with writing(self.path):
+            with writing(self.layout.folder):
                 kept.close()
         shutil.rmtree(folder)
         self._send()
 
-    def keep(self, kept: checkpoints.ProgressCheckpoints, progress: TrainProgress) -> None:
-        """Writes how far a population has come, in the background unless there is a mirror."""
-        with writing(self.path):
-            kept.save(progress.step, progress.to_tree())
-            if self._mirror is not None:
-                kept.wait()
-        self._send()
+    def _records(self) -> dict[str, RunRecord]:
+        found = records.read_records(self.layout) if self.layout.results.exists() else []
+        return {record.id: record for record in found}
 
-    def add(self, rows: Sequence[dict], load_prompt: Callable[[str], np.ndarray]) -> None:
-        """Writes prompts, which are given by run id, and then rows of finished runs; none twice."""
-        with writing(self.path):
-            done = self.rows()
-            new = [row for row in rows if row["id"] not in done]
-            for row in new:
-                checkpoints.save_prompt(self.checkpoint(row["id"]), load_prompt(row["id"]))
-            records.append_lines(self._results, new)
+    def _read_plans(
+        self, made_for: Mapping[str, Any], runs: Mapping[str, Run], left: set[str]
+    ) -> Plans | None:
+        try:
+            kept = json.loads(self.layout.plan.read_text(encoding="utf-8"))
+            planned = {run for population in kept["populations"] for run in population["runs"]}
+            if kept["made_for"] != made_for or not left <= planned:
+                return None
+            return [
+                (population.pop("task"), PopulationPlan.from_json(population, runs))
+                for population in kept["populations"]
+            ]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
-    def measured(self) -> records.Measured:
-        """What was measured of the runs, in this process or before."""
-        return records.read_measurements([self.path])
-
-    def add_measurement(self, measurement: str, key: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Writes the rows of one measurement, all in a line."""
-        with writing(self.path):
-            line = {"measurement": measurement, "key": key, "rows": rows}
-            records.append_lines(self._measurements, [line])
-        self._send()
+    def _add(self, finished: Sequence[RunRecord], load_prompt: Callable[[str], np.ndarray]) -> None:
+        with writing(self.layout.folder):
+            done = self._records()
+            new = [record for record in finished if record.id not in done]
+            for record in new:
+                checkpoints.save_prompt(self.layout.checkpoint(record.id), load_prompt(record.id))
+            records.append_lines(self.layout.results, [record.to_json() for record in new])
 
     def _send(self) -> None:
         if self._mirror is not None:
             self._mirror.send()
 
-    @property
-    def _measurements(self) -> Path:
-        return JobLayout(self.path).measurements
-
-    @property
-    def _results(self) -> Path:
-        return self.path / "results.jsonl"
-
     def _check_flags(self) -> None:
-        then = finished.read_flags(self.path)
-        now = finished.deciding(json.loads(json.dumps(self._flags)))
-        changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-        if changed:
-            differences = ", ".join(
-                f"--{name} was {_shown(then.get(name))} and is {_shown(now.get(name))}"
-                for name in changed
-            )
-            raise InputError(
-                f"--out_dir={self.path} is a job of other flags ({differences}): give the same to "
-                "continue it, or name a new folder"
-            )
+        then = read_flags(self.layout)
+        if differences := differing(then, self._flags, "results"):
+            raise self._other_job(f"of other flags ({', '.join(differences)})")
+
+    def _check_content(self, content: str) -> None:
+        try:
+            kept = json.loads(self.layout.plan.read_text(encoding="utf-8"))["made_for"]["content"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # nothing was begun
+        if kept != content:
+            differences = differing(read_flags(self.layout), self._flags, "results by content")
+            reasons = ", ".join(differences) or "files that its flags name have changed since"
+            raise self._other_job(f"of other runs or examples ({reasons})")
+
+    def _other_job(self, difference: str) -> InputError:
+        return InputError(
+            "out_dir",
+            str(self.layout.folder),
+            f"is a job {difference}: give the same to continue it, or name a new folder",
+        )
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with writing(self.path):
+        with writing(self.layout.folder):
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
                 raise InputError(
-                    f"--out_dir={self.path} is in use by another process: wait for it, or name "
-                    "another folder"
+                    "out_dir",
+                    str(self.layout.folder),
+                    "is in use by another process: wait for it, or name another folder",
                 ) from None
         try:
             yield
         finally:
             self._lock.release()
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        """All of a file or nothing."""
-        half = self.path / f".{name}"
-        with half.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(self.path / name)
+
+class InFlight:
+    """The progress of the population that is being tuned, as it is kept in the job's folder.
+
+    As in `JobFolder`, all processes call the methods together.
+    """
+
+    def __init__(
+        self,
+        kept: checkpoints.ProgressCheckpoints | None,
+        folder: Path,
+        mirror: Mirror | None,
+    ) -> None:
+        """`kept` is None on processes other than the primary one."""
+        self._kept, self._folder, self._mirror = kept, folder, mirror
+
+    @on_primary
+    def restore(self, on_broken: Callable[[int], None]) -> dict[str, Any] | None:
+        """The last progress that can be read, as `TrainProgress.to_tree`; None without any.
+
+        Args:
+            on_broken: is told the step of each checkpoint that cannot be read.
+        """
+        return self._kept.restore(on_broken)
+
+    @on_primary
+    def save_progress(self, progress: TrainProgress) -> None:
+        """Writes progress that is on the host, in the background unless there is a mirror."""
+        with writing(self._folder):
+            self._kept.save(progress.step, progress.to_tree())
+            if self._mirror is not None:
+                self._kept.wait()
+        if self._mirror is not None:
+            self._mirror.send()
 
 
-def _shown(value: object) -> str:
-    """A flag's value as it is given on a command line."""
-    values = value if isinstance(value, list) else [value]
-    return ",".join(str(each) for each in values)
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes all of a file of JSON or nothing."""
+    half = path.with_name(f".{path.name}")
+    with half.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    half.replace(path)

@@ -1,28 +1,35 @@
-"""What a job reads before it starts: models, examples, targets and starts; bad ones are refused."""
+"""The inputs of a job: models, examples, targets, starts, and earlier jobs.
+
+They are read and checked before the job writes anything, so that nothing bad is found later.
+"""
 
 import dataclasses
+import functools
+import hashlib
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import command_line
-from experiments.flags import Settings
 from wayward_jax import assets, checkpoints, models, targets, tasks
 from wayward_jax.constraints import has_empty_cell
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.finished import read_flags
-from wayward_jax.jobs.parts import part
+from wayward_jax.jobs.kept_flags import read_flags
+from wayward_jax.jobs.parts import select_part
+from wayward_jax.jobs.processes import on_primary
 from wayward_jax.jobs.progress_bar import ProgressReporter
-from wayward_jax.jobs.records import FinishedRun
+from wayward_jax.jobs.records import FinishedRun, read_jobs
+from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
+from wayward_jax.models.sources import short_name
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
@@ -30,46 +37,70 @@ from wayward_jax.tasks import TaskData
 from wayward_jax.training.examples import EncodedTask, encode_task
 from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
 
+Datasets = Mapping[str, Mapping[int, TaskData]]
+"""The examples of tasks by the task's name and the data seed."""
+
 
 def keep_compiled(cache_dir: Path) -> None:
-    """Turns JAX's compilation cache on; before anything is compiled, or it stays off."""
+    """Turns on JAX's compilation cache; after a first compilation it would stay off."""
     jax.config.update("jax_compilation_cache_dir", str(cache_dir / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def _dtype(settings: Settings) -> jnp.dtype:
-    """Of frozen weights."""
-    if settings.dtype != "auto":
-        return jnp.dtype(settings.dtype)
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-
-
 class Loader:
-    """Loads the models of a job onto its devices, and keeps the last one alone."""
+    """Loads the models of a job onto its devices, and keeps only the last one.
+
+    Attributes:
+        dtype: of frozen weights.
+        mesh: the devices.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        """Loads nothing yet.
+
+        Raises:
+            InputError: two models have one name, or there are fewer devices than the mesh needs.
+        """
         self._settings = settings
+        self._sources = _by_short_name(settings.model)
+        self._loaded: LanguageModel | None = None
         self.dtype = _dtype(settings)
-        self._held: LanguageModel | None = None
         self.mesh = _mesh(settings)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The text of `--model` for each model, by the model's name."""
+        return self._sources
 
     def model(self, name: str) -> LanguageModel:
         """The model of this name; the one before must not be in use any more."""
-        if self._held is None or self._held.name != name:
-            self._held = None
-            self._held = models.load(
-                name,
+        if self._loaded is None or self._loaded.name != name:
+            self._loaded = None
+            self._loaded = models.load(
+                self._sources[name],
                 cache_dir=self._settings.cache_dir,
                 assets_dir=self._settings.assets_dir,
                 dtype=self.dtype,
                 mesh=self.mesh,
             )
-        return self._held
+        return self._loaded
+
+
+class Start(NamedTuple):
+    """A prompt that runs start from.
+
+    Attributes:
+        source: what `--init` says.
+        prompt: `[L, D]` float32.
+    """
+
+    source: str
+    prompt: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Inputs:
-    """What a job reads for one model before it starts: examples, runs and tokens a pack by task.
+class ModelInputs:
+    """The inputs for one model: examples, runs and tokens a pack by task.
 
     Examples are those of the whole job, whatever part of its runs is carried out.
     """
@@ -79,72 +110,229 @@ class Inputs:
     runs: dict[str, list[Run]]
     pack_tokens: dict[str, int]
 
-    @property
-    def all_runs(self) -> list[Run]:
-        """Those of all tasks."""
-        return [run for runs in self.runs.values() for run in runs]
 
-    def narrowed(self, ids: set[str]) -> Self:
-        """With the runs of these ids alone."""
-        runs = {task: [run for run in own if run.id in ids] for task, own in self.runs.items()}
-        return dataclasses.replace(self, runs=runs)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """The inputs of a job.
+
+    Attributes:
+        models: inputs by the model's name.
+        starts: prompts to start from by `Run.init`.
+        runs: the runs that are carried out, by id.
+        content: twelve hexadecimal digits that depend on all runs of the job and on its examples,
+            and not on where files lie.
+    """
+
+    models: dict[str, ModelInputs]
+    starts: dict[str, Start]
+    runs: dict[str, Run]
+    content: str
 
 
-def read(
+@on_primary
+def read_starts(settings: Settings) -> dict[str, Start]:
+    """The prompts that `--init` names beside kinds of starts, by what `Run.init` says of them.
+
+    Raises:
+        InputError: there is no such prompt, or it is given twice.
+    """
+    found: dict[str, Start] = {}
+    for source in settings.init:
+        if source in STARTS:
+            continue
+        path = Path(os.path.expanduser(source))
+        if not os.path.isdir(path):
+            raise InputError(
+                "init", source, f"choose from {', '.join(STARTS)}, or a checkpoint's folder"
+            )
+        prompt = checkpoints.load_prompt(path)
+        name = f"checkpoint:{checkpoints.prompt_digest(prompt)}"
+        if name in found:
+            raise InputError(
+                "init", source, f"holds the same prompt as --init={found[name].source}: give one"
+            )
+        found[name] = Start(source, prompt)
+    return found
+
+
+@on_primary
+def read_earlier(settings: Settings) -> list[FinishedRun]:
+    """The runs of the jobs that `--reuse` names."""
+    return read_jobs(settings.reuse)
+
+
+def read_inputs(
     settings: Settings,
     experiment: Experiment,
     loader: Loader,
-    starts: Mapping[str, np.ndarray],
+    starts: Mapping[str, Start],
     watch: ProgressReporter,
-) -> dict[str, Inputs]:
-    """What the job needs by model; each is loaded once, so that nothing bad is found later."""
+) -> Inputs:
+    """Reads everything else that the job needs, and lists its runs; each model is loaded once.
+
+    Raises:
+        InputError: something cannot be read, or things do not fit together.
+    """
     watch.doing("fetching and reading")
-    fetch = _fetcher(settings)
-    datasets = {
-        name: {
+    datasets = _read_tasks(settings)
+    inputs = {
+        name: _read_for(
+            loader.model(name), source, settings, experiment, datasets, starts, loader.mesh
+        )
+        for name, source in loader.names.items()
+    }
+    runs = [run for each in inputs.values() for own in each.runs.values() for run in own]
+    chosen = {run.id: run for run in select_part(settings, runs)}
+    narrowed = {
+        name: dataclasses.replace(
+            each,
+            runs={
+                task: [run for run in own if run.id in chosen] for task, own in each.runs.items()
+            },
+        )
+        for name, each in inputs.items()
+    }
+    return Inputs(narrowed, dict(starts), chosen, _content(runs, datasets))
+
+
+@on_primary
+def select_reused(
+    earlier: Sequence[FinishedRun], settings: Settings, inputs: Inputs
+) -> list[FinishedRun]:
+    """Selects the runs of earlier jobs that this job has, too.
+
+    Raises:
+        InputError: such a run has no checkpoint, or was made with other examples or weights.
+    """
+    found = [run for run in earlier if run.record.id in inputs.runs]
+    for each in found:
+        if not each.checkpoint.is_dir():
+            raise InputError(
+                "reuse",
+                str(each.job.folder),
+                f"lacks {each.checkpoint}: bring the checkpoints, too",
+            )
+        record = each.record
+        task = inputs.models[record.run.model].tasks[record.run.task]
+        counts = {
+            "n_train": (record.n_train, len(task.train[record.run.data_seed])),
+            "n_dev": (record.n_dev, len(task.dev[record.run.data_seed].labels)),
+            "n_eval": (record.n_eval, len(task.test.labels)),
+        }
+        for name, (there, here) in counts.items():
+            if there != here:
+                raise InputError(
+                    "reuse",
+                    str(each.job.folder),
+                    f"run {record.id} has {name}={there} there and {here} here: give the --n_eval "
+                    "and the data of that job",
+                )
+    for job in {each.job for each in found}:
+        if (dtype := read_flags(job)["dtype"]) != settings.dtype:
+            raise InputError(
+                "reuse",
+                str(job.folder),
+                f"has runs of --dtype={dtype}, and this job has --dtype={settings.dtype}: give the "
+                "same",
+            )
+    return found
+
+
+def _by_short_name(sources: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for source in sources:
+        name = short_name(source)
+        if name in found:
+            raise InputError(
+                "model",
+                source,
+                f"is called {name} in the results, as --model={found[name]} is: rename one of the "
+                "two, or give them to two jobs",
+            )
+        found[name] = source
+    return found
+
+
+def _dtype(settings: Settings) -> jnp.dtype:
+    if settings.dtype != "auto":
+        return jnp.dtype(settings.dtype)
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+def _mesh(settings: Settings) -> Mesh:
+    sizes = settings.mesh or {"runs": jax.device_count()}
+    given = ",".join(f"{axis}:{size}" for axis, size in sizes.items())
+    try:
+        mesh = make_mesh(**sizes)
+    except ValueError as error:
+        raise InputError("mesh", given, str(error)) from error
+    if jax.process_count() > 1 and mesh.size < jax.device_count():
+        raise InputError(
+            "mesh",
+            given,
+            f"uses {mesh.size} of the {jax.device_count()} devices that the processes of this job "
+            "have: use all",
+        )
+    return mesh
+
+
+def _read_tasks(settings: Settings) -> Datasets:
+    fetch = functools.partial(
+        assets.fetch, cache_dir=settings.cache_dir, assets_dir=settings.assets_dir
+    )
+    found: dict[str, dict[int, TaskData]] = {}
+    sources: dict[str, str] = {}
+    for source in settings.task:
+        samples = {
             data_seed: tasks.load(
-                name,
+                source,
                 data_dir=settings.data_dir,
                 k_shot=settings.k_shot,
                 data_seed=data_seed,
                 fetch=fetch,
             )
-            for data_seed in settings.data_seeds
+            for data_seed in settings.data_seed
         }
-        for name in settings.tasks
-    }
-    inputs = {
-        name: _read_for(loader.model(name), settings, experiment, datasets, starts, loader.mesh)
-        for name in settings.models
-    }
-    own = part(settings, [run for each in inputs.values() for run in each.all_runs])
-    return {name: each.narrowed({run.id for run in own}) for name, each in inputs.items()}
+        name = samples[settings.data_seed[0]].task.name
+        if name in found:
+            raise InputError(
+                "task",
+                source,
+                f"is called {name} in the results, as --task={sources[name]} is: rename one of the "
+                "two, or give them to two jobs",
+            )
+        found[name], sources[name] = samples, source
+    return found
 
 
 def _read_for(
     model: LanguageModel,
+    source: str,
     settings: Settings,
     experiment: Experiment,
-    datasets: Mapping[str, Mapping[int, TaskData]],
-    starts: Mapping[str, np.ndarray],
+    datasets: Datasets,
+    starts: Mapping[str, Start],
     mesh: Mesh,
-) -> Inputs:
+) -> ModelInputs:
+    names = {start.source: name for name, start in starts.items()}
+    inits = tuple(names.get(init, init) for init in settings.init)
+    own_settings = dataclasses.replace(settings.of_model(source), init=inits)
     planned = {}
-    for name in datasets:
-        texts = targets.load_texts(settings.targets, task=name, data_dir=settings.data_dir)
+    for task in datasets:
+        texts = targets.load_texts(settings.targets, task=task, data_dir=settings.data_dir)
         found = [
             target
-            for length in settings.prompt_lengths or (None,)
+            for length in settings.prompt_length or (None,)
             for target in targets.tokenize(texts, model.tokenizer, length)
         ]
-        planned[name] = experiment.runs(settings, model.name, name, found)
-        _check_starts(starts, planned[name], model.embedding_table().shape[1])
-        _check_cells(model, planned[name])
-    # Prompts are put before the examples of other tasks, too.
+        planned[task] = experiment.runs(own_settings, model, task, found)
+        _check_starts(starts, planned[task], model.embedding_table().shape[1])
+        check_cells(model, planned[task])
+    # Experiments put prompts before the examples of other tasks, too.
     longest = max(run.prompt_length for runs in planned.values() for run in runs)
     encoded, fitting = {}, {}
-    for name, samples in datasets.items():
-        encoded[name] = encode_task(
+    for task, samples in datasets.items():
+        encoded[task] = encode_task(
             model,
             samples,
             prompt_length=longest,
@@ -155,110 +343,55 @@ def _read_for(
             devices=mesh.shape["data"],
             row_grain=row_grain(mesh),
         )
-        fitting[name] = pack_tokens(model, encoded[name].train, planned[name], mesh)
-    return Inputs(model.tokenizer, encoded, planned, fitting)
+        fitting[task] = pack_tokens(model, encoded[task].train, planned[task], mesh)
+    return ModelInputs(model.tokenizer, encoded, planned, fitting)
 
 
-def reused(
-    finished: Sequence[FinishedRun], settings: Settings, inputs: Mapping[str, Inputs]
-) -> list[FinishedRun]:
-    """Selects the runs of other jobs that this job has, too.
+def _content(runs: Sequence[Run], datasets: Datasets) -> str:
+    """See `Inputs.content`."""
+    digest = hashlib.sha256(json.dumps([run.id for run in runs]).encode())
+    for samples in datasets.values():
+        for data_seed, data in samples.items():
+            digest.update(json.dumps([data_seed, dataclasses.asdict(data.task)]).encode())
+            for examples in (data.train, data.dev, data.test):
+                content = [examples.texts, np.asarray(examples.labels).tolist()]
+                digest.update(json.dumps(content).encode())
+    return digest.hexdigest()[:12]
+
+
+def check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
+    """Checks that vectors can read as each token whose cell a constraint keeps them to.
 
     Raises:
-        InputError: a checkpoint is missing, or the runs were made with other data or another dtype.
+        InputError: no vector reads as a token of a target.
     """
-    runs = {run.id: run for each in inputs.values() for run in each.all_runs}
-    found = [each for each in finished if each.record.id in runs]
-    for each in found:
-        run = each.record.run
-        if not each.checkpoint.is_dir():
-            raise InputError(
-                "reuse",
-                str(each.job.folder),
-                f"lacks {each.checkpoint}: bring the checkpoints, too",
-            )
-        task = inputs[run.model].tasks[run.task]
-        counts = {
-            "n_train": len(task.train[run.data_seed]),
-            "n_dev": len(task.dev[run.data_seed].labels),
-            "n_eval": len(task.test.labels),
-        }
-        for name, count in counts.items():
-            if (there := getattr(each.record, name)) != count:
-                raise InputError(
-                    "reuse",
-                    str(each.job.folder),
-                    f"run {run.id} has {name}={there} there and {count} here: give the --n_eval "
-                    "and the data of that job",
-                )
-    for folder in {each.job.folder for each in found}:
-        if (dtype := read_flags(folder).get("dtype")) != settings.dtype:
-            raise InputError(
-                "reuse",
-                str(folder),
-                f"has runs of --dtype={dtype}, and this job has --dtype={settings.dtype}: give the "
-                "same",
-            )
-    return found
-
-
-def _mesh(settings: Settings) -> Mesh:
-    sizes = settings.mesh or {"runs": jax.device_count()}
-    try:
-        mesh = make_mesh(**sizes)
-    except ValueError as error:
-        raise InputError(f"--mesh: {error}") from error
-    if jax.process_count() > 1 and mesh.size < jax.device_count():
-        raise InputError(
-            f"--mesh: uses {mesh.size} of the {jax.device_count()} devices that the processes of "
-            "this job have: use all"
-        )
-    return mesh
-
-
-def _fetcher(settings: Settings) -> Callable[[str], Path]:
-    def fetch(name: str) -> Path:
-        return assets.fetch(name, cache_dir=settings.cache_dir, assets_dir=settings.assets_dir)
-
-    return fetch
-
-
-def read_starts(settings: Settings) -> dict[str, np.ndarray]:
-    """By the path that `--init` gives, the prompts that it names beside kinds of starts."""
-    starts = {}
-    for init in settings.inits:
-        if init in STARTS:
-            continue
-        path = command_line.path(init)
-        if not os.path.isdir(path):
-            raise InputError(
-                f"--init={init}: choose from {', '.join(STARTS)}, or a checkpoint's folder"
-            )
-        starts[init] = checkpoints.load_prompt(path)
-    return starts
-
-
-def _check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
-    """That something reads as each token that a prompt shall be kept to."""
     readable = model.embedding_table()[: model.tokenizer.vocab_size]
-    targets = {run.target_name: run.target_ids for run in runs if run.constraint != "penalty"}
-    for name, ids in targets.items():
+    with_cells = [run for run in runs if run.constraint in ("cell", "dual")]
+    constrained = {run.target_name: run.target_ids for run in with_cells}
+    for name, ids in constrained.items():
         lacking = has_empty_cell(readable, np.asarray(ids))
         if lacking.any():
             token = ids[int(lacking.argmax())]
             raise InputError(
-                f"--targets: nothing reads as {model.tokenizer.decode([token])!r} (token {token}) "
-                f"of {name}, since another token of {model.name} has the same embedding: leave "
-                "this target out, or use --constraint=penalty and a number for --gamma"
+                "targets",
+                name,
+                f"nothing reads as {model.tokenizer.decode([token])!r} (token {token}), since "
+                f"another token of {model.name} has the same embedding: leave this target out, or "
+                "use --constraint=penalty and a number for --gamma",
             )
 
 
-def _check_starts(starts: Mapping[str, np.ndarray], runs: Sequence[Run], width: int) -> None:
+def _check_starts(starts: Mapping[str, Start], runs: Sequence[Run], width: int) -> None:
     for run in runs:
-        if run.init in starts and starts[run.init].shape != (run.prompt_length, width):
-            length, own = starts[run.init].shape
+        if run.init not in starts:
+            continue
+        source, prompt = starts[run.init]
+        if prompt.shape != (run.prompt_length, width):
+            length, own = prompt.shape
             raise InputError(
-                f"--init={run.init} has {length} tokens of width {own}, target {run.target_name} "
-                f"for {run.model} has {run.prompt_length} of {width}: choose targets of its length "
-                "or --prompt_length, and the model that it was tuned for"
+                "init",
+                source,
+                f"has {length} tokens of width {own}, target {run.target_name} for {run.model} has "
+                f"{run.prompt_length} of {width}: choose targets of its length or --prompt_length, "
+                "and the model that it was tuned for",
             )

@@ -35,7 +35,7 @@ class JobLayout:
 
     @property
     def measurements(self) -> Path:
-        """What experiments measured of finished prompts, one measurement a line."""
+        """The measurements of finished prompts, one a line."""
         return self.folder / "measurements.jsonl"
 
     @property
@@ -54,7 +54,7 @@ class JobLayout:
 
     @property
     def lock(self) -> Path:
-        """Held by the process that writes the folder."""
+        """The lock of the process that writes the folder."""
         return self.folder / ".lock"
 
     @property

@@ -1,10 +1,11 @@
 """Folders of jobs on object stores: `gs://`, `s3://` and whatever else fsspec knows.
 
-There are no appends and no locks, so nothing works on them in place: a folder is copied to this
-machine and, by a job, back.
+Object stores have no appends and no locks, so nothing works on them in place: a folder is copied to
+this machine, and a job copies it back.
 """
 
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,18 +16,18 @@ from fsspec.implementations.local import LocalFileSystem
 
 from wayward_jax.errors import InputError
 
-# What Orbax calls checkpoints that are not whole yet.
+# Orbax puts this into the names of checkpoints that it is writing.
 TEMPORARY = ".orbax-checkpoint-tmp"
 
 
 def is_url(name: str | Path) -> bool:
-    """Whether it names a folder on an object store."""
+    """Tells whether `name` is the URL of a folder on an object store."""
     return "://" in str(name)
 
 
 @contextlib.contextmanager
 def local(names: Sequence[str]) -> Iterator[list[Path]]:
-    """The folders of jobs to be read; what URLs name is there as copies for a while.
+    """The folders of jobs to be read; what URLs name is copied to this machine for a while.
 
     Raises:
         InputError: a store cannot be read.
@@ -44,7 +45,11 @@ def local(names: Sequence[str]) -> Iterator[list[Path]]:
 
 
 class Mirror:
-    """A folder on this machine, `folder`, which is kept alike on an object store."""
+    """Keeps a copy on an object store of a folder on this machine.
+
+    Attributes:
+        folder: the folder on this machine.
+    """
 
     def __init__(self, folder: Path, url: str) -> None:
         """`folder` is a copy of what there is under `url`."""
@@ -55,8 +60,8 @@ class Mirror:
     def send(self) -> None:
         """Copies what has changed, rows last, and removes what is gone.
 
-        Each object is written as a whole, so a process that is ended meanwhile leaves some that
-        are new beside some as they were before, and no row without its checkpoint.
+        Each object is written as a whole, so a process that ends meanwhile leaves some objects new
+        and others as they were, and no row without its checkpoint.
 
         Raises:
             InputError: the store cannot be written.
@@ -73,12 +78,14 @@ class Mirror:
                 del self._sent[name]
         except Exception as error:  # each store raises its own
             raise InputError(
-                f"--out_dir={self._url} cannot be written ({_reason(error)}): see that you may, or "
-                "name another folder; what is finished stays, and the same command continues it"
+                "out_dir",
+                self._url,
+                f"cannot be written ({_reason(error)}): get permission or name another folder; "
+                "what is finished stays, and the same command continues it",
             ) from error
 
     def _state(self) -> dict[str, tuple[int, int]]:
-        """Of all files that are whole, when they were last changed and how large they are."""
+        """The times of change and the sizes of all files that are whole, by name."""
         found = {}
         for path in self.folder.rglob("*"):
             name = path.relative_to(self.folder).as_posix()
@@ -89,7 +96,7 @@ class Mirror:
 
 @contextlib.contextmanager
 def mirrored(out_dir: Path | str) -> Iterator[Mirror | None]:
-    """For a while a mirror of a job's folder, if a URL names it.
+    """A mirror of a job's folder for a while, if a URL names the folder.
 
     Raises:
         InputError: the store cannot be read.
@@ -105,12 +112,12 @@ def mirrored(out_dir: Path | str) -> Iterator[Mirror | None]:
 
 
 def _fetch(flag: str, url: str, folder: Path, without: str | None = None) -> None:
-    """Copies what is under a flag's URL, which may be nothing, but for folders called `without`."""
+    """Copies what is under a flag's URL (it may be nothing), except folders called `without`."""
     try:
         system, root = _opened(url)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"--{flag}={url} cannot be read ({_reason(error)}): install .[cloud], or name a folder"
+            flag, url, f"cannot be read ({_reason(error)}): install .[cloud], or name a folder"
         ) from error
     try:
         for path in system.find(root):
@@ -122,20 +129,26 @@ def _fetch(flag: str, url: str, folder: Path, without: str | None = None) -> Non
         return
     except Exception as error:  # each store raises its own
         raise InputError(
-            f"--{flag}={url} cannot be read ({_reason(error)}): see that you may"
+            flag,
+            url,
+            f"cannot be read ({_reason(error)}): get permission, or name another folder",
         ) from error
 
 
 @contextlib.contextmanager
 def _named(names: dict[str, str]) -> Iterator[None]:
-    """Has errors speak of what was named, not of its copies."""
+    """Has errors name the URLs that the user gave in place of their copies on this machine."""
+
+    def rename(text: object) -> str:
+        return functools.reduce(lambda said, pair: said.replace(*pair), names.items(), str(text))
+
     try:
         yield
-    except (InputError, KeyboardInterrupt) as error:
-        said = str(error)
-        for copy, name in names.items():
-            said = said.replace(copy, name)
-        raise type(error)(said) from error
+    except InputError as error:
+        value = None if error.value is None else rename(error.value)
+        raise InputError(error.argument, value, rename(error.remedy)) from error
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(rename(interrupt)) from interrupt
 
 
 def _opened(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -1,4 +1,4 @@
-"""How a job is asked to stop: signals, and the preemption notices of clusters."""
+"""Requests to stop a job: signals, and the preemption notices of clusters."""
 
 import contextlib
 import os
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from experiments.command_line import STOPPED
+from wayward_jax.jobs.exit_codes import STOPPED
 
 
 class Interruption:
-    """Whether a job shall stop, as it can ask after each chunk of steps.
+    """Knows whether a job was asked to stop; the job asks after each chunk of steps.
 
-    Python tells of signals only once the main thread is back from waiting for the devices. So a
-    thread of its own hears of them here, from the socket that Python's own handler writes to.
+    Python runs handlers of signals only once the main thread returns from waiting for the devices.
+    So a separate thread listens here, to the socket that Python writes the signals' numbers to.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Interruption:
         self._questions = 0
 
     def asked(self) -> bool:
-        """Whether to stop; the processes of a job ask equally often and get the same answer."""
+        """Tells whether to stop; all processes of a job ask as often and get the same answer."""
         self._questions += 1
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(self._questions)
@@ -33,8 +33,8 @@ class Interruption:
 
     @contextlib.contextmanager
     def heed(self) -> Iterator[None]:
-        """Meanwhile SIGTERM and SIGINT only ask to stop; one more SIGINT ends the process."""
-        if jax.distributed.is_initialized():  # then JAX heeds SIGTERM
+        """Has SIGTERM and SIGINT only ask to stop for a while; a second SIGINT ends the process."""
+        if jax.distributed.is_initialized():  # JAX itself listens for SIGTERM
             yield
             return
         ours, pythons = socket.socketpair()

@@ -1,12 +1,13 @@
 """The processes of one job on several hosts: how they find each other, agree and end together.
 
-All run the same program on the same flags, and take the same steps on devices that they share. The
-first alone reads and writes the job's folder, and tells the others what they need of it, so they
-need no common file system.
+All of them run the same program with the same flags, and take the same steps on devices that they
+share. The primary process alone reads and writes the job's folder, and shares what the others need
+of it, so they need no common file system.
 """
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import os
 import pickle
@@ -14,21 +15,22 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from wayward_jax.errors import InputError
+from wayward_jax.jobs.exit_codes import LOST
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
-LOST = 76
-"""The exit code of a process that has lost the others of its job, as when one has died."""
-
-# Seconds in which processes must give signs of life, and in which they must all come to their end.
+# Seconds after which a process that gives no sign of life counts as lost.
 HEARTBEAT = 60
+
+# Seconds that processes wait for each other at the end.
 ENDING = 120
 
 
@@ -36,12 +38,13 @@ ENDING = 120
 def joined(place: Mapping[str, Any], *, independent: bool) -> Iterator[None]:
     """Joins the other processes of this job, if there are any, before JAX is used otherwise.
 
-    Then the others notice at once when this process fails, and this one when another is gone.
+    From then on the others notice at once when this process fails, and this process notices when
+    another is gone.
 
     Args:
-        place: of this process among the others, as `jax.distributed` takes it; empty if that is to
-            be found out.
-        independent: jobs beside this one, such as other shards, are no parts of it.
+        place: of this process among the others, as `jax.distributed.initialize` takes it; empty if
+            JAX is to find it.
+        independent: whether jobs beside this one, such as other shards, are not parts of it.
 
     Raises:
         InputError: the others cannot be found.
@@ -49,60 +52,71 @@ def joined(place: Mapping[str, Any], *, independent: bool) -> Iterator[None]:
     _join(place, independent)
     try:
         yield
-    except (InputError, KeyboardInterrupt):  # of which the others know
+    except (InputError, KeyboardInterrupt):  # the others raise it, too
         raise
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if "Gloo" in str(error):  # what CPUs communicate by
-            _lost()
+        if "Gloo" in str(error):  # CPUs communicate by Gloo
+            _end_as_lost()
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Tells whether this process is the one that writes and reports."""
     return jax.process_index() == 0
 
 
-def first(make: Callable[[], T]) -> T:
-    """What `make` gives on the first process, on each; all call this together.
+def on_primary(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorates a function that runs on the primary process alone, with a result for all.
 
-    Raises:
-        InputError: that of `make`, on each.
+    All processes call it together and return what the primary process returned; an `InputError` is
+    raised on each. Such functions must not call each other: the other processes do not run them.
     """
-    if jax.process_count() == 1:
-        return make()
-    made, error = None, None
-    if is_primary():
-        try:
-            made = make()
-        except InputError as raised:
-            error = raised
-    made, error = _told((made, error))
-    if error is not None:
-        raise error
-    return made
+
+    @functools.wraps(function)
+    def shared(*args: P.args, **kwargs: P.kwargs) -> T:
+        if jax.process_count() == 1:
+            return function(*args, **kwargs)
+        result: Any = None
+        error: InputError | None = None
+        if is_primary():
+            try:
+                result = function(*args, **kwargs)
+            except InputError as raised:
+                error = raised
+        result, error = _broadcast((result, error))
+        if error is not None:
+            raise error
+        return result
+
+    return shared
 
 
 @contextlib.contextmanager
 def primary_context(context: contextlib.AbstractContextManager[T]) -> Iterator[T | None]:
-    """Enters a context on the first process alone; the others get None.
+    """Enters a context on the primary process alone; the others get None.
 
     Raises:
-        InputError: that of entering or leaving it, on each.
+        InputError: what entering or leaving it raised, on each process.
     """
     with contextlib.ExitStack() as stack:
         entered = []
-        first(lambda: entered.append(stack.enter_context(context)))
+
+        @on_primary
+        def enter() -> None:
+            entered.append(stack.enter_context(context))
+
+        enter()
         yield entered[0] if entered else None
-        first(stack.close)
+        on_primary(stack.close)()
 
 
 @contextlib.contextmanager
 def all_or_error() -> Iterator[None]:
-    """Ends with an `InputError` on each process if it does on one."""
+    """Raises an `InputError` on each process if there is one on any."""
     error = None
     try:
         yield
@@ -111,7 +125,11 @@ def all_or_error() -> Iterator[None]:
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.array(error is not None))
         if error is None and failed.any():
-            error = InputError(f"process {failed.argmax()} cannot use what it was given: see there")
+            error = InputError(
+                "process_id",
+                int(failed.argmax()),
+                "this process cannot use what it was given: see its message",
+            )
     if error is not None:
         raise error
 
@@ -128,28 +146,30 @@ def _join(place: Mapping[str, Any], independent: bool) -> None:
             shutdown_timeout_seconds=ENDING,
         )
     except (ValueError, RuntimeError) as error:
-        if on_tpu and isinstance(error, ValueError):  # it is not a slice's
+        if on_tpu and isinstance(error, ValueError):  # the TPU is not part of a slice
             return
         raise InputError(
-            f"--coordinator: the processes of this job cannot find each other "
-            f"({str(error).splitlines()[0]}): start all of them, and give --coordinator, "
-            "--num_processes and --process_id"
+            "coordinator",
+            place.get("coordinator_address"),
+            f"the processes of this job cannot find each other "
+            f"({str(error).splitlines()[0]}): start all of "
+            "them, and give --coordinator, --num_processes and --process_id",
         ) from error
     # JAX aborts a process that has lost the others, and no handler of Python's runs in abort.
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _ON_ABORT)
 
 
 def _in_cluster(independent: bool) -> bool:
-    """Whether the environment is that of one of several processes which JAX can find."""
+    """Tells whether the environment belongs to one of several processes that JAX can find."""
     for tasks in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if tasks in os.environ:
             return int(os.environ[tasks]) > 1
-    # How many pods there are is not said; with an index of its own each may be a shard.
+    # Kubernetes does not say how many pods there are; each index may also be a shard.
     return "JOB_COMPLETION_INDEX" in os.environ and not independent
 
 
-def _told(value: T) -> T:
-    """What the first process gives, on each."""
+def _broadcast(value: T) -> T:
+    """The primary process's value, on each process."""
     data = np.frombuffer(pickle.dumps(value) if is_primary() else b"", np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))
     data = data if is_primary() else np.zeros(size, np.uint8)
@@ -158,10 +178,13 @@ def _told(value: T) -> T:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _ON_ABORT(_: int) -> None:
-    _lost()
+    _end_as_lost()
 
 
-def _lost() -> None:
-    message = "error: the processes of this job have lost each other: start all again to go on\n"
+def _end_as_lost() -> None:
+    message = (
+        "error: the processes of this job have lost each other: start all of them again to "
+        "continue\n"
+    )
     os.write(sys.stderr.fileno(), message.encode())
     os._exit(LOST)

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs and when it ends."""
+"""The progress of a job on a terminal, in a log, and for TensorBoard."""
 
 import time
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ SECONDS_BETWEEN_LINES = 20
 
 
 class ProgressReporter:
-    """Shows how far a job has come: a bar on a terminal, now and then a line in a log.
+    """Shows the progress of a job: a bar on a terminal, a line in a log every 20 seconds.
 
     The same figures go to a `TensorBoardWriter`, if there is one.
     """
@@ -43,27 +43,27 @@ class ProgressReporter:
             self._board.close()
 
     def doing(self, what: str) -> None:
-        """Says what is being done before, between or after the steps."""
+        """Shows what the job does before, between or after the steps."""
         self._bar.update(self._task, description=what)
         if not self._console.is_terminal:
             self._console.print(what)
 
     def note(self, what: str) -> None:
-        """Says something that stays on the screen."""
+        """Shows a line that stays on the screen."""
         self._console.print(what, soft_wrap=True)
 
     def planned(self, steps: int) -> None:
-        """Says how many steps there will be."""
+        """Sets the number of steps of all populations together."""
         self._bar.reset(self._task, total=steps)
 
     def begun(self, population: str) -> None:
-        """Says that a population's steps begin."""
+        """Begins the steps of a population."""
         self._step = 0
         if self._board:
             self._board.begin(population)
 
     def stepped(self, steps: int, figures: Figures) -> None:
-        """Counts steps, and shows figures of the last of them."""
+        """Counts steps, and shows the figures of the last one."""
         self._step += steps
         if self._board:
             self._board.write(self._step, figures)
@@ -78,7 +78,7 @@ class ProgressReporter:
             self._console.print(f"{done.completed:.0f}/{done.total:.0f} {state}", soft_wrap=True)
 
     def tuned(self, curve: Mapping[int, Figures], outcome: Figures) -> None:
-        """Shows what became of a population: figures by step, and in the end."""
+        """Shows the results of a population: figures by step, and those of the end."""
         if self._board:
             for step, figures in curve.items():
                 self._board.write(step, figures)
@@ -88,7 +88,7 @@ class ProgressReporter:
             self._console.print(_line({**outcome, **last}), soft_wrap=True)
 
 
-# How a figure is shown, in this order.
+# The form of each figure in a line; figures are shown in this order.
 SHOWN = {
     "task_loss/mean": "loss {:.3f}",
     "accuracy/mean": "accuracy {:.3f}",

@@ -13,7 +13,7 @@ from wayward_jax.errors import InputError, reason
 from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.runs import RunRecord
 
-# What two records of the same run may differ in.
+# Entries in which two records of the same run may differ.
 INCIDENTAL = ("seconds", "version")
 
 Measured = dict[str, dict[str, list[dict[str, Any]]]]
@@ -57,11 +57,12 @@ def append_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
 
 
 def repair(path: Path) -> bool:
-    """Drops a last line that a crash left without its end; returns whether there was one."""
+    """Drops a last line that a crash left without its end, and returns whether there was one."""
     with path.open("rb+") as file:
         content = file.read()
         whole = content.rfind(b"\n") + 1
-        file.truncate(whole)
+        if whole < len(content):
+            file.truncate(whole)
     return whole < len(content)
 
 
@@ -137,7 +138,7 @@ def read_jobs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def read_measurements(folders: Sequence[Path]) -> Measured:
-    """What all jobs measured of their runs; what several have is given once.
+    """The measurements of all jobs; one that several jobs have is given once.
 
     Raises:
         InputError: a line is no measurement.

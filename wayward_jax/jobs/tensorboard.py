@@ -1,19 +1,20 @@
 """Figures for TensorBoard."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.folder import writing
+from wayward_jax.jobs.layout import JobLayout
 
 
 class TensorBoardWriter:
-    """Writes a job's figures: a folder of events a population, in `tensorboard` in `out_dir`.
+    """Writes a job's figures for TensorBoard, a folder of events for each population.
 
-    TensorBoard puts the curves of all of them into one plot a figure.
+    TensorBoard shows the curves of all populations in one plot for each figure.
     """
 
-    def __init__(self, out_dir: Path) -> None:
+    def __init__(self, layout: JobLayout) -> None:
         """Writes nothing yet.
 
         Raises:
@@ -23,29 +24,32 @@ class TensorBoardWriter:
             from tensorboard.summary import Writer
         except ImportError as error:
             raise InputError(
-                "--tensorboard needs a package: pip install 'wayward_jax[tensorboard]'"
+                "tensorboard",
+                None,
+                "this needs a package: pip install 'wayward_jax[tensorboard]'",
             ) from error
-        self._out_dir, self._open, self._writer = out_dir, Writer, None
+        self._layout, self._open = layout, Writer
+        self._writer: Any = None
 
     def begin(self, population: str) -> None:
-        """Says which population the next figures are of."""
+        """Begins the figures of another population."""
         self.close()
-        with writing(self._out_dir):
-            self._writer = self._open(str(self._out_dir / "tensorboard" / population))
+        with writing(self._layout.folder):
+            self._writer = self._open(str(self._layout.tensorboard / population))
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Writes figures of the population after so many steps.
+        """Writes figures of the population after `step` steps.
 
         Raises:
             InputError: they cannot be written.
         """
-        with writing(self._out_dir):
+        with writing(self._layout.folder):
             for name, value in figures.items():
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Returns once everything is written."""
         if self._writer is not None:
-            with writing(self._out_dir):
+            with writing(self._layout.folder):
                 self._writer.close()
             self._writer = None

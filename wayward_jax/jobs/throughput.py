@@ -1,4 +1,4 @@
-"""What a job says of itself: a few figures by name, however many runs are tuned at once."""
+"""The figures that a job shows: a few by name, however many runs are tuned at once."""
 
 import time
 from collections.abc import Sequence
@@ -15,27 +15,28 @@ from wayward_jax.training.flops import matrix_peak, needed_flops
 from wayward_jax.training.progress import StepMetrics
 
 Figures = dict[str, float]
-"""Of what runs differ in there are `NAME/mean`, `NAME/p10` and `NAME/p90`, over the runs."""
+"""Figures by name. Values that differ between runs are `NAME/mean`, `NAME/p10` and `NAME/p90`."""
 
 
 class ThroughputMeter:
-    """Makes figures of what populations report."""
+    """Makes figures of the metrics of training steps."""
 
     def __init__(self, dtype: jnp.dtype, mesh: Mesh) -> None:
-        """Measures for a moment how fast the devices multiply matrices of the weights' dtype."""
+        """Measures how fast the devices multiply matrices of the weights' dtype."""
         size = 1024 if jax.default_backend() == "cpu" else 8192
         self._peak = matrix_peak(dtype, size) * mesh.size
         self._device = mesh.local_devices[0]
 
     def begin(self, model: LanguageModel) -> None:
-        """Says that another population begins, and of which model."""
-        self._model, self._last = model, None
+        """Begins another population, of this model."""
+        self._model = model
+        self._last: float | None = None
 
     def steps(self, steps: StepMetrics) -> Figures:
-        """The last step's losses; since the steps before them, speed; and memory in use.
+        """The losses of the last step, the speed since the steps before, and the memory in use.
 
-        `mfu` is the share of the peak that is needed to compute the tokens without padding.
-        The first steps of a population have no speed: programs are compiled for them.
+        `mfu` is the FLOPs of real tokens over the peak. The first steps of a population have no
+        speed, because programs are compiled for them.
         """
         figures = {
             **_spread("task_loss", steps.task_loss[-1]),
@@ -52,13 +53,13 @@ class ThroughputMeter:
         return figures
 
     def _memory(self) -> int:
-        """Bytes that the first device holds, or on a CPU this process."""
+        """The bytes in use on the first device or, on a CPU, in this process."""
         stats = self._device.memory_stats()
         return stats["bytes_in_use"] if stats else psutil.Process().memory_info().rss
 
 
 def curve(results: Sequence[RunRecord]) -> dict[int, Figures]:
-    """By step, what was measured of a population's runs on their way."""
+    """The figures of a population at each evaluation, by step."""
     return {
         points[0].step: {
             **_spread("dev_accuracy", [point.dev_accuracy for point in points]),
@@ -69,7 +70,7 @@ def curve(results: Sequence[RunRecord]) -> dict[int, Figures]:
 
 
 def outcome(results: Sequence[RunRecord]) -> Figures:
-    """What became of a population's runs."""
+    """The figures of a population's results."""
     return {
         **_spread("accuracy", [result.accuracy for result in results]),
         "diverged": float(sum(result.diverged_at is not None for result in results)),
@@ -77,7 +78,7 @@ def outcome(results: Sequence[RunRecord]) -> Figures:
 
 
 def _spread(name: str, values: Sequence[float | None]) -> Figures:
-    """Mean and the tenths at both ends, of those that are finite."""
+    """Mean, 10th and 90th percentile of the finite values; nothing if there are none."""
     known = np.array(values, float)
     known = known[np.isfinite(known)]
     if not len(known):

@@ -22,7 +22,8 @@ Tokens = tuple[int, ...]
 class Tokenizer(Protocol):
     """The part of a tokenizer that encoding needs. No method adds special tokens."""
 
-    eos_id: int
+    @property
+    def eos_id(self) -> int: ...
 
     def encode(self, text: str) -> list[int]: ...
 

@@ -78,7 +78,7 @@ def load(
             sampling.require_per_class(task, examples, k_shot, f"{path} ({split})", k_shot)
             rows, _ = sampling.draw_k_shot(examples.labels, k_shot, data_seed)
             splits[split] = examples.take(rows)
-    return TaskData(task, **splits)
+    return TaskData(task, splits["train"], splits["dev"], splits["test"])
 
 
 def read_splits(task: Task, path: Path) -> dict[str, Examples]:

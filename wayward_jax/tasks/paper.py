@@ -82,7 +82,7 @@ def load(
         if missing := [split for split in folders.SPLITS if split not in splits]:
             remedy = f"no {' and no '.join(missing)} file: restore it or remove the folder"
             raise InputError(None, folder, remedy)
-        return TaskData(task, **splits)
+        return TaskData(task, splits["train"], splits["dev"], splits["test"])
     folder = find_raw(task, data_dir)
     splits = folders.read_splits(folder, task, ag_news_csv=task is AGNEWS)
     if task is SST2 and "dev" in splits:

@@ -51,7 +51,7 @@ def sample(
         require_per_class(task, train, 2 * k_shot, f"{where} (train)", k_shot)
         train_rows, dev_rows = draw_k_shot(train.labels, k_shot, data_seed)
     elif len(splits) == 3:
-        return TaskData(task, **splits)
+        return TaskData(task, splits["train"], splits["dev"], splits["test"])
     else:
         cut = ninety_ten_by_class if by_class else ninety_ten
         train_rows, dev_rows = cut(train.labels, data_seed)

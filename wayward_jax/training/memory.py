@@ -51,9 +51,9 @@ def activation_bytes(
 ) -> int:
     """The bytes that JAX keeps from the forward pass of a pack to its backward pass.
 
-    The attention weights of one layer, which are computed again, are added, in three arrays of
-    float32. Compilers need less. Nothing is computed or compiled for this: JAX follows the pass with shapes
-    alone.
+    The attention weights of one layer, which the backward pass computes again, are added: three
+    arrays of float32. Compilers need less. Nothing is computed or compiled for this: JAX follows
+    the pass with shapes alone.
     """
 
     def kept(params: dict, prompts: jax.Array, pack: PackedBatch) -> list[jax.Array]:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import optax
 
@@ -10,7 +11,7 @@ from wayward_jax.errors import InputError
 # The gradient's norm is clipped to this (the paper's code).
 MAX_GRADIENT_NORM = 1.0
 
-Optimizer = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
+Optimizer: TypeAlias = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
 """An optax transformation, or a function that makes one for a number of steps."""
 
 OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {

@@ -261,7 +261,7 @@ def _plan_group(
 def _choose_calls(
     demands: np.ndarray, eval_steps: Sequence[int]
 ) -> tuple[int, tuple[PackedShape, ...]]:
-    """Chooses how many steps a call takes, and a few shapes of packs, one of which fits each call.
+    """Chooses the steps of a call, and a few shapes of packs, one of which fits each call.
 
     Args:
         demands: `[C, steps of all populations, packs, 5]`, from `_demands`.
@@ -325,8 +325,8 @@ def _deal_runs(
 ) -> np.ndarray:
     """The runs of every pack at every step: `[steps, run_shards * P, M]` int32.
 
-    The runs of a shard are dealt out by falling length of their examples, forwards and backwards in
-    turn, so that packs are about equally long.
+    The runs of a shard, the one with the longest examples first, go to the packs in turn, forwards
+    and backwards, so that packs are about equally long.
 
     Args:
         train: from `_sizes`.

@@ -1,4 +1,4 @@
-"""How far a population has come: what its results are made of, and what is told to callbacks."""
+"""The progress of a population, and the metrics of its steps."""
 
 import dataclasses
 from typing import Any, Self

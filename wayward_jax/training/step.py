@@ -86,7 +86,7 @@ class Batches:
     """The examples of n steps, in packs of M runs each.
 
     The runs are divided among the mesh's run shards. A shard computes P packs one after the other,
-    and the examples of a run are dealt out to the mesh's X data shards.
+    and the examples of a run among the mesh's X data shards.
 
     packs: `[n, run shards * P, X, ...]`, all of one shape.
     run_index: `[n, run shards * P, M]` int32, the runs of a pack, counted within their shard. Every

@@ -328,7 +328,7 @@ def _curves(
 
 
 def _read(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[ReadTokens]:
-    """What the prompts of runs read as, from their nearest tokens `[R, L]`."""
+    """Reads the prompts of runs, whose nearest tokens are `[R, L]`."""
     return [
         read_tokens(model.tokenizer, ids[: run.prompt_length], run.target)
         for run, ids in zip(runs, on_host(nearest).tolist(), strict=False)

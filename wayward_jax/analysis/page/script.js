@@ -32,7 +32,6 @@ function drawing(tag, attributes, ...children) {
 const number = (value, digits) =>
   value == null ? "–" : digits === undefined ? String(value) : value.toFixed(digits);
 const signed = (value, digits) => (value > 0 ? "+" : "") + number(value, digits).replace("-", "−");
-const short = (name) => (/^[/~.]/.test(name) ? name.replace(/\/+$/, "").split("/").pop() : name);
 
 // These characters stand in for white space; other control characters get one in common.
 const MARKS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
@@ -64,14 +63,14 @@ function promptView(run) {
 }
 
 function description(run, aimed) {
-  const said = element("p", { class: "what" }, "On ", element("b", {}, short(run.task)), ": accuracy ",
+  const said = element("p", { class: "what" }, "On ", element("b", {}, run.task), ": accuracy ",
     element("b", {}, number(run.accuracy, 3)));
   if (run.p_star !== undefined) {
     said.append(` where p_star has ${number(run.p_star, 3)}, a ${run.drop < 0 ? "gain" : "drop"} of `,
       element("b", {}, `${number(Math.abs(run.drop), 1)} %`));
   }
   if (aimed) said.append(". Reads as its target with F1 ", element("b", {}, number(run.prompt_f1, 2)));
-  said.append(`. ${short(run.model)}, ${aimed ? held(run) : ""}seed ${run.seed}, ` +
+  said.append(`. ${run.model}, ${aimed ? held(run) : ""}seed ${run.seed}, ` +
     `${run.prompt_length} tokens`);
   if (run.diverged !== null) said.append(`; diverged at step ${run.diverged}`);
   said.append(".");
@@ -288,7 +287,7 @@ function makeFilters() {
     if (values.length < 2) continue;
     const select = element("select", { name, onchange: filter },
       element("option", { value: "" }, "all"),
-      ...values.map((value) => element("option", { value }, short(value))));
+      ...values.map((value) => element("option", { value }, value)));
     selects.push(select);
     document.getElementById("filters").append(element("label", {}, name, select));
   }
@@ -354,7 +353,7 @@ function cells(run) {
       });
       return element("td", {}, button);
     }
-    if (TEXTS.has(name)) return element("td", {}, short(value));
+    if (TEXTS.has(name)) return element("td", {}, value);
     const text = ["margin", "distance"].includes(name) && value != null
       ? Number(value.toPrecision(3)).toString()
       : (name === "drop" ? signed : number)(value, DIGITS[name]);

@@ -72,7 +72,7 @@ def _byte_level(
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     match rule:
         case "gpt-2":
-            steps = [bytes_of_words]
+            steps: list[Any] = [bytes_of_words]
         case "smollm":
             steps = [pre_tokenizers.Digits(individual_digits=True), bytes_of_words]
         case "llama-bpe":

