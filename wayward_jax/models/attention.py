@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.sharding import PartitionSpec
 
 # What is added to the score of a slot that is hidden. It is far below every score of numbers that
 # are at most LARGEST, so that the weight is exactly 0, and finite, so that no NaN comes of it.
@@ -149,9 +150,29 @@ def _on_this_platform(
     return lax.platform_dependent(
         bias,
         *inputs,
-        tpu=functools.partial(in_kernel, block, head_dim),
+        tpu=functools.partial(_by_model_shard, functools.partial(in_kernel, block, head_dim)),
         default=functools.partial(in_plain_jax, block, head_dim),
     )
+
+
+def _by_model_shard(
+    kernel: Block, bias: jax.Array, q: jax.Array, k: jax.Array, *inputs: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Gives each device of the mesh axis `model` its own heads; compilers cannot divide kernels.
+
+    Every device computes all heads where they cannot be divided evenly.
+    """
+    shards = jax.sharding.get_abstract_mesh().shape.get("model")
+    if shards is None:
+        return kernel(bias, q, k, *inputs)
+    divided = PartitionSpec(None, "model" if k.shape[1] % (shards * LANES) == 0 else None)
+    return jax.shard_map(
+        kernel,
+        in_specs=(PartitionSpec(), *[divided] * (2 + len(inputs))),
+        out_specs=divided,
+        axis_names={"model"},
+        check_vma=False,
+    )(bias, q, k, *inputs)
 
 
 def in_plain_jax(
