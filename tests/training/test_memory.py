@@ -99,7 +99,7 @@ def planned(small, monkeypatch):
 
 
 def test_too_little_memory_for_one_run_is_refused(planned):
-    with pytest.raises(InputError, match=r"--batch_size=4.*lower") as refusal:
+    with pytest.raises(InputError, match=r"batch_size=4.*lower") as refusal:
         planned(10_000)
     assert "\n" not in str(refusal.value)
 

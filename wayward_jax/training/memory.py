@@ -1,5 +1,6 @@
 """The memory that a training step takes, and the memory that there is."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -13,7 +14,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.objective import summed_losses
 from wayward_jax.packing import PackedBatch, PackedShape, pack_segments
 from wayward_jax.runs import Run
-from wayward_jax.training.planning import Train, plan_populations
+from wayward_jax.training.planning import SAMPLE_STEPS, Train, plan_populations
 
 # A device is busy with this many tokens of a pack. More tokens gain nothing.
 BUSY_CPU, BUSY_ACCELERATOR = 2048, 8192
@@ -77,22 +78,36 @@ def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: M
     Raises:
         InputError: there is too little memory even for one run.
     """
-    longest = max(runs, key=lambda run: run.prompt_length)
-    (alone,) = plan_populations(
-        train, [longest], population=1, pack_tokens=1, mesh=mesh, row_grain=row_grain(mesh)
-    )
-    largest = alone.shapes[-1]
-    needed = activation_bytes(model, 1, alone.prompt_length, largest)
-    device = mesh.local_devices[0]
-    free = SHARE * free_bytes(device) * mesh.shape["model"]
-    if needed > free:
-        raise InputError(
-            "batch_size",
-            longest.batch_size,
-            f"a step of one run takes about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are "
-            "free: lower --batch_size, or share the model between devices with --mesh",
+    longest_first = sorted(runs, key=lambda run: -run.prompt_length)
+    free = SHARE * free_bytes(mesh.local_devices[0]) * mesh.shape["model"]
+    tokens = busy_tokens(mesh)
+    while True:
+        # A pack has no more runs than this, and a few steps show what it needs.
+        some = longest_first[: mesh.shape["runs"] * (1 + tokens // longest_first[0].batch_size)]
+        some = [dataclasses.replace(run, steps=min(run.steps, SAMPLE_STEPS)) for run in some]
+        plan, *_ = plan_populations(
+            train,
+            list(dict.fromkeys(some)),
+            population=None,
+            pack_tokens=tokens,
+            mesh=mesh,
+            row_grain=row_grain(mesh),
         )
-    return min(busy_tokens(mesh), int(free / needed * largest.rows * largest.slots))
+        needed = max(
+            activation_bytes(model, plan.runs_per_pack, plan.prompt_length, shape)
+            for shape in plan.shapes
+        )
+        if needed <= free:
+            return tokens
+        if plan.runs_per_pack == 1:
+            raise InputError(
+                "batch_size",
+                longest_first[0].batch_size,
+                f"a step of one run takes about {needed / 2**30:.1f} GiB, and "
+                f"{free / 2**30:.1f} are free: lower --batch_size, or share the model between "
+                "devices with --mesh",
+            )
+        tokens = int(0.8 * tokens)
 
 
 def _bytes(tree: object) -> int:
