@@ -24,7 +24,7 @@ from wayward_jax.tasks.encoding import Encoded
 GRAIN = 8
 
 # In rows of so many slots, attention takes about as long as the rest of a layer.
-COSTLY_SLOTS = 1200
+COSTLY_SLOTS = 2400
 
 # Longer rows are used only if an example needs them.
 MAX_SLOTS = 512

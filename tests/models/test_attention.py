@@ -7,7 +7,7 @@ import pytest
 
 from wayward_jax.models import attention
 
-ROWS, SLOTS = 2, 16
+ROWS, SLOTS = 2, 80
 # Heads, key heads, and the width of a head.
 HEADS = [
     (4, 4, 64),

@@ -24,6 +24,9 @@ HIDDEN = -1e30
 # Larger numbers count as not finite. Sums of their products would overflow.
 LARGEST = 1e13
 
+# The queries that plain JAX computes at once, with all keys before the last of them.
+QUERIES = 64
+
 # The width of a TPU's registers. Narrower heads share a register.
 LANES = 128
 
@@ -35,7 +38,7 @@ def attention_bias(mask: jax.Array) -> jax.Array:
 
     Args:
         mask: `[W, S, S]` bool, True where a slot (second axis) attends to another slot of its row
-            (last axis). Every slot must attend to a slot, so that every softmax has a term.
+            (last axis). Every slot attends to itself and to no later slot.
 
     Returns:
         `[W, S, S]` float32, with the attended slots on the second axis and the others on the last.
@@ -94,13 +97,13 @@ def mix(
 
     Args:
         scale: factor of the scores.
-        bias: `[S, S]` float32, keys first.
-        q: `[n * S, d]`, the queries of one head below those of another.
+        bias: `[S, Z]` float32, of S keys and Z queries.
+        q: `[n * Z, d]`, the queries of one head below those of another.
         k: `[S, d]`.
         v: `[S, d]`.
 
     Returns:
-        `[n * S, d]` float32.
+        `[n * Z, d]` float32.
     """
     weights = _weights(bias, q * scale, k)
     return (_product(weights.astype(v.dtype), v, 0, 0),)
@@ -111,7 +114,7 @@ def mix_gradients(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes the gradients of `mix` with respect to q, k and v, in float32.
 
-    `gradient` is `[n * S, d]`, that with respect to the result. The other arguments are those of
+    `gradient` is `[n * Z, d]`, that with respect to the result. The other arguments are those of
     `mix`.
     """
     q = q * scale
@@ -127,11 +130,11 @@ def mix_gradients(
 
 
 def _weights(bias: jax.Array, q: jax.Array, k: jax.Array) -> jax.Array:
-    """Computes softmax weights, keys first: `[S, n * S]` float32.
+    """Computes softmax weights, keys first: `[S, n * Z]` float32.
 
     Sums over keys are then sums down the registers of a TPU, not across their lanes.
     """
-    heads = len(q) // len(k)
+    heads = len(q) // bias.shape[1]
     scores = _product(k, q, 1, 1) + jnp.concatenate([bias] * heads, axis=1)
     weights = jnp.exp(scores - scores.max(axis=0, keepdims=True))
     return weights * (1 / weights.sum(axis=0, keepdims=True))
@@ -181,7 +184,7 @@ def in_plain_jax(
     """Applies a block to all rows and heads.
 
     Heads are moved before slots because CPUs multiply matrices that are contiguous in memory two to
-    three times faster.
+    three times faster. Attention is causal, so the keys behind a block of queries are left out.
 
     Args:
         block: `mix` or `mix_gradients`.
@@ -194,20 +197,34 @@ def in_plain_jax(
     """
     rows, slots, _ = bias.shape
     kv_heads = inputs[1].shape[1] // head_dim
-
-    def by_head(x: jax.Array) -> jax.Array:
-        split = x.reshape(rows, slots, kv_heads, -1, head_dim)
-        return split.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, head_dim)
-
-    def by_slot(x: jax.Array, like: jax.Array) -> jax.Array:
-        split = x.reshape(rows, kv_heads, -1, slots, head_dim)
-        return split.transpose(0, 3, 1, 2, 4).reshape(like.shape).astype(like.dtype)
-
     each_head = jax.vmap(
         functools.partial(block, head_dim**-0.5), in_axes=(None, *[0] * len(inputs))
     )
-    results = jax.vmap(each_head)(bias, *map(by_head, inputs))
-    return tuple(map(by_slot, results, inputs[: len(results)]))
+
+    def by_head(x: jax.Array) -> jax.Array:
+        split = x.reshape(rows, x.shape[1], kv_heads, -1, head_dim)
+        return split.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, head_dim)
+
+    def by_slot(x: jax.Array, n: int) -> jax.Array:
+        split = x.reshape(rows, kv_heads, -1, n, head_dim)
+        return split.transpose(0, 3, 1, 2, 4).reshape(rows, n, -1)
+
+    q, k, v, *gradient = (x.reshape(rows, slots, -1) for x in inputs)
+    of_queries, of_keys = [], [0.0, 0.0]
+    for first in range(0, slots, QUERIES):
+        own, seen = slice(first, min(first + QUERIES, slots)), min(first + QUERIES, slots)
+        parts = (q[:, own], k[:, :seen], v[:, :seen], *(g[:, own] for g in gradient))
+        result, *sums = jax.vmap(each_head)(bias[:, :seen, own], *map(by_head, parts))
+        of_queries.append(by_slot(result, seen - first))
+        unseen = ((0, 0), (0, slots - seen), (0, 0))
+        of_keys = [
+            total + jnp.pad(by_slot(x, seen), unseen)
+            for total, x in zip(of_keys, sums, strict=False)
+        ]
+    results = [jnp.concatenate(of_queries, axis=1), *of_keys]
+    return tuple(
+        x.reshape(like.shape).astype(like.dtype) for x, like in zip(results, inputs, strict=False)
+    )
 
 
 def in_kernel(
