@@ -20,7 +20,7 @@ from wayward_jax.training.planning import SAMPLE_STEPS, Train, plan_populations
 BUSY_CPU, BUSY_ACCELERATOR = 2048, 8192
 
 # The lengths of rows are multiples of this.
-ROW_CPU, ROW_ACCELERATOR = 16, 128
+ROW_CPU, ROW_ACCELERATOR = 8, 128
 
 # A step may take this share of the free memory. The rest is for what is not counted.
 SHARE = 0.8
