@@ -145,7 +145,8 @@ def _params(
     for path, shape in shapes.items():
         array = tensors[names[path]]()
         ours = array.T if path[-1] == "kernel" and family.linear_out_in else array
-        params["/".join(path)] = _cast(family.own_part(path, ours), shape, dtype, names[path])
+        part = family.own_part(path, ours, module.config)
+        params["/".join(path)] = _cast(part, shape, dtype, names[path])
         if names[path] not in digests:
             digests[names[path]] = _tensor_digest(array)
     digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

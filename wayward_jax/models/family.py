@@ -4,7 +4,8 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -36,8 +37,9 @@ class Family:
             Shoeybi et al., 2019, section 3).
         attention_inputs: linear layers that make queries, keys and values. In the last layer, they
             are the only linear layers that are computed for tokens without a prediction.
-        fused: groups of linear layers that are published as one layer, whose outputs are theirs
-            side by side in equal parts. In `names`, all layers of a group have one published name.
+        fused: for a linear layer that is published together with others as one layer, a function
+            from our configuration and the published kernel `[in, out]` or bias `[out]` to its part
+            of the outputs. In `names`, these layers have one published name.
     """
 
     module: Callable[[Any], CausalLM]
@@ -49,7 +51,9 @@ class Family:
     split_outputs: frozenset[str]
     split_inputs: frozenset[str]
     attention_inputs: frozenset[str]
-    fused: tuple[tuple[str, ...], ...] = ()
+    fused: Mapping[str, Callable[[Any, np.ndarray], np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def module_of(self, entries: Mapping[str, Any]) -> CausalLM:
         """Makes the module that the entries of a published `config.json` describe.
@@ -76,20 +80,19 @@ class Family:
                 parts += [self.names[layers], number]
         return ".".join([*parts, "bias" if leaf == "bias" else "weight"])
 
-    def own_part(self, path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+    def own_part(self, path: tuple[str, ...], array: np.ndarray, config: Any) -> np.ndarray:
         """Takes the part of a published parameter that the one at `path` in our module is.
 
         Args:
             path: as for `published_name`.
             array: the published parameter, a kernel as `[in, out]`.
+            config: our configuration.
 
         Raises:
-            ValueError: the array cannot be divided into equal parts.
+            ValueError: the array cannot be divided into such parts.
         """
-        for group in self.fused:
-            if path[-2] in group:
-                return np.split(array, len(group), axis=-1)[group.index(path[-2])]
-        return array
+        part = self.fused.get(path[-2])
+        return array if part is None else part(config, array)
 
     def partition_spec(self, path: tuple[str, ...]) -> PartitionSpec:
         """Gives the sharding of the parameter at `path`, for `sharding.place_params`.
@@ -106,19 +109,31 @@ class Family:
         return PartitionSpec()
 
 
+def equal_part(i: int, n: int) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """Makes the function that takes the outputs of the i-th of n equally wide layers."""
+    return lambda config, array: np.split(array, n, axis=-1)[i]
+
+
 def _check(config: Any) -> None:
     """Raises a ValueError if a field of `config` has a value of the wrong kind or out of range."""
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
-        kinds = int | float if field.type is float else field.type
+        kinds = _kinds(field.type)
         if dataclasses.is_dataclass(value):
             _check(value)
-        elif not isinstance(value, kinds) or (field.type is not bool and value is True):
+        elif not isinstance(value, kinds) or (value is True and bool not in kinds):
             raise ValueError(f"{name} is {value!r}, which is of the wrong kind")
-        elif field.type is float and not 0 < value < math.inf:
+        elif isinstance(value, int | float) and float in kinds and not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}, only numbers above 0 are supported")
-        elif type(value) is int and field.type is not float and not 0 < value <= LARGEST_SIZE:
+        elif type(value) is int and float not in kinds and not 0 < value <= LARGEST_SIZE:
             raise ValueError(f"{name} is {value!r}, only 1 to {LARGEST_SIZE} are supported")
+
+
+def _kinds(annotation: Any) -> tuple[type, ...]:
+    """The types of values that an annotation allows. An int may stand for a float."""
+    alternatives = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    kinds = tuple(get_origin(each) or each for each in alternatives)
+    return (*kinds, int) if float in kinds else kinds
 
 
 def require(entries: Mapping[str, Any], **values: Any) -> None:

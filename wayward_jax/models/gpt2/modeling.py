@@ -5,17 +5,9 @@ import dataclasses
 import flax.linen as nn
 import jax
 
+from wayward_jax.models.activations import ACTIVATIONS
 from wayward_jax.models.attention import attend
 from wayward_jax.models.causal_lm import CausalLM
-
-ACTIVATIONS = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
@@ -69,7 +61,7 @@ class Block(nn.Module):
         self.c_fc = nn.Dense(c.n_inner or 4 * c.n_embd)
         self.mlp_proj = nn.Dense(c.n_embd)
 
-    def __call__(self, x: jax.Array, bias: jax.Array, output_slots: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, output_slots: jax.Array | None, bias: jax.Array) -> jax.Array:
         normed = self.ln_1(x)
         q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
         mixed = attend(q, k, v, bias, self.config.n_embd // self.config.n_head)
@@ -94,8 +86,8 @@ class GPT2(CausalLM):
         self.layers = [Block(c) for _ in range(c.n_layer)]
         self.ln_f = _norm(c)
 
-    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
-        return (x + self.wpe(positions),)
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        return x + self.wpe(positions)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.ln_f(x)

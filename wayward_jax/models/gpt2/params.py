@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from wayward_jax.models.family import Family, require, same_named
-from wayward_jax.models.gpt2.modeling import ACTIVATIONS, GPT2, GPT2Config
+from wayward_jax.models.activations import check_activation
+from wayward_jax.models.family import Family, equal_part, require, same_named
+from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
 
 
 def _config(entries: Mapping[str, Any]) -> GPT2Config:
@@ -15,13 +16,8 @@ def _config(entries: Mapping[str, Any]) -> GPT2Config:
         scale_attn_by_inverse_layer_idx=False,
         add_cross_attention=False,
     )
-    config = GPT2Config(**same_named(GPT2Config, entries))
-    if config.activation_function not in ACTIVATIONS:
-        raise ValueError(
-            f"activation_function is {config.activation_function!r}, "
-            f"only {', '.join(ACTIVATIONS)} are supported"
-        )
-    return config
+    check_activation(entries, "activation_function")
+    return GPT2Config(**same_named(GPT2Config, entries))
 
 
 GPT2_FAMILY = Family(
@@ -45,7 +41,7 @@ GPT2_FAMILY = Family(
     prefix="transformer.",
     constants=re.compile(r"\.attn\.(masked_)?bias$"),  # the causal mask
     linear_out_in=False,  # GPT-2's linear layers are published as 1x1 convolutions
-    fused=(("q_proj", "k_proj", "v_proj"),),
+    fused={"q_proj": equal_part(0, 3), "k_proj": equal_part(1, 3), "v_proj": equal_part(2, 3)},
     split_outputs=frozenset({"q_proj", "k_proj", "v_proj", "c_fc"}),
     split_inputs=frozenset({"attn_proj", "mlp_proj"}),
     attention_inputs=frozenset({"q_proj", "k_proj", "v_proj"}),

@@ -1,58 +1,74 @@
-"""Llama (Touvron et al., 2023; also SmolLM2, TinyLlama, ...) as a Flax module.
+"""Llama (Touvron et al., 2023) as a Flax module whose input may be embeddings.
 
-Its input may be embeddings.
+Most open models are Llamas with a few switches: `LlamaConfig` has those of Mistral, Qwen, Phi-3,
+SmolLM3, Granite, OLMo 2 and Gemma.
 """
 
 import dataclasses
-import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from wayward_jax.models.attention import attend
+from wayward_jax.models.activations import ACTIVATIONS
+from wayward_jax.models.attention import attend, attention_bias
 from wayward_jax.models.causal_lm import CausalLM
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """A change of the rotary frequencies that makes the context longer than in pretraining.
-
-    Attributes:
-        rope_type: `linear` divides all frequencies by `factor`; `llama3` divides the low ones.
-        factor: the divisor.
-        low_freq_factor: of `llama3`: frequencies that turn fewer times than this within the
-            original context are divided.
-        high_freq_factor: of `llama3`: frequencies that turn more times than this are kept.
-        original_max_position_embeddings: of `llama3`: the original context, in tokens.
-    """
-
-    rope_type: str
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+from wayward_jax.models.rotary import Rope, Rotation, rotate
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The sizes and variants of a Llama, named as in the Hugging Face configuration."""
+    """The sizes and switches of a Llama, named as in the Hugging Face configuration if it has them.
 
-    vocab_size: int = 32000
-    max_position_embeddings: int = 2048
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 32
-    head_dim: int = 128
+    Attributes:
+        rope: rotary embedding of the layers that see all positions before them.
+        local_rope: rotary embedding of the layers that see a window. None means the same.
+        qkv_bias: queries, keys and values have a bias.
+        output_bias: the attention's output has a bias.
+        norms: where a layer has norms: `before` attention and MLP, `after` them, or on `both`
+            sides.
+        zero_centered_norm: the weights of norms are published less 1.
+        qk_norm: queries and keys are normed as a whole (`width`) or head by head (`head`).
+        attention_multiplier: factor of the scores. None means `1 / sqrt(head_dim)`.
+        attn_logit_softcapping: bound of the scores, `cap * tanh(score / cap)`. None means no bound.
+        final_logit_softcapping: the same of the logits.
+        embedding_multiplier: factor of the embeddings before the first layer. Prompts, `c_proj` and
+            distances are in the space of the table, before this factor.
+        residual_multiplier: factor of what attention and MLP add to the stream.
+        logits_scaling: divisor of the logits.
+        sliding_window: the number of positions, its own included, that a token sees in a layer with
+            a window.
+        layer_kinds: `global`, `local` (with a window) or `unrotated` (without a rotary embedding)
+            for each layer. Empty means that all are global.
+    """
+
+    vocab_size: int
+    max_position_embeddings: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope: Rope
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
-    attention_bias: bool = False
-    mlp_bias: bool = False
+    hidden_act: str = "silu"
     tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    norms: str = "before"
+    zero_centered_norm: bool = False
+    qk_norm: str | None = None
+    attention_multiplier: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
+    local_rope: Rope | None = None
+    sliding_window: int | None = None
+    layer_kinds: tuple[str, ...] = ()
 
     @property
     def max_positions(self) -> int:
@@ -71,63 +87,56 @@ class LlamaConfig:
         return self.num_attention_heads * self.head_dim
 
 
-def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-    """Computes the radians per position for each pair of channels: `[head_dim / 2]` float32.
+class RMSNorm(nn.Module):
+    """Divides vectors by their root mean square, and multiplies them by `scale`.
 
-    Raises:
-        ValueError: the kind of scaling is not supported, or a frequency is not finite.
+    It computes in float32 and returns the dtype of its input (Zhang and Sennrich, 2019). If it is
+    `zero_centered`, the factor is `1 + scale`.
     """
-    half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    frequencies = config.rope_theta**-half
-    scaling = config.rope_scaling
-    if scaling is None:
-        pass
-    elif scaling.rope_type == "linear":
-        frequencies = frequencies / scaling.factor
-    elif scaling.rope_type == "llama3":
-        # A frequency is kept if it turns often within the original context, divided by the factor
-        # if it hardly turns, and interpolated between the two otherwise.
-        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        frequencies = keep * frequencies + (1 - keep) * frequencies / scaling.factor
-    else:
-        raise ValueError(f"rope scaling {scaling.rope_type!r} is not one of linear, llama3")
-    if not np.isfinite(frequencies).all():
-        raise ValueError(f"{scaling} gives frequencies that are not finite")
-    return frequencies.astype(np.float32)
+
+    epsilon: float
+    zero_centered: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        factor = scale.astype(jnp.float32) + (1.0 if self.zero_centered else 0.0)
+        return (normed * factor).astype(x.dtype)
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotates the heads of `x` `[T, H * d]` by `angles` `[T, d / 2]` in radians.
-
-    Channel i of a head is paired with its channel i + d / 2. The product is computed in float32 and
-    returned in the dtype of `x` (rotary embedding: RoFormer, Su et al., 2021, section 3.2).
-    """
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-    heads = x.astype(jnp.float32).reshape(len(x), -1, 2 * angles.shape[1])
-    a, b = jnp.split(heads, 2, axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return rotated.astype(x.dtype).reshape(x.shape)
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Keeps numbers between `-cap` and `cap` (Gemma 2, 2024, section 2). None means no bound."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 class Block(nn.Module):
-    """One layer: attention and a gated MLP, each with a norm before it.
+    """One layer: attention and a gated MLP.
 
     It is called as `CausalLM` says: the stream `[T, hidden_size]` becomes `[Q, hidden_size]` at
-    `output_slots` (None means all). `angles` are those of `rotate`.
+    `output_slots` (None means all).
+
+    Attributes:
+        config: of the model.
+        kind: an entry of `LlamaConfig.layer_kinds`.
     """
 
     config: LlamaConfig
+    kind: str
 
     def setup(self) -> None:
         c = self.config
-        self.input_layernorm = nn.RMSNorm(epsilon=c.rms_norm_eps)
-        self.q_proj = nn.Dense(c.num_attention_heads * c.head_dim, use_bias=c.attention_bias)
-        self.k_proj = nn.Dense(c.num_key_value_heads * c.head_dim, use_bias=c.attention_bias)
-        self.v_proj = nn.Dense(c.num_key_value_heads * c.head_dim, use_bias=c.attention_bias)
-        self.o_proj = nn.Dense(c.hidden_size, use_bias=c.attention_bias)
-        self.post_attention_layernorm = nn.RMSNorm(epsilon=c.rms_norm_eps)
+        if c.norms in ("before", "both"):
+            self.attention_norm, self.mlp_norm = _norm(c), _norm(c)
+        if c.norms in ("after", "both"):
+            self.attention_post_norm, self.mlp_post_norm = _norm(c), _norm(c)
+        if c.qk_norm:
+            self.q_norm, self.k_norm = _norm(c), _norm(c)
+        self.q_proj = nn.Dense(c.num_attention_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.k_proj = nn.Dense(c.num_key_value_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.v_proj = nn.Dense(c.num_key_value_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.o_proj = nn.Dense(c.hidden_size, use_bias=c.output_bias)
         self.gate_proj = nn.Dense(c.intermediate_size, use_bias=c.mlp_bias)
         self.up_proj = nn.Dense(c.intermediate_size, use_bias=c.mlp_bias)
         self.down_proj = nn.Dense(c.hidden_size, use_bias=c.mlp_bias)
@@ -135,18 +144,38 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        bias: jax.Array,
         output_slots: jax.Array | None,
-        angles: jax.Array,
+        biases: dict[str, jax.Array],
+        rotations: dict[str, Rotation],
     ) -> jax.Array:
-        normed = self.input_layernorm(x)
-        q, k = rotate(self.q_proj(normed), angles), rotate(self.k_proj(normed), angles)
-        mixed = attend(q, k, self.v_proj(normed), bias, self.config.head_dim)
+        c = self.config
+        normed = self.attention_norm(x) if c.norms != "after" else x
+        q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
+        if c.qk_norm:
+            q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
+        if self.kind != "unrotated":
+            q, k = (rotate(part, rotations[self.kind], c.head_dim) for part in (q, k))
+        bias = biases["local" if self.kind == "local" else "global"]
+        mixed = attend(
+            q, k, v, bias, c.head_dim, c.attention_multiplier, c.attn_logit_softcapping
+        )
         if output_slots is not None:
             x, mixed = x[output_slots], mixed[output_slots]
-        x = x + self.o_proj(mixed)
-        normed = self.post_attention_layernorm(x)
-        return x + self.down_proj(nn.silu(self.gate_proj(normed)) * self.up_proj(normed))
+        mixed = self.o_proj(mixed)
+        if c.norms != "before":
+            mixed = self.attention_post_norm(mixed)
+        x = x + c.residual_multiplier * mixed
+        normed = self.mlp_norm(x) if c.norms != "after" else x
+        inner = ACTIVATIONS[c.hidden_act](self.gate_proj(normed)) * self.up_proj(normed)
+        added = self.down_proj(inner)
+        if c.norms != "before":
+            added = self.mlp_post_norm(added)
+        return x + c.residual_multiplier * added
+
+    def _normed(self, norm: nn.Module, x: jax.Array) -> jax.Array:
+        if self.config.qk_norm == "width":
+            return norm(x)
+        return norm(x.reshape(len(x), -1, self.config.head_dim)).reshape(x.shape)
 
 
 class Llama(CausalLM):
@@ -159,11 +188,44 @@ class Llama(CausalLM):
         self.embed = nn.Embed(c.vocab_size, c.hidden_size)
         tied = c.tie_word_embeddings
         self.head = self.embed if tied else nn.Embed(c.vocab_size, c.hidden_size)
-        self.layers = [Block(c) for _ in range(c.num_hidden_layers)]
-        self.norm = nn.RMSNorm(epsilon=c.rms_norm_eps)
+        kinds = c.layer_kinds or ("global",) * c.num_hidden_layers
+        self.layers = [Block(c, kind) for kind in kinds]
+        self.norm = _norm(c)
 
-    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
-        return x, positions[:, None] * rope_frequencies(self.config)
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        return x * self.config.embedding_multiplier
+
+    def layer_inputs(self, positions: jax.Array, attention_mask: jax.Array) -> tuple:
+        c = self.config
+        biases = {"global": attention_bias(attention_mask)}
+        rotations = {"global": c.rope.rotation(positions)}
+        if "local" in c.layer_kinds:
+            near = within_window(positions, attention_mask, c.sliding_window)
+            biases["local"] = attention_bias(near)
+            rotations["local"] = (c.local_rope or c.rope).rotation(positions)
+        return biases, rotations
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.norm(x)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        c = self.config
+        return soft_cap(super().logits(hidden) / c.logits_scaling, c.final_logit_softcapping)
+
+
+def _norm(config: LlamaConfig) -> RMSNorm:
+    return RMSNorm(config.rms_norm_eps, config.zero_centered_norm)
+
+
+def within_window(
+    positions: jax.Array, attention_mask: jax.Array, window: int
+) -> jax.Array:
+    """Leaves out of a mask the slots that are `window` or more positions before a token.
+
+    Args:
+        positions: `[T]` int32.
+        attention_mask: `[W, S, S]` bool, as in `CausalLM`.
+        window: in positions.
+    """
+    at = positions.reshape(attention_mask.shape[:2])
+    return attention_mask & (at[:, :, None] - at[:, None, :] < window)

@@ -1,72 +1,87 @@
-"""Llama and Mistral in the Hugging Face layout: names, configuration, roles of linear layers.
-
-Mistral is supported without its sliding window, where it is the same mathematics as Llama.
-"""
+"""Llama and Mistral in the Hugging Face layout: names, configuration, roles of linear layers."""
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from wayward_jax.models.family import Family, require, same_named
-from wayward_jax.models.llama.modeling import Llama, LlamaConfig, RopeScaling
+from wayward_jax.models.activations import check_activation
+from wayward_jax.models.family import Family, same_named
+from wayward_jax.models.llama.modeling import Llama, LlamaConfig
+from wayward_jax.models.rotary import read_rope
 
-# The entries that each kind of rotary scaling needs.
-ROPE_SCALING = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ),
-}
+LAYER_KINDS = {"full_attention": "global", "sliding_attention": "local"}
 
 
-def _rope(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the fields of `LlamaConfig` about rotary embeddings.
+def read_config(entries: Mapping[str, Any], **switches: Any) -> LlamaConfig:
+    """Makes our configuration from the entries of a `config.json`.
 
-    transformers 5 writes them as `rope_parameters`; earlier versions wrote `rope_theta` and
-    `rope_scaling`.
+    Args:
+        entries: of the `config.json`.
+        **switches: fields of `LlamaConfig` that are not in the entries, or have another name there.
+
+    Raises:
+        ValueError: an entry is missing, or is not supported.
     """
-    rope = entries.get("rope_parameters") or entries.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ValueError(f"the rope scaling is {rope!r}, which is of the wrong kind")
-    theta = rope.get("rope_theta") or entries.get("rope_theta") or LlamaConfig.rope_theta
-    for each in (entries, rope):
-        require(each, partial_rotary_factor=1.0)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ROPE_SCALING:
-        raise ValueError(f"rope_type is {kind!r}, only {', '.join(ROPE_SCALING)} are supported")
-    if missing := [name for name in ROPE_SCALING[kind] if name not in rope]:
-        raise ValueError(f"the {kind} rope scaling lacks {missing[0]}")
-    numbers = {name: rope[name] for name in ROPE_SCALING[kind]}
-    scaling = None if kind == "default" else RopeScaling(kind, **numbers)
-    return {"rope_theta": theta, "rope_scaling": scaling}
+    for name in ("num_attention_heads", "hidden_size", "num_hidden_layers"):
+        if not isinstance(entries.get(name), int) or entries[name] < 1:
+            raise ValueError(f"{name} is {entries.get(name)!r}, and a number above 0 is needed")
+    check_activation(entries, "hidden_act")
+    heads = entries["num_attention_heads"]
+    sizes = {"num_key_value_heads": heads, "head_dim": entries["hidden_size"] // heads}
+    fields = {**sizes, **same_named(LlamaConfig, entries), **switches}
+    if "rope" not in fields:
+        fields["rope"] = read_rope(entries, fields["head_dim"])
+    return LlamaConfig(**fields)
 
 
-def _config(entries: Mapping[str, Any]) -> LlamaConfig:
-    require(entries, hidden_act="silu", sliding_window=None)
-    fields = same_named(LlamaConfig, entries)
-    heads = fields.get("num_attention_heads", LlamaConfig.num_attention_heads)
-    width = fields.get("hidden_size", LlamaConfig.hidden_size)
-    defaults = {"num_key_value_heads": heads, "head_dim": width // heads}
-    return LlamaConfig(**{**defaults, **fields, **_rope(entries)})
+def layer_kinds(entries: Mapping[str, Any], is_local: Callable[[int], bool]) -> tuple[str, ...]:
+    """Reads which layers have a window, as `LlamaConfig.layer_kinds`.
+
+    Args:
+        entries: of the `config.json`.
+        is_local: tells whether a layer has one where there is no entry `layer_types`.
+
+    Raises:
+        ValueError: a kind is not supported, or there is another number of kinds than of layers.
+    """
+    count = entries["num_hidden_layers"]
+    if (types := entries.get("layer_types")) is None:
+        return tuple("local" if is_local(i) else "global" for i in range(count))
+    if unknown := [kind for kind in types if kind not in LAYER_KINDS]:
+        raise ValueError(
+            f"layer_types has {unknown[0]!r}, only {', '.join(LAYER_KINDS)} are supported"
+        )
+    if len(types) != count:
+        raise ValueError(f"layer_types has {len(types)} entries, and there are {count} layers")
+    return tuple(LAYER_KINDS[kind] for kind in types)
+
+
+def _llama(entries: Mapping[str, Any]) -> LlamaConfig:
+    bias = entries.get("attention_bias", False)
+    return read_config(entries, qkv_bias=bias, output_bias=bias)
+
+
+def _mistral(entries: Mapping[str, Any]) -> LlamaConfig:
+    # A configuration without this entry means 4096; newer ones write null.
+    window = entries.get("sliding_window", 4096)
+    kind = "global" if window is None else "local"
+    kinds = (kind,) * entries["num_hidden_layers"]
+    return read_config(entries, sliding_window=window, layer_kinds=kinds)
 
 
 LLAMA_FAMILY = Family(
     module=Llama,
-    config=_config,
+    config=_llama,
     names={
         "embed": "embed_tokens",
         "layers": "layers",
-        "input_layernorm": "input_layernorm",
+        "attention_norm": "input_layernorm",
         "q_proj": "self_attn.q_proj",
         "k_proj": "self_attn.k_proj",
         "v_proj": "self_attn.v_proj",
         "o_proj": "self_attn.o_proj",
-        "post_attention_layernorm": "post_attention_layernorm",
+        "mlp_norm": "post_attention_layernorm",
         "gate_proj": "mlp.gate_proj",
         "up_proj": "mlp.up_proj",
         "down_proj": "mlp.down_proj",
@@ -81,7 +96,4 @@ LLAMA_FAMILY = Family(
     attention_inputs=frozenset({"q_proj", "k_proj", "v_proj"}),
 )
 
-# A Mistral configuration without a `sliding_window` entry means 4096; newer ones write null.
-MISTRAL_FAMILY = dataclasses.replace(
-    LLAMA_FAMILY, config=lambda entries: _config({"sliding_window": 4096, **entries})
-)
+MISTRAL_FAMILY = dataclasses.replace(LLAMA_FAMILY, config=_mistral)

@@ -1,0 +1,114 @@
+"""GPT-NeoX (Black et al., 2022; also Pythia) as a Flax module whose input may be embeddings."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+
+from wayward_jax.models.activations import ACTIVATIONS
+from wayward_jax.models.attention import attend, attention_bias
+from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.rotary import Rope, Rotation, rotate
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTNeoXConfig:
+    """The sizes and variants of a GPT-NeoX, named as in the Hugging Face configuration.
+
+    Attributes:
+        rope: rotary embedding, in general of a part of each head's channels.
+        use_parallel_residual: attention and MLP have the same input, and both are added to it.
+    """
+
+    rope: Rope
+    vocab_size: int = 50432
+    max_position_embeddings: int = 2048
+    hidden_size: int = 6144
+    intermediate_size: int = 24576
+    num_hidden_layers: int = 44
+    num_attention_heads: int = 64
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    attention_bias: bool = True
+    use_parallel_residual: bool = True
+    tie_word_embeddings: bool = False
+
+    @property
+    def max_positions(self) -> int:
+        return self.max_position_embeddings
+
+    @property
+    def depth(self) -> int:
+        return self.num_hidden_layers
+
+    @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def attention_width(self) -> int:
+        return self.hidden_size
+
+
+def _norm(config: GPTNeoXConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False)
+
+
+class Block(nn.Module):
+    """One layer: attention and an MLP, each with a norm before it, one after or beside the other.
+
+    It is called as `CausalLM` says: the stream `[T, hidden_size]` becomes `[Q, hidden_size]` at
+    `output_slots` (None means all).
+    """
+
+    config: GPTNeoXConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.attention_norm, self.mlp_norm = _norm(c), _norm(c)
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Dense(c.hidden_size, use_bias=c.attention_bias) for _ in range(4)
+        )
+        self.widen = nn.Dense(c.intermediate_size)
+        self.narrow = nn.Dense(c.hidden_size)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        output_slots: jax.Array | None,
+        bias: jax.Array,
+        rotation: Rotation,
+    ) -> jax.Array:
+        c = self.config
+        head_dim = c.hidden_size // c.num_attention_heads
+        normed = self.attention_norm(x)
+        q, k = (rotate(of(normed), rotation, head_dim) for of in (self.q_proj, self.k_proj))
+        mixed = attend(q, k, self.v_proj(normed), bias, head_dim)
+        if output_slots is not None:
+            x, mixed = x[output_slots], mixed[output_slots]
+        attended = x + self.o_proj(mixed)
+        normed = self.mlp_norm(x if c.use_parallel_residual else attended)
+        return attended + self.narrow(ACTIVATIONS[c.hidden_act](self.widen(normed)))
+
+
+class GPTNeoX(CausalLM):
+    """GPT-NeoX: partly rotary positions, layer norms with bias, an MLP beside the attention."""
+
+    config: GPTNeoXConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.embed = nn.Embed(c.vocab_size, c.hidden_size)
+        tied = c.tie_word_embeddings
+        self.head = self.embed if tied else nn.Embed(c.vocab_size, c.hidden_size)
+        self.layers = [Block(c) for _ in range(c.num_hidden_layers)]
+        self.norm = _norm(c)
+
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        return x
+
+    def layer_inputs(self, positions: jax.Array, attention_mask: jax.Array) -> tuple:
+        return attention_bias(attention_mask), self.config.rope.rotation(positions)
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        return self.norm(x)
