@@ -137,9 +137,10 @@ def _kinds(annotation: Any) -> tuple[type, ...]:
 
 
 def require(entries: Mapping[str, Any], **values: Any) -> None:
-    """Raises a ValueError if one of `entries` has another value than the one in `values`."""
+    """Raises a ValueError if one of `entries` has another value than the one in `values`, or null.
+    """
     for name, value in values.items():
-        if entries.get(name, value) != value:
+        if entries.get(name) not in (value, None):
             raise ValueError(f"{name} is {entries[name]!r}, only {value!r} is supported")
 
 

@@ -19,11 +19,19 @@ UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
 # In characters. `_merges` tries to cut every token at every character.
 LONGEST_TOKEN = 1000
 
-# Llama 3 cuts text into contractions, words, up to three digits, punctuation, and white space.
-LLAMA3_WORDS = Regex(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Text is cut into contractions, words, numbers, punctuation, and white space. A number is up to
+# three digits in Llama 3 and OLMo 2, and one in Qwen.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{number}"
+    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LLAMA3_WORDS = Regex(WORDS.format(number=r"\p{N}{1,3}"))
+QWEN_WORDS = Regex(WORDS.format(number=r"\p{N}"))
+
+# The rules by their names in `tokenizer.ggml.pre`. llama.cpp has had several names for some.
+GPT2_RULES = ("gpt-2", "olmo")
+LLAMA3_RULES = ("llama-bpe", "llama3", "llama-v3")
+RULES = (*GPT2_RULES, "smollm", "qwen2", *LLAMA3_RULES, "dbrx", "smaug-bpe")
 
 
 def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -75,19 +83,21 @@ def _byte_level(
     """Builds a tokenizer of GPT-2's kind, which cuts text into words and merges their bytes."""
     bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    match rule:
-        case "gpt-2":
-            steps: list[Any] = [bytes_of_words]
-        case "smollm":
-            steps = [pre_tokenizers.Digits(individual_digits=True), bytes_of_words]
-        case "llama-bpe":
-            steps = [pre_tokenizers.Split(LLAMA3_WORDS, behavior="isolated"), bytes_only]
-        case _:
-            raise ValueError(
-                f"tokenizer.ggml.pre is {rule!r}, only gpt-2, smollm, llama-bpe are supported"
-            )
+    if rule not in RULES:
+        raise ValueError(
+            f"tokenizer.ggml.pre is {rule!r}, only {', '.join(RULES)} are supported"
+        )
+    if rule in GPT2_RULES:
+        steps: list[Any] = [bytes_of_words]
+    elif rule == "smollm":
+        steps = [pre_tokenizers.Digits(individual_digits=True), bytes_of_words]
+    else:
+        words = QWEN_WORDS if rule == "qwen2" else LLAMA3_WORDS
+        steps = [pre_tokenizers.Split(words, behavior="isolated"), bytes_only]
     # Llama 3 makes a word that is in the vocabulary one token, even if no merges lead to it.
-    backend = Backend(models.BPE(vocab, list(merges), ignore_merges=rule == "llama-bpe"))
+    backend = Backend(models.BPE(vocab, list(merges), ignore_merges=rule in LLAMA3_RULES))
+    if rule == "qwen2":
+        backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     backend.decoder = decoders.ByteLevel()
     return backend
