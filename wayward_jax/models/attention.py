@@ -46,16 +46,8 @@ def attention_bias(mask: jax.Array) -> jax.Array:
     return jnp.where(mask.swapaxes(1, 2), 0.0, HIDDEN)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array,
-    head_dim: int,
-    scale: float | None = None,
-    soft_cap: float | None = None,
-) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, head_dim: int) -> jax.Array:
     """Computes softmax attention of every slot to its row.
 
     Scores and softmax are in float32. The products have the dtype of their inputs and are summed in
@@ -72,26 +64,22 @@ def attend(
     Returns:
         The heads' outputs side by side, `[T, H * d]` in the dtype of `q`.
     """
-    return _attend_forward(q, k, v, bias, head_dim, scale, soft_cap)[0]
+    return _attend_forward(q, k, v, bias, head_dim)[0]
 
 
 def _attend_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, head_dim: int, scale, soft_cap
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, head_dim: int
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     q, k, v = _finite(q), _finite(k), _finite(v)
-    (mixed,) = _on_this_platform(
-        functools.partial(mix, scale or head_dim**-0.5, soft_cap), head_dim, bias, q, k, v
-    )
+    (mixed,) = _on_this_platform(mix, head_dim, bias, q, k, v)
     return mixed, (q, k, v, bias)
 
 
 def _attend_backward(
-    head_dim: int, scale, soft_cap, residuals: tuple[jax.Array, ...], gradient: jax.Array
+    head_dim: int, residuals: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array | None, ...]:
     q, k, v, bias = residuals
-    gradients = _on_this_platform(
-        functools.partial(mix_gradients, scale or head_dim**-0.5, soft_cap),
-        head_dim, bias, q, k, v, _finite(gradient))
+    gradients = _on_this_platform(mix_gradients, head_dim, bias, q, k, v, _finite(gradient))
     return *gradients, None
 
 
@@ -103,7 +91,7 @@ def _finite(x: jax.Array) -> jax.Array:
 
 
 def mix(
-    scale: float, cap, bias: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array
+    scale: float, bias: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> tuple[jax.Array]:
     """Mixes the values of a row for n heads that share its keys.
 
@@ -117,12 +105,12 @@ def mix(
     Returns:
         `[n * Z, d]` float32.
     """
-    weights, _ = _weights(bias, q * scale, k, cap)
+    weights = _weights(bias, q * scale, k)
     return (_product(weights.astype(v.dtype), v, 0, 0),)
 
 
 def mix_gradients(
-    scale: float, cap, bias: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array
+    scale: float, bias: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes the gradients of `mix` with respect to q, k and v, in float32.
 
@@ -130,10 +118,10 @@ def mix_gradients(
     `mix`.
     """
     q = q * scale
-    weights, slope = _weights(bias, q, k, cap)
+    weights = _weights(bias, q, k)
     of_weights = _product(v, gradient, 1, 1)
     mean = (weights * of_weights).sum(axis=0, keepdims=True)
-    of_scores = (weights * slope * (of_weights - mean)).astype(q.dtype)
+    of_scores = (weights * (of_weights - mean)).astype(q.dtype)
     return (
         _product(of_scores, k, 0, 0) * scale,
         _product(of_scores, q, 1, 0),
@@ -141,20 +129,15 @@ def mix_gradients(
     )
 
 
-def _weights(bias: jax.Array, q: jax.Array, k: jax.Array, cap):
+def _weights(bias: jax.Array, q: jax.Array, k: jax.Array) -> jax.Array:
     """Computes softmax weights, keys first: `[S, n * Z]` float32.
 
     Sums over keys are then sums down the registers of a TPU, not across their lanes.
     """
     heads = len(q) // bias.shape[1]
-    scores = _product(k, q, 1, 1)
-    slope = 1.0
-    if cap is not None:
-        bounded = jnp.tanh(scores / cap)
-        scores, slope = cap * bounded, 1 - jnp.square(bounded)
-    scores = scores + jnp.concatenate([bias] * heads, axis=1)
+    scores = _product(k, q, 1, 1) + jnp.concatenate([bias] * heads, axis=1)
     weights = jnp.exp(scores - scores.max(axis=0, keepdims=True))
-    return weights * (1 / weights.sum(axis=0, keepdims=True)), slope
+    return weights * (1 / weights.sum(axis=0, keepdims=True))
 
 
 def _product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
@@ -214,7 +197,9 @@ def in_plain_jax(
     """
     rows, slots, _ = bias.shape
     kv_heads = inputs[1].shape[1] // head_dim
-    each_head = jax.vmap(block, in_axes=(None, *[0] * len(inputs)))
+    each_head = jax.vmap(
+        functools.partial(block, head_dim**-0.5), in_axes=(None, *[0] * len(inputs))
+    )
 
     def by_head(x: jax.Array) -> jax.Array:
         split = x.reshape(rows, x.shape[1], kv_heads, -1, head_dim)
@@ -250,7 +235,7 @@ def in_kernel(
     `interpret` runs the kernel on any platform.
     """
     rows, slots, _ = bias.shape
-    n_results = {mix: 1, mix_gradients: 3}[block.func]
+    n_results = {mix: 1, mix_gradients: 3}[block]
 
     def of_row(x: jax.Array) -> pl.BlockSpec:
         return pl.BlockSpec((slots, x.shape[1]), lambda row: (row, 0))
@@ -265,7 +250,7 @@ def in_kernel(
         out_specs=[of_row(x) for x in inputs[:n_results]],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs[:n_results]],
         interpret=interpret,
-        name=block.func.__name__,
+        name=block.__name__,
     )(bias, *inputs)
     return tuple(results)
 
@@ -286,7 +271,7 @@ def _kernel(block: Block, head_dim: int, n_inputs: int, bias_ref: jax.Ref, *refs
         kv_heads = [head // group for head in range(own.start // head_dim, own.stop // head_dim)]
         keys, values = (_lanes_of(ref, kv_heads, head_dim) for ref in (k_ref, v_ref))
         q, *gradient = (_one_below_other(r[:, own], head_dim) for r in (q_ref, *gradient_refs))
-        result, *of_keys = block(bias_ref[...], q, keys, values, *gradient)
+        result, *of_keys = block(head_dim**-0.5, bias_ref[...], q, keys, values, *gradient)
         out_ref[:, own] = _side_by_side(result, head_dim, own.stop - own.start).astype(
             out_ref.dtype
         )

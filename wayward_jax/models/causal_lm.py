@@ -44,8 +44,9 @@ class CausalLM(nn.Module):
     A family defines `embed_inputs` and `final_norm`. Its `setup` sets `layers` and two tables of
     type `nn.Embed`: `embed` and `head`, which is `embed` again if the weights are tied.
 
-    A layer is called with the stream `[T, D]`, the slots whose output is needed (`[Q]` int32, or
-    None for all), and the values that `layer_inputs` returned. It returns its output `[Q, D]`.
+    A layer is called with the stream `[T, D]`, the bias for `attention.attend`, the slots whose
+    output is needed (`[Q]` int32, or None for all), and the further values that `embed_inputs`
+    returned. It returns its output `[Q, D]`.
     """
 
     config: ModelConfig
@@ -73,31 +74,26 @@ class CausalLM(nn.Module):
             Hidden states `[Q, D]` in the weights' dtype.
         """
         with _precision_of(x):
-            layer_inputs = self.layer_inputs(positions, attention_mask)
-            x = self.embed_inputs(x, positions)
+            bias = attention_bias(attention_mask)
+            x, *layer_inputs = self.embed_inputs(x, positions)
             for i, layer in enumerate(self.layers):
                 apply_layer = layer if self.is_initializing() else _traced_once(layer)
                 is_last = i + 1 == len(self.layers)
-                x = apply_layer(x, output_slots if is_last else None, *layer_inputs)
+                x = apply_layer(x, bias, output_slots if is_last else None, *layer_inputs)
             return self.final_norm(x)
 
-    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """Makes the input of the first layer `[T, D]` from the embeddings of the stream.
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
+        """Makes the inputs of the layers from the embeddings of the stream.
 
         Args:
             x: `[T, D]` embeddings.
             positions: `[T]` int32 positions.
+
+        Returns:
+            The input of the first layer `[T, D]`, and the further values that every layer is called
+            with, such as rotary angles.
         """
         raise NotImplementedError
-
-    def layer_inputs(self, positions: jax.Array, attention_mask: jax.Array) -> tuple[Any, ...]:
-        """Makes the values that all layers are called with; here the bias for `attention.attend`.
-
-        Args:
-            positions: `[T]` int32 positions.
-            attention_mask: `[W, S, S]` bool, as in `__call__`.
-        """
-        return (attention_bias(attention_mask),)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         """Applies the last norm: `[Q, D] -> [Q, D]`."""
