@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 
-from wayward_jax.models.attention import attend
+from wayward_jax.models.attention import AttentionMask, attend
 from wayward_jax.models.causal_lm import CausalLM
 
 ACTIVATIONS = {
@@ -69,10 +69,12 @@ class Block(nn.Module):
         self.c_fc = nn.Dense(c.n_inner or 4 * c.n_embd)
         self.mlp_proj = nn.Dense(c.n_embd)
 
-    def __call__(self, x: jax.Array, bias: jax.Array, output_slots: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: AttentionMask, output_slots: jax.Array | None
+    ) -> jax.Array:
         normed = self.ln_1(x)
         q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
-        mixed = attend(q, k, v, bias, self.config.n_embd // self.config.n_head)
+        mixed = attend(q, k, v, mask, self.config.n_embd // self.config.n_head)
         if output_slots is not None:
             x, mixed = x[output_slots], mixed[output_slots]
         x = x + self.attn_proj(mixed)

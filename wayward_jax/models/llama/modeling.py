@@ -8,11 +8,11 @@ import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from wayward_jax.models.attention import attend
+from wayward_jax.models.attention import AttentionMask, attend
 from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.rotary import Rotary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,24 +98,11 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
     return frequencies.astype(np.float32)
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotates the heads of `x` `[T, H * d]` by `angles` `[T, d / 2]` in radians.
-
-    Channel i of a head is paired with its channel i + d / 2. The product is computed in float32 and
-    returned in the dtype of `x` (rotary embedding: RoFormer, Su et al., 2021, section 3.2).
-    """
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-    heads = x.astype(jnp.float32).reshape(len(x), -1, 2 * angles.shape[1])
-    a, b = jnp.split(heads, 2, axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return rotated.astype(x.dtype).reshape(x.shape)
-
-
 class Block(nn.Module):
     """One layer: attention and a gated MLP, each with a norm before it.
 
     It is called as `CausalLM` says: the stream `[T, hidden_size]` becomes `[Q, hidden_size]` at
-    `output_slots` (None means all). `angles` are those of `rotate`.
+    `output_slots` (None means all).
     """
 
     config: LlamaConfig
@@ -135,13 +122,13 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        bias: jax.Array,
+        mask: AttentionMask,
         output_slots: jax.Array | None,
-        angles: jax.Array,
+        rotary: Rotary,
     ) -> jax.Array:
         normed = self.input_layernorm(x)
-        q, k = rotate(self.q_proj(normed), angles), rotate(self.k_proj(normed), angles)
-        mixed = attend(q, k, self.v_proj(normed), bias, self.config.head_dim)
+        q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
+        mixed = attend(q, k, v, mask, self.config.head_dim, rotary=rotary)
         if output_slots is not None:
             x, mixed = x[output_slots], mixed[output_slots]
         x = x + self.o_proj(mixed)
@@ -162,8 +149,8 @@ class Llama(CausalLM):
         self.layers = [Block(c) for _ in range(c.num_hidden_layers)]
         self.norm = nn.RMSNorm(epsilon=c.rms_norm_eps)
 
-    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
-        return x, positions[:, None] * rope_frequencies(self.config)
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, Rotary]:
+        return x, Rotary.by(positions[:, None] * rope_frequencies(self.config))
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.norm(x)
