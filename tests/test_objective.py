@@ -1,5 +1,7 @@
 """Losses and their gradients against PyTorch autograd through transformers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +128,27 @@ def test_what_is_not_finite_stays_in_its_own_run(computed, prompts, pack, ours, 
     np.testing.assert_array_equal(losses[others], ours[0][others])
     np.testing.assert_array_equal(gradient[others], ours[2][others])
     assert np.isnan(losses[broken]) == (EXAMPLES[broken] > 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_have_the_dtype_of_the_weights_and_those_of_float32_are_exact(
+    model, prompts, pack, dtype
+):
+    """The default precision of TPUs rounds the factors of float32 products."""
+
+    def gradient(params, prompts):
+        return jax.grad(lambda x: summed_losses(model.module, params, x, pack)[0].sum())(prompts)
+
+    params = jax.tree.map(lambda x: x.astype(dtype), model.params)
+    program = jax.jit(gradient).lower(params, prompts).as_text()
+    name, precision = {"float32": ("f32", "HIGHEST"), "bfloat16": ("bf16", "DEFAULT")}[
+        dtype.__name__
+    ]
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) > 20
+    for line in products:
+        assert f"precision = [{precision}, {precision}]" in line
+        assert re.findall(r"x(\w+)>", line.rsplit(": (")[-1])[:2] == [name, name]
 
 
 def test_distance_sums_over_dimensions_and_averages_over_tokens():

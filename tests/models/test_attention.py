@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wayward_jax.models import attention
+from wayward_jax.models import attention, attention_blocks, attention_kernel
+from wayward_jax.models.attention_blocks import Scoring
+from wayward_jax.models.rotary import Rotary
 
 ROWS, SLOTS = 2, 80
 # Heads, key heads, and the width of a head.
@@ -18,13 +20,22 @@ HEADS = [
     (4, 2, 128),
     (8, 8, 32),
     (3, 3, 80),
+    (4, 2, 96),
     (2, 1, 256),
     (4, 2, 8),
+]
+# Arguments of `attend`.
+VARIANTS = [
+    {"scale": 0.3},
+    {"soft_cap": 1.5},
+    {"window": 7},
+    {"rotary": True},
+    {"scale": 0.2, "soft_cap": 2.0, "window": 20, "rotary": True},
 ]
 
 
 def case(heads, kv_heads, head_dim, dtype=jnp.float32):
-    """Queries, keys, values, a gradient and a mask."""
+    """Queries, keys, values, a gradient, which slots are attended to, and positions."""
     keys = jax.random.split(jax.random.key(heads), 5)
     widths = heads, kv_heads, kv_heads, heads
     arrays = [
@@ -32,38 +43,77 @@ def case(heads, kv_heads, head_dim, dtype=jnp.float32):
         for key, n in zip(keys, widths, strict=False)
     ]
     causal = jnp.tril(jax.random.bernoulli(keys[4], 0.6, (ROWS, SLOTS, SLOTS)))
-    return *arrays, causal | jnp.eye(SLOTS, dtype=bool)
+    # Positions go back in a row, as they do at the next example or branch.
+    positions = jnp.tile(jnp.arange(SLOTS) % 50, (ROWS, 1))
+    return *arrays, causal | jnp.eye(SLOTS, dtype=bool), positions
 
 
-def written_out(q, k, v, mask, heads, kv_heads):
-    """Softmax attention with all its scores."""
-    q, k, v = (x.reshape(ROWS, SLOTS, -1, q.shape[1] // heads) for x in (q, k, v))
+def angles_of(positions, head_dim):
+    return positions.ravel()[:, None] * 0.5 ** jnp.arange(head_dim // 2)
+
+
+def written_out(q, k, v, attended, positions, heads, kv_heads, options):
+    """Softmax attention with all its scores; channels are rotated as complex numbers."""
+    head_dim = q.shape[1] // heads
+    q, k, v = (x.reshape(ROWS, SLOTS, -1, head_dim) for x in (q, k, v))
+    if options.get("rotary"):
+        turn = jnp.exp(1j * angles_of(positions, head_dim)).reshape(ROWS, SLOTS, 1, -1)
+
+        def rotated(x):
+            half = head_dim // 2
+            complex_x = (x[..., :half] + 1j * x[..., half:]) * turn
+            return jnp.concatenate([complex_x.real, complex_x.imag], axis=-1)
+
+        q, k = rotated(q), rotated(k)
     k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
-    scores = jnp.einsum("wqhd,wkhd->whqk", q, k) / q.shape[-1] ** 0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    scores = jnp.einsum("wqhd,wkhd->whqk", q, k) * options.get("scale", head_dim**-0.5)
+    if "soft_cap" in options:
+        scores = options["soft_cap"] * jnp.tanh(scores / options["soft_cap"])
+    if "window" in options:
+        distance = positions[:, :, None] - positions[:, None, :]
+        attended &= distance < options["window"]
+    weights = jax.nn.softmax(jnp.where(attended[:, None], scores, -jnp.inf), axis=-1)
     return jnp.einsum("whqk,wkhd->wqhd", weights, v).reshape(ROWS * SLOTS, -1)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
-def test_attention_and_its_gradients_are_those_of_softmax_written_out(heads, kv_heads, head_dim):
-    *inputs, gradient, mask = case(heads, kv_heads, head_dim)
-    bias = attention.attention_bias(mask)
-    found, of_found = jax.vjp(lambda *x: attention.attend(*x, bias, head_dim), *inputs)
-    expected, of_expected = jax.vjp(lambda *x: written_out(*x, mask, heads, kv_heads), *inputs)
-    np.testing.assert_allclose(found, expected, atol=3e-6)
+def attention_of(head_dim, attended, positions, options):
+    """`attend` as a function of queries, keys and values."""
+    mask = attention.AttentionMask.of(attended, positions)
+    rotary = Rotary.by(angles_of(positions, head_dim)) if options.get("rotary") else None
+    options = {**options, "rotary": rotary}
+    return lambda q, k, v: attention.attend(q, k, v, mask, head_dim, **options)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "options"),
+    [*[(*heads, {}) for heads in HEADS], *[(4, 2, 64, options) for options in VARIANTS]],
+)
+def test_attention_and_its_gradients_are_those_of_softmax_written_out(
+    heads, kv_heads, head_dim, options
+):
+    *inputs, gradient, attended, positions = case(heads, kv_heads, head_dim)
+    found, of_found = jax.vjp(attention_of(head_dim, attended, positions, options), *inputs)
+    expected, of_expected = jax.vjp(
+        lambda *x: written_out(*x, attended, positions, heads, kv_heads, options), *inputs
+    )
+    np.testing.assert_allclose(found, expected, atol=5e-6)
     for ours, theirs in zip(of_found(gradient), of_expected(gradient), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=6e-6)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
-def test_the_kernel_computes_what_plain_jax_computes(heads, kv_heads, head_dim, dtype):
-    *inputs, gradient, mask = case(heads, kv_heads, head_dim, dtype)
-    bias = attention.attention_bias(mask)
-    tolerance = 3e-6 if dtype == jnp.float32 else 0.04
-    for block, given in ((attention.mix, inputs), (attention.mix_gradients, [*inputs, gradient])):
-        plain = attention.in_plain_jax(block, head_dim, bias, *given)
-        kernel = attention.in_kernel(block, head_dim, bias, *given, interpret=True)
+def compare_kernel(heads, kv_heads, head_dim, dtype, options):
+    """Compares the results of the kernel, interpreted, with those of plain JAX."""
+    *inputs, gradient, attended, positions = case(heads, kv_heads, head_dim, dtype)
+    bias = attention.AttentionMask.of(attended, positions).bias
+    rotary = Rotary.by(angles_of(positions, head_dim)) if options.get("rotary") else None
+    scoring = Scoring(head_dim, head_dim**-0.5, options.get("soft_cap"))
+    tolerance = 5e-6 if dtype == jnp.float32 else 0.04
+    for block, given in (
+        (attention_blocks.mix, inputs),
+        (attention_blocks.mix_gradients, [*inputs, gradient]),
+    ):
+        plain = attention.in_plain_jax(block, scoring, bias, rotary, *given)
+        kernel = attention_kernel.in_kernel(block, scoring, bias, rotary, *given, interpret=True)
         for ours, expected in zip(kernel, plain, strict=True):
             assert ours.dtype == expected.dtype == dtype
             np.testing.assert_allclose(
@@ -71,35 +121,51 @@ def test_the_kernel_computes_what_plain_jax_computes(heads, kv_heads, head_dim, 
             )
 
 
-def test_products_of_bfloat16_stay_bfloat16_and_those_of_float32_are_exact():
-    def products(dtype):
-        *inputs, gradient, mask = case(4, 2, 64, dtype)
-        bias = attention.attention_bias(mask)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
+def test_the_kernel_computes_what_plain_jax_computes(heads, kv_heads, head_dim, dtype):
+    compare_kernel(heads, kv_heads, head_dim, dtype, {})
 
-        def gradients(*inputs):
-            return jax.vjp(lambda *x: attention.attend(*x, bias, 64), *inputs)[1](gradient)
 
-        text = str(jax.make_jaxpr(gradients)(*inputs))
-        return [line for line in text.splitlines() if "dot_general" in line], text
+@pytest.mark.parametrize("heads", [(4, 4, 64), (9, 3, 64), (4, 2, 128), (3, 3, 80), (4, 2, 8)])
+def test_the_kernel_rotates_queries_and_keys_and_caps_scores(heads):
+    compare_kernel(*heads, jnp.float32, {"rotary": True, "soft_cap": 1.5})
 
-    lines, text = products(jnp.bfloat16)
-    assert lines
-    assert "HIGHEST" not in text
-    _, text = products(jnp.float32)
-    assert text.count("Precision.HIGHEST") >= len(lines)
+
+def test_the_kernel_takes_rows_that_are_longer_than_a_block_of_queries(monkeypatch):
+    monkeypatch.setattr(attention_kernel, "QUERIES", 32)
+    compare_kernel(4, 2, 64, jnp.float32, {"rotary": True})
+
+
+def products(text):
+    """The products of a program: whether each takes bfloat16, and whether it is exact."""
+    return [
+        ("bf16" in line.split("->")[0].rsplit(":", 1)[1], "HIGHEST" in line)
+        for line in text.splitlines()
+        if "stablehlo.dot_general" in line
+    ]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_of_bfloat16_stay_bfloat16_and_those_of_float32_are_exact(dtype):
+    *inputs, gradient, attended, positions = case(4, 2, 64, dtype)
+    attend = attention_of(64, attended, positions, {})
+    lowered = jax.jit(lambda *x: jax.vjp(attend, *x)[1](gradient)).lower(*inputs)
+    is_bfloat16 = dtype == jnp.bfloat16
+    assert set(products(lowered.as_text())) == {(is_bfloat16, not is_bfloat16)}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_numbers_that_are_not_finite_reach_no_slot_that_does_not_attend_to_them(bad):
     """Two runs share a row: the first 6 slots and the others."""
-    *inputs, gradient, _ = case(4, 2, 64)
+    *inputs, gradient, _, positions = case(4, 2, 64)
     run = np.arange(SLOTS) >= 6
-    mask = jnp.broadcast_to(np.tril(run[:, None] == run[None, :]), (ROWS, SLOTS, SLOTS))
-    bias = attention.attention_bias(mask)
+    attended = jnp.broadcast_to(np.tril(run[:, None] == run[None, :]), (ROWS, SLOTS, SLOTS))
     broken = np.tile(~run, ROWS)[:, None]
 
     def computed(inputs, gradient):
-        mixed, of_inputs = jax.vjp(lambda *x: attention.attend(*x, bias, 64), *inputs)
+        attend = attention_of(64, attended, positions, {"rotary": True})
+        mixed, of_inputs = jax.vjp(attend, *inputs)
         return mixed, *of_inputs(gradient)
 
     expected = computed(inputs, gradient)

@@ -49,8 +49,8 @@ class ToyBlock(nn.Module):
         self.widen = nn.Dense(c.inner, use_bias=False)
         self.narrow = nn.Dense(c.width, use_bias=False)
 
-    def __call__(self, x, bias, output_slots):
-        mixed = attend(*jnp.split(self.mix_in(x), 3, axis=1), bias, self.config.head_width)
+    def __call__(self, x, mask, output_slots):
+        mixed = attend(*jnp.split(self.mix_in(x), 3, axis=1), mask, self.config.head_width)
         if output_slots is not None:
             x, mixed = x[output_slots], mixed[output_slots]
         x = x + self.mix_out(mixed)

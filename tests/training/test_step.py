@@ -179,6 +179,8 @@ def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(model, together):
     healthy, healthy_losses = together
     np.testing.assert_array_equal(healthy.diverged_at, [-1] * 5)
     np.testing.assert_array_equal(state.diverged_at, [0, 1, -1, -1, -1])
+    assert np.isnan(losses.task[0:, 0]).all()
+    assert np.isnan(losses.task[1:, 1]).all()
     assert np.isnan(state.prompts[0, :3]).all()
     np.testing.assert_allclose(np.abs(state.prompts[1, :3]), 1e30, rtol=1e-3)  # Adam's first step
     others = np.array([2, 3, 4])

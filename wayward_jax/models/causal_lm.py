@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wayward_jax.models.attention import attention_bias
+from wayward_jax.models.attention import AttentionMask
 
 
 class ModelConfig(Protocol):
@@ -44,7 +44,7 @@ class CausalLM(nn.Module):
     A family defines `embed_inputs` and `final_norm`. Its `setup` sets `layers` and two tables of
     type `nn.Embed`: `embed` and `head`, which is `embed` again if the weights are tied.
 
-    A layer is called with the stream `[T, D]`, the bias for `attention.attend`, the slots whose
+    A layer is called with the stream `[T, D]`, the mask for `attention.attend`, the slots whose
     output is needed (`[Q]` int32, or None for all), and the further values that `embed_inputs`
     returned. It returns its output `[Q, D]`.
     """
@@ -74,15 +74,16 @@ class CausalLM(nn.Module):
             Hidden states `[Q, D]` in the weights' dtype.
         """
         with _precision_of(x):
-            bias = attention_bias(attention_mask)
+            rows = attention_mask.shape[:2]
+            mask = AttentionMask.of(attention_mask, positions.reshape(rows))
             x, *layer_inputs = self.embed_inputs(x, positions)
             for i, layer in enumerate(self.layers):
                 apply_layer = layer if self.is_initializing() else _traced_once(layer)
                 is_last = i + 1 == len(self.layers)
-                x = apply_layer(x, bias, output_slots if is_last else None, *layer_inputs)
+                x = apply_layer(x, mask, output_slots if is_last else None, *layer_inputs)
             return self.final_norm(x)
 
-    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[Any, ...]:
         """Makes the inputs of the layers from the embeddings of the stream.
 
         Args:
@@ -91,7 +92,7 @@ class CausalLM(nn.Module):
 
         Returns:
             The input of the first layer `[T, D]`, and the further values that every layer is called
-            with, such as rotary angles.
+            with, such as a `Rotary`.
         """
         raise NotImplementedError
 
@@ -110,7 +111,7 @@ class CausalLM(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Computes logits `[..., V]` float32 from hidden states `[..., D]`."""
         with _precision_of(hidden):
-            return jnp.matmul(hidden, self.head.embedding.T, preferred_element_type=jnp.float32)
+            return _logits(hidden, self.head.embedding)
 
     def text_logits(self, ids: jax.Array) -> jax.Array:
         """Computes the plain language model: token ids `[N, T]` to logits `[N, T, V]` float32."""
@@ -122,6 +123,31 @@ class CausalLM(nn.Module):
             jnp.broadcast_to(causal, (texts, length, length)),
         )
         return self.logits(hidden).reshape(texts, length, -1)
+
+
+@jax.custom_vjp
+def _logits(hidden: jax.Array, table: jax.Array) -> jax.Array:
+    """Multiplies hidden states `[..., D]` with a table `[V, D]`: `[..., V]` float32.
+
+    The gradient `[..., V]` is multiplied in the dtype of the table. JAX would turn the table to
+    float32.
+    """
+    return jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
+
+
+def _logits_forward(hidden: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple]:
+    return _logits(hidden, table), (hidden, table)
+
+
+def _logits_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    hidden, table = residuals
+    gradient = gradient.astype(table.dtype)
+    with _precision_of(table):
+        of_table = jnp.tensordot(gradient, hidden, axes=[tuple(range(gradient.ndim - 1))] * 2)
+        return jnp.matmul(gradient, table), of_table
+
+
+_logits.defvjp(_logits_forward, _logits_backward)
 
 
 def _precision_of(x: jax.Array) -> Any:

@@ -24,7 +24,7 @@ from wayward_jax.models.language_model import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 
 # To be raised with every change after which the same published model is converted differently.
-VERSION = 4
+VERSION = 5
 
 PARAMS, CONFIG, TOKENIZER = "params", "config.json", "tokenizer.json"
 FLOATS = ("float64", "float32", "float16", "bfloat16")

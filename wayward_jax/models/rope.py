@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, Su et al., 2021, section 3.2), and its scalings."""
+"""The rotary embeddings of models: their frequencies, and the scalings of these."""
 
 import dataclasses
 import math
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from wayward_jax.models.rotary import Rotary
 
 # The entries that each kind of scaling needs. A dynamic scaling changes nothing within the
 # positions that a model was made for, and no text here is longer.
@@ -24,10 +25,6 @@ SCALINGS = {
     "yarn": ("factor",),
     "longrope": ("short_factor",),
 }
-
-Rotation = tuple[jax.Array, jax.Array]
-"""The cosines and sines `[T, r / 2]` of T positions, float32; r channels of a head are rotated."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -103,30 +100,16 @@ class Rope:
         reach = self.original_max_position_embeddings / (turns * 2 * math.pi)
         return self.channels * math.log(reach) / (2 * math.log(self.theta))
 
-    def rotation(self, positions: jax.Array) -> Rotation:
-        """Computes what `rotate` needs at positions `[T]`."""
+    def rotary(self, positions: jax.Array, head_dim: int) -> Rotary:
+        """Makes the rotation of heads of width `head_dim` at `positions` `[T]`."""
         angles = positions[:, None] * self.frequencies()
-        return self.magnitude * jnp.cos(angles), self.magnitude * jnp.sin(angles)
+        return Rotary.by(angles, head_dim, self.magnitude)
 
 
 def _between(frequencies: np.ndarray, factor: float, keep: np.ndarray) -> np.ndarray:
     """Keeps a frequency where `keep` is 1 or more, and divides it by `factor` where it is 0."""
     keep = np.clip(keep, 0.0, 1.0)
     return keep * frequencies + (1 - keep) * frequencies / factor
-
-
-def rotate(x: jax.Array, rotation: Rotation, head_dim: int) -> jax.Array:
-    """Rotates the heads of `x` `[T, H * d]`.
-
-    The channels that are rotated are the first r of each head. Channel i is paired with channel
-    i + r / 2. The product is computed in float32 and returned in the dtype of `x`.
-    """
-    cos, sin = (part[:, None] for part in rotation)
-    heads = x.astype(jnp.float32).reshape(len(x), -1, head_dim)
-    half = cos.shape[-1]
-    a, b, kept = jnp.split(heads, (half, 2 * half), axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin, kept], axis=-1)
-    return rotated.astype(x.dtype).reshape(x.shape)
 
 
 def read_rope(

@@ -75,7 +75,10 @@ STATE_SPECS = TrainState(
 
 @struct.dataclass
 class Losses:
-    """The two parts of the loss at each of n steps, before its update: `[n, R]` float32 each."""
+    """The two parts of the loss at each of n steps, before its update: `[n, R]` float32 each.
+
+    The task loss is NaN where the loss or the new prompt is not finite.
+    """
 
     task: jax.Array
     distance: jax.Array
@@ -227,7 +230,7 @@ def train_steps(
                 step=state.step + 1,
                 diverged_at=jnp.where(diverges_now, state.step, state.diverged_at),
             )
-            return new_state, Losses(task_losses, distances)
+            return new_state, Losses(jnp.where(finite, task_losses, jnp.nan), distances)
 
         return jax.lax.scan(step, state, batches)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wayward_jax.models.rotary import Rope
+from wayward_jax.models.rope import Rope
 
 Metadata = Mapping[str, Any]
 Arrays = Mapping[str, Callable[[], np.ndarray]]

@@ -13,7 +13,7 @@ from typing import Any
 from wayward_jax.models.family import require
 from wayward_jax.models.llama.modeling import LlamaConfig
 from wayward_jax.models.llama.params import LLAMA_FAMILY, layer_kinds, read_config
-from wayward_jax.models.rotary import read_rope
+from wayward_jax.models.rope import read_rope
 
 
 def _gemma(entries: Mapping[str, Any], **switches: Any) -> LlamaConfig:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from wayward_jax.models.activations import ACTIVATIONS
-from wayward_jax.models.attention import attend
+from wayward_jax.models.attention import AttentionMask, attend
 from wayward_jax.models.causal_lm import CausalLM
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +61,12 @@ class Block(nn.Module):
         self.c_fc = nn.Dense(c.n_inner or 4 * c.n_embd)
         self.mlp_proj = nn.Dense(c.n_embd)
 
-    def __call__(self, x: jax.Array, output_slots: jax.Array | None, bias: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: AttentionMask, output_slots: jax.Array | None
+    ) -> jax.Array:
         normed = self.ln_1(x)
         q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
-        mixed = attend(q, k, v, bias, self.config.n_embd // self.config.n_head)
+        mixed = attend(q, k, v, mask, self.config.n_embd // self.config.n_head)
         if output_slots is not None:
             x, mixed = x[output_slots], mixed[output_slots]
         x = x + self.attn_proj(mixed)
@@ -86,8 +88,8 @@ class GPT2(CausalLM):
         self.layers = [Block(c) for _ in range(c.n_layer)]
         self.ln_f = _norm(c)
 
-    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        return x + self.wpe(positions)
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
+        return (x + self.wpe(positions),)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.ln_f(x)

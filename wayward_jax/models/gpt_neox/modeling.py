@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 
 from wayward_jax.models.activations import ACTIVATIONS
-from wayward_jax.models.attention import attend, attention_bias
+from wayward_jax.models.attention import AttentionMask, attend
 from wayward_jax.models.causal_lm import CausalLM
-from wayward_jax.models.rotary import Rope, Rotation, rotate
+from wayward_jax.models.rope import Rope
+from wayward_jax.models.rotary import Rotary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,10 @@ class GPTNeoXConfig:
     def attention_width(self) -> int:
         return self.hidden_size
 
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
 
 def _norm(config: GPTNeoXConfig) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False)
@@ -75,15 +80,14 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
+        mask: AttentionMask,
         output_slots: jax.Array | None,
-        bias: jax.Array,
-        rotation: Rotation,
+        rotary: Rotary,
     ) -> jax.Array:
         c = self.config
-        head_dim = c.hidden_size // c.num_attention_heads
         normed = self.attention_norm(x)
-        q, k = (rotate(of(normed), rotation, head_dim) for of in (self.q_proj, self.k_proj))
-        mixed = attend(q, k, self.v_proj(normed), bias, head_dim)
+        q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
+        mixed = attend(q, k, v, mask, c.head_dim, rotary=rotary)
         if output_slots is not None:
             x, mixed = x[output_slots], mixed[output_slots]
         attended = x + self.o_proj(mixed)
@@ -104,11 +108,8 @@ class GPTNeoX(CausalLM):
         self.layers = [Block(c) for _ in range(c.num_hidden_layers)]
         self.norm = _norm(c)
 
-    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        return x
-
-    def layer_inputs(self, positions: jax.Array, attention_mask: jax.Array) -> tuple:
-        return attention_bias(attention_mask), self.config.rope.rotation(positions)
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, Rotary]:
+        return x, self.config.rope.rotary(positions, self.config.head_dim)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.norm(x)

@@ -9,7 +9,7 @@ import numpy as np
 from wayward_jax.models.activations import check_activation
 from wayward_jax.models.family import Family, same_named
 from wayward_jax.models.gpt_neox.modeling import GPTNeoX, GPTNeoXConfig
-from wayward_jax.models.rotary import read_rope
+from wayward_jax.models.rope import read_rope
 
 
 def _config(entries: Mapping[str, Any]) -> GPTNeoXConfig:

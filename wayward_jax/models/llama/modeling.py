@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from wayward_jax.models.activations import ACTIVATIONS
-from wayward_jax.models.attention import attend, attention_bias
+from wayward_jax.models.attention import AttentionMask, attend
 from wayward_jax.models.causal_lm import CausalLM
-from wayward_jax.models.rotary import Rope, Rotation, rotate
+from wayward_jax.models.rope import Rope
+from wayward_jax.models.rotary import Rotary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,20 +145,21 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
+        mask: AttentionMask,
         output_slots: jax.Array | None,
-        biases: dict[str, jax.Array],
-        rotations: dict[str, Rotation],
+        rotary: dict[str, Rotary],
     ) -> jax.Array:
         c = self.config
         normed = self.attention_norm(x) if c.norms != "after" else x
         q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
         if c.qk_norm:
             q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
-        if self.kind != "unrotated":
-            q, k = (rotate(part, rotations[self.kind], c.head_dim) for part in (q, k))
-        bias = biases["local" if self.kind == "local" else "global"]
         mixed = attend(
-            q, k, v, bias, c.head_dim, c.attention_multiplier, c.attn_logit_softcapping
+            *(q, k, v, mask, c.head_dim),
+            rotary=rotary.get(self.kind),
+            scale=c.attention_multiplier,
+            soft_cap=c.attn_logit_softcapping,
+            window=c.sliding_window if self.kind == "local" else None,
         )
         if output_slots is not None:
             x, mixed = x[output_slots], mixed[output_slots]
@@ -192,18 +194,17 @@ class Llama(CausalLM):
         self.layers = [Block(c, kind) for kind in kinds]
         self.norm = _norm(c)
 
-    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        return x * self.config.embedding_multiplier
-
-    def layer_inputs(self, positions: jax.Array, attention_mask: jax.Array) -> tuple:
+    def embed_inputs(
+        self, x: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, dict[str, Rotary]]:
         c = self.config
-        biases = {"global": attention_bias(attention_mask)}
-        rotations = {"global": c.rope.rotation(positions)}
-        if "local" in c.layer_kinds:
-            near = within_window(positions, attention_mask, c.sliding_window)
-            biases["local"] = attention_bias(near)
-            rotations["local"] = (c.local_rope or c.rope).rotation(positions)
-        return biases, rotations
+        ropes = {"global": c.rope, "local": c.local_rope or c.rope}
+        rotary = {
+            kind: rope.rotary(positions, c.head_dim)
+            for kind, rope in ropes.items()
+            if kind == "global" or kind in c.layer_kinds
+        }
+        return x * c.embedding_multiplier, rotary
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.norm(x)
@@ -215,17 +216,3 @@ class Llama(CausalLM):
 
 def _norm(config: LlamaConfig) -> RMSNorm:
     return RMSNorm(config.rms_norm_eps, config.zero_centered_norm)
-
-
-def within_window(
-    positions: jax.Array, attention_mask: jax.Array, window: int
-) -> jax.Array:
-    """Leaves out of a mask the slots that are `window` or more positions before a token.
-
-    Args:
-        positions: `[T]` int32.
-        attention_mask: `[W, S, S]` bool, as in `CausalLM`.
-        window: in positions.
-    """
-    at = positions.reshape(attention_mask.shape[:2])
-    return attention_mask & (at[:, :, None] - at[:, None, :] < window)

@@ -8,7 +8,7 @@ from typing import Any
 from wayward_jax.models.activations import check_activation
 from wayward_jax.models.family import Family, same_named
 from wayward_jax.models.llama.modeling import Llama, LlamaConfig
-from wayward_jax.models.rotary import read_rope
+from wayward_jax.models.rope import read_rope
 
 LAYER_KINDS = {"full_attention": "global", "sliding_attention": "local"}
 

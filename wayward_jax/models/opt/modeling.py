@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from wayward_jax.models.activations import ACTIVATIONS
-from wayward_jax.models.attention import attend
+from wayward_jax.models.attention import AttentionMask, attend
 from wayward_jax.models.causal_lm import CausalLM
 
 # The table of positions begins with this many rows that no position uses.
@@ -79,12 +79,14 @@ class Block(nn.Module):
         self.widen = nn.Dense(c.ffn_dim, use_bias=c.enable_bias)
         self.narrow = nn.Dense(c.hidden_size, use_bias=c.enable_bias)
 
-    def __call__(self, x: jax.Array, output_slots: jax.Array | None, bias: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: AttentionMask, output_slots: jax.Array | None
+    ) -> jax.Array:
         c = self.config
         before = c.do_layer_norm_before
         normed = self.attention_norm(x) if before else x
         q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
-        mixed = attend(q, k, v, bias, c.hidden_size // c.num_attention_heads)
+        mixed = attend(q, k, v, mask, c.hidden_size // c.num_attention_heads)
         if output_slots is not None:
             x, mixed = x[output_slots], mixed[output_slots]
         x = x + self.o_proj(mixed)
@@ -112,10 +114,10 @@ class OPT(CausalLM):
             self.project_in = nn.Dense(c.hidden_size, use_bias=False)
             self.project_out = nn.Dense(c.word_embed_proj_dim, use_bias=False)
 
-    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array]:
         if self.config.word_embed_proj_dim != self.config.hidden_size:
             x = self.project_in(x)
-        return x + self.positions(UNUSED_POSITIONS + positions)
+        return (x + self.positions(UNUSED_POSITIONS + positions),)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         if self.config.do_layer_norm_before:

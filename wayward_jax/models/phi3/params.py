@@ -13,7 +13,7 @@ import numpy as np
 from wayward_jax.models.family import equal_part
 from wayward_jax.models.llama.modeling import LlamaConfig
 from wayward_jax.models.llama.params import LLAMA_FAMILY, read_config
-from wayward_jax.models.rotary import read_rope
+from wayward_jax.models.rope import read_rope
 
 
 def _phi3(entries: Mapping[str, Any]) -> LlamaConfig:

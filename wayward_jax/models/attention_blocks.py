@@ -1,0 +1,120 @@
+"""The arithmetic of attention for one block of queries, in plain JAX and in the kernel for TPUs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Block = Callable[..., tuple[jax.Array, ...]]
+"""`mix` or `mix_gradients`."""
+
+
+class Scoring(NamedTuple):
+    """How queries and keys become scores.
+
+    Attributes:
+        head_dim: d, the width of a head.
+        scale: factor of the products.
+        soft_cap: scores are squashed to less than this by a tanh; None leaves them as they are.
+    """
+
+    head_dim: int
+    scale: float
+    soft_cap: float | None
+
+
+def mix(
+    scoring: Scoring, bias: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array]:
+    """Mixes the values of a row for n heads that share its keys.
+
+    Args:
+        scoring: of the heads.
+        bias: `[S, Z]` float32, of S keys and Z queries.
+        q: `[n * Z, d]`, the queries of one head below those of another.
+        k: `[S, d]`.
+        v: `[S, d]`.
+
+    Returns:
+        `[n * Z, d]` float32.
+    """
+    scores, _ = _scores(scoring, q * scoring.scale, k)
+    return (_product(_weights(bias, scores).astype(v.dtype), v, 0, 0),)
+
+
+def mix_gradients(
+    scoring: Scoring,
+    bias: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Computes the gradients of `mix` with respect to q, k and v, in float32.
+
+    `gradient` is `[n * Z, d]`, that with respect to the result. The other arguments are those of
+    `mix`.
+    """
+    q = q * scoring.scale
+    scores, slope = _scores(scoring, q, k)
+    weights = _weights(bias, scores)
+    of_weights = _product(v, gradient, 1, 1)
+    mean = (weights * of_weights).sum(axis=0, keepdims=True)
+    of_scores = (weights * (of_weights - mean) * slope).astype(q.dtype)
+    return (
+        _product(of_scores, k, 0, 0) * scoring.scale,
+        _product(of_scores, q, 1, 0),
+        _product(weights.astype(gradient.dtype), gradient, 1, 0),
+    )
+
+
+def _scores(scoring: Scoring, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+    """Computes scores, keys first: `[S, n * Z]` float32, and their slope where they are capped.
+
+    Sums over keys are then sums down the registers of a TPU, not across their lanes.
+    """
+    scores = _product(k, q, 1, 1)
+    if scoring.soft_cap is None:
+        return scores, 1.0
+    capped = jnp.tanh(scores / scoring.soft_cap)
+    return scoring.soft_cap * capped, 1 - capped**2
+
+
+def _weights(bias: jax.Array, scores: jax.Array) -> jax.Array:
+    """Computes softmax weights `[S, n * Z]` float32; the sum over keys (first axis) is 1."""
+    heads = scores.shape[1] // bias.shape[1]
+    scores = scores + jnp.concatenate([bias] * heads, axis=1)
+    weights = jnp.exp(scores - scores.max(axis=0, keepdims=True))
+    return weights * (1 / weights.sum(axis=0, keepdims=True))
+
+
+def _product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
+    """Multiplies two matrices, summing over one axis of each, in float32."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
+    axes = (((a_axis,), (b_axis,)), ((), ()))
+    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
+
+
+def query_blocks(slots: int, size: int) -> Iterator[tuple[slice, int]]:
+    """Cuts a row into blocks of queries, each with the number of slots up to its end.
+
+    Attention is causal, so no query of a block attends to later slots.
+    """
+    for first in range(0, slots, size):
+        end = min(first + size, slots)
+        yield slice(first, end), end
+
+
+def add_longer(
+    sums: Sequence[jax.Array], arrays: Sequence[jax.Array], axis: int
+) -> list[jax.Array]:
+    """Adds each sum, or nothing if there are none, to the start of an array that is longer."""
+    if not sums:
+        return list(arrays)
+    added = []
+    for total, x in zip(sums, arrays, strict=True):
+        start, rest = jnp.split(x, [total.shape[axis]], axis=axis)
+        added.append(jnp.concatenate([total + start, rest], axis=axis))
+    return added
