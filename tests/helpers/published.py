@@ -1,6 +1,7 @@
 """Comparison with models as transformers computes them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +18,54 @@ def assert_same_logits(ours, theirs, length=24):
     with torch.no_grad():
         expected = theirs(torch.from_numpy(ids)).logits.numpy()
     text_logits = jax.jit(lambda params: ours.module.apply(params, ids, method="text_logits"))
-    np.testing.assert_allclose(
-        text_logits(ours.params), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
-    )
+    assert_close(text_logits(ours.params), expected)
+
+
+def random_texts(theirs, length=24):
+    """Draws the ids of two texts `[2, length]`, and random weights of all their logits."""
+    rng = np.random.default_rng(0)
+    shape, tokens = (2, length), theirs.config.vocab_size
+    return rng.integers(0, tokens, shape), rng.normal(size=(*shape, tokens)).astype(np.float32)
+
+
+def compute(ours, theirs):
+    """Computes our logits, and the gradients of their weighted sum with respect to embeddings."""
+    ids, weights = random_texts(theirs)
+    texts, length = ids.shape
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (texts, length, length))
+    positions = jnp.tile(jnp.arange(length), texts)
+
+    @jax.jit
+    def gradients(params, embeddings):
+        def weighted(embeddings):
+            hidden = ours.module.apply(params, embeddings, positions, causal)
+            logits = ours.module.apply(params, hidden, method="logits").reshape(weights.shape)
+            return (logits * weights).sum(), logits
+
+        return jax.grad(weighted, has_aux=True)(embeddings)
+
+    of_embeddings, logits = gradients(ours.params, ours.embedding_table()[ids.ravel()])
+    return np.asarray(logits), np.asarray(of_embeddings, np.float32)
+
+
+def assert_same_gradients(ours, theirs):
+    """Asserts that logits, and their gradients with respect to embeddings, agree to 1e-4.
+
+    The embeddings are in the space of the published table, also where a model scales them.
+    """
+    torch = pytest.importorskip("torch")
+
+    ids, weights = random_texts(theirs)
+    lookup = theirs.get_input_embeddings()
+    scale = getattr(lookup, "scalar_embed_scale", 1.0)
+    leaf = lookup.weight.detach()[torch.from_numpy(ids)].requires_grad_()
+    expected = theirs(inputs_embeds=leaf * scale).logits
+    (expected * torch.from_numpy(weights)).sum().backward()
+    logits, gradients = compute(ours, theirs)
+    assert_close(logits, expected.detach().numpy())
+    assert_close(gradients.reshape(leaf.shape), leaf.grad.numpy())
+
+
+def assert_close(actual, expected):
+    """Asserts that no number is off by more than 1e-4 of the largest of those expected."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

@@ -33,9 +33,21 @@ def read(folder: Path) -> PublishedModel:
     """Reads the model in a folder.
 
     Raises:
-        InputError: a file is missing or broken, or the weights are pickled.
+        InputError: a file is missing or broken, the weights are pickled or quantized, or the folder
+            holds an adapter and no model.
     """
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        remedy = f"the folder holds a PEFT adapter and no model: give its base model, {base!r}"
+        raise InputError(None, folder, remedy)
     config = _read_json(folder / "config.json")
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        remedy = (
+            f"the weights are quantized ({method or 'unknown method'}), and such weights are read "
+            "from GGUF files alone: give the model in bfloat16 or as a GGUF file"
+        )
+        raise InputError(None, folder, remedy)
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for file in _weight_files(folder):
         try:
