@@ -6,7 +6,18 @@ import json
 import gguf
 import numpy as np
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from tests.helpers.published import assert_same_logits
 from wayward_jax import models
@@ -20,21 +31,6 @@ LLAMA = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-}
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "model.layers": "blk",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
 }
 QUANTIZATIONS = [
     gguf.GGMLQuantizationType[name]
@@ -52,14 +48,16 @@ def permute(weights, heads):
     )
 
 
-def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
-    """Writes a transformers Llama as llama.cpp's converter does, and rounds `model` alike.
-
-    The matrices are quantized to `kinds` in turn. The weights of `model` are replaced by the
-    dequantized ones, so that its logits are those expected of the file.
-    """
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+def describe(writer, config):
+    """Writes the metadata of a model as llama.cpp's converter does."""
+    if config.model_type == "gpt2":
+        writer.add_block_count(config.n_layer)
+        writer.add_context_length(config.n_positions)
+        writer.add_embedding_length(config.n_embd)
+        writer.add_feed_forward_length(4 * config.n_embd)
+        writer.add_head_count(config.n_head)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        return
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -67,10 +65,31 @@ def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_key_length(config.head_dim)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    if config.model_type in ("llama", "phi3"):
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    if config.model_type in ("gemma2", "gemma3_text", "phi3") and config.sliding_window:
+        writer.add_sliding_window(config.sliding_window)
+    if config.model_type == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
+
+def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
+    """Writes a model of transformers as llama.cpp's converter does, and rounds `model` alike.
+
+    The matrices are quantized to `kinds` in turn. The weights of `model` are replaced by the
+    dequantized ones, so that its logits are those expected of the file. The names of tensors come
+    from llama.cpp's library.
+    """
+    config = model.config
+    architecture = config.model_type.removesuffix("_text")
+    writer = gguf.GGUFWriter(path, architecture)
+    describe(writer, config)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
@@ -81,20 +100,28 @@ def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
     writer.add_eos_token_id(0)
     extra(writer)
 
+    (kind_of,) = (k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind_of, config.num_hidden_layers)
     kinds = itertools.cycle(kinds)
     for name, weights in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         kind = next(kinds) if weights.ndim == 2 else F32
         array = weights.numpy()
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
-            name.split(".")[-2]
-        )
-        stored = gguf.quantize(permute(array, heads) if heads else array, kind)
-        array[...] = gguf.dequantize(gguf.quantize(array, kind), kind)  # which also changes `model`
-        for theirs, ours in NAMES.items():
-            name = name.replace(theirs, ours)
-        writer.add_tensor(name, stored, raw_dtype=kind)
+        stored = array
+        if architecture == "llama" and "self_attn.q_proj" in name:
+            stored = permute(array, config.num_attention_heads)
+        elif architecture == "llama" and "self_attn.k_proj" in name:
+            stored = permute(array, config.num_key_value_heads)
+        elif architecture.startswith("gemma") and name.endswith("norm.weight"):
+            stored = array + 1
+        elif architecture == "gpt2" and ".h." in name and array.ndim == 2:
+            stored = np.ascontiguousarray(array.T)
+        stored = gguf.quantize(stored, kind)
+        if kind != F32:  # which also changes `model`
+            array[...] = gguf.dequantize(gguf.quantize(array, kind), kind)
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(theirs, stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -112,21 +139,60 @@ def test_logits_of_every_quantization_are_those_of_the_dequantized_weights(
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
 
+GEMMA = {**LLAMA, "head_dim": 32, "sliding_window": 5}
+OTHERS = {
+    "llama": LlamaConfig(**LLAMA, tie_word_embeddings=True),
+    "llama with biases": LlamaConfig(**{**LLAMA, "num_key_value_heads": 4}, attention_bias=True),
+    "llama with wide heads": LlamaConfig(
+        **{**LLAMA, "num_key_value_heads": 1, "rms_norm_eps": 0.1}, head_dim=32, mlp_bias=True
+    ),
+    "llama with another theta": LlamaConfig(
+        **LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 500.0}
+    ),
+    "qwen2": Qwen2Config(**LLAMA),
+    "qwen3": Qwen3Config(**LLAMA, head_dim=32),
+    "gemma2": Gemma2Config(**GEMMA, query_pre_attn_scalar=32, attn_logit_softcapping=2.0),
+    "gemma3": Gemma3TextConfig(**{**GEMMA, "num_hidden_layers": 6}, query_pre_attn_scalar=32),
+    "phi3": Phi3Config(**LLAMA, pad_token_id=0),
+    "phi3 with a window": Phi3Config(**LLAMA, pad_token_id=0, sliding_window=6),
+    "olmo2": Olmo2Config(**LLAMA, pad_token_id=0),
+    "gpt2": GPT2Config(vocab_size=410, n_positions=64, n_embd=64, n_layer=2, n_head=4),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "variant",
-    [
-        {"tie_word_embeddings": True},
-        {"num_key_value_heads": 4, "attention_bias": True},
-        {"num_key_value_heads": 1, "head_dim": 32, "mlp_bias": True},
-        {"rms_norm_eps": 0.1},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
-    ],
-    ids=str,
-)
-def test_logits_of_every_variant_are_those_of_transformers(variant, publish, tokenizer, tmp_path):
-    _, theirs = publish(LlamaConfig(**{**LLAMA, **variant}))
+@pytest.mark.parametrize("variant", OTHERS)
+def test_logits_of_every_architecture_are_those_of_transformers(
+    variant, publish, tokenizer, tmp_path
+):
+    _, theirs = publish(OTHERS[variant])
     file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer)
+    assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
+
+
+def test_a_file_with_an_output_table_of_its_own_is_read_as_llama_cpp_does(
+    publish, tokenizer, tmp_path
+):
+    """Qwen's files hold the tied table twice, quantized in two ways: each is used as it is."""
+    _, theirs = publish(Qwen2Config(**LLAMA))
+    q4, q8 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
+    theirs.lm_head.weight.data.copy_(theirs.model.embed_tokens.weight.data)
+    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, kinds=(q4, *[F32] * 14, q8))
+    assert not np.array_equal(
+        *(x.weight.detach() for x in (theirs.lm_head, theirs.model.embed_tokens))
+    )
+    assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
+
+
+def test_metadata_that_change_nothing_are_read_over(publish, tokenizer, tmp_path):
+    _, theirs = publish(LlamaConfig(**LLAMA))
+
+    def extra(writer):
+        writer.add_tensor_data_layout("Meta AI original pth")
+        writer.add_expert_count(0)
+        writer.add_float32("llama.rope.scale_linear", 1.0)
+
+    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, extra=extra)
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
 
@@ -172,7 +238,7 @@ def test_llama3_rope_scaling_is_recovered_from_its_divisors(publish, tokenizer, 
     file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, extra=scaling)
     loaded = models.load(str(file), cache_dir=tmp_path)
     assert_same_logits(loaded, theirs)
-    assert loaded.module.config.rope_scaling.factor == pytest.approx(32)
+    assert loaded.module.config.rope.factor == pytest.approx(32)
 
     divisors[-3] *= 1.1  # no longer Llama 3's scaling
     file = write_gguf(tmp_path / "other.gguf", theirs, tokenizer, extra=scaling)
@@ -183,14 +249,15 @@ def test_llama3_rope_scaling_is_recovered_from_its_divisors(publish, tokenizer, 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "yarn"),
+        (lambda w: w.add_string("llama.rope.scaling.type", "ntk"), "ntk"),
+        (lambda w: w.add_expert_count(8), r"llama\.expert_count"),
         (lambda w: w.add_logit_scale(2.0), r"llama\.logit_scale"),
         (lambda w: w.add_value_length(8), r"llama\.attention\.value_length"),
         (lambda w: w.add_uint16("split.count", 2), "part"),
         (lambda w: w.add_tensor("blk.0.ffn_gate_inp.weight", np.ones((2, 64), "f4")), "no place"),
         (lambda w: w.add_tensor("blk.9.attn_k.weight", np.ones((2, 64), "f4")), "no place"),
     ],
-    ids=["yarn", "unknown", "value_length", "part", "experts", "layers"],
+    ids=["scaling", "expert_count", "unknown", "value_length", "part", "experts", "layers"],
 )
 def test_models_with_unsupported_mathematics_are_refused(
     extra, message, publish, tokenizer, tmp_path

@@ -88,7 +88,13 @@ VARIANTS = {
     ),
     "llama with biases and wide heads": (
         LlamaConfig,
-        {**LLAMA, "num_key_value_heads": 4, "head_dim": 20, "attention_bias": True, "mlp_bias": True},
+        {
+            **LLAMA,
+            "num_key_value_heads": 4,
+            "head_dim": 20,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
     ),
     "llama with gelu": (LlamaConfig, {**LLAMA, "hidden_act": "gelu"}),
     "llama with another theta": (
@@ -253,6 +259,17 @@ def test_weights_in_several_files_are_read(config, publish, tmp_path):
     folder, theirs = publish(config, max_shard_size="50kB")
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
+
+
+def test_a_mistral_without_an_entry_for_its_window_has_one_of_4096(publish, tmp_path):
+    """Configurations of the first Mistral left the entry out; newer ones write null."""
+    folder, _ = publish(MistralConfig(**LLAMA))
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("sliding_window")
+    (folder / "config.json").write_text(json.dumps(config))
+    module = models.load(str(folder), cache_dir=tmp_path).module
+    assert module.config.sliding_window == 4096
+    assert set(module.config.layer_kinds) == {"local"}
 
 
 def test_rope_entries_of_transformers_4_are_read(publish, tmp_path):

@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from transformers import GPT2Config, LlamaConfig, MistralConfig
+from transformers import (
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen3Config,
+)
 
 from wayward_jax import models
 from wayward_jax.errors import InputError
@@ -64,6 +71,15 @@ def test_pickled_weights_are_refused(file, publish, tmp_path):
     assert_refused(folder, tmp_path, str(folder), file, "pickled", "save_pretrained")
 
 
+def test_an_adapter_is_named_as_what_it_is(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    entries = {"peft_type": "PROMPT_TUNING", "base_model_name_or_path": "some/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(entries))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    assert_refused(folder, tmp_path, str(folder), "PEFT adapter", "some/base")
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_a_folder_without_a_needed_file_is_refused(file, publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))
@@ -110,11 +126,19 @@ def test_a_part_of_the_weights_outside_of_the_folder_is_refused(publish, tmp_pat
         (GPT2Config(**GPT2), {"scale_attn_weights": False}, "scale_attn_weights"),
         (GPT2Config(**GPT2), {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),
         (GPT2Config(**GPT2), {"add_cross_attention": True}, "add_cross_attention"),
-        (LlamaConfig(**LLAMA), {"hidden_act": "gelu"}, "hidden_act"),
-        (LlamaConfig(**LLAMA), {"rope_parameters": {"rope_type": "yarn"}}, "'yarn'"),
+        (LlamaConfig(**LLAMA), {"hidden_act": "tanh"}, "hidden_act"),
+        (LlamaConfig(**LLAMA), {"rope_parameters": {"rope_type": "ntk"}}, "'ntk'"),
+        (LlamaConfig(**LLAMA), {"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        (LlamaConfig(**LLAMA), {"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        (LlamaConfig(**LLAMA), {"hidden_size": 0}, "hidden_size"),
+        (Phi3Config(**LLAMA, pad_token_id=0), {"rope_scaling": {"rope_type": "longrope"}}, "short"),
+        (Qwen3Config(**LLAMA, head_dim=4), {"head_dim": "4"}, "head_dim"),
+        (Gemma2Config(**LLAMA, head_dim=4), {"layer_types": ["full_attention"] * 3}, "3 entries"),
+        (Gemma2Config(**LLAMA, head_dim=4), {"layer_types": ["chunked"]}, "chunked"),
+        (Gemma2Config(**LLAMA, head_dim=4), {"use_bidirectional_attention": True}, "bidirectional"),
         (LlamaConfig(**LLAMA), {"rope_parameters": {"rope_type": "linear"}}, "factor"),
         (LlamaConfig(**LLAMA), {"rope_parameters": {"partial_rotary_factor": 0.5}}, "0.5"),
-        (MistralConfig(**LLAMA), {"sliding_window": 512}, "sliding_window is 512"),
+        (MistralConfig(**LLAMA), {"sliding_window": 0}, "sliding_window is 0"),
         (LlamaConfig(**LLAMA), {"num_attention_heads": 3}, "o_proj.weight has the shape"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -123,15 +147,6 @@ def test_unsupported_mathematics_is_refused(config, entries, named, publish, tmp
     folder, _ = publish(config)
     edit_config(folder, **entries)
     assert_refused(folder, tmp_path, str(folder), named)
-
-
-def test_a_mistral_without_a_window_entry_is_refused(publish, tmp_path):
-    """transformers takes a window of 4096 if the entry is left out."""
-    folder, _ = publish(MistralConfig(**LLAMA))
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("sliding_window")
-    (folder / "config.json").write_text(json.dumps(config))
-    assert_refused(folder, tmp_path, str(folder), "sliding_window is 4096")
 
 
 EDITS = {

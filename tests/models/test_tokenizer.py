@@ -9,7 +9,7 @@ import gguf
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
-from transformers import AutoTokenizer, GPT2Config
+from transformers import AutoTokenizer, Qwen2Tokenizer, GPT2Config
 
 from wayward_jax import models
 from wayward_jax.models.formats import gguf as gguf_format
@@ -219,6 +219,25 @@ def test_byte_level_ids_are_those_of_transformers(cut, tokenizer, tmp_path):
         assert ours.decode(ours.encode(text)) == text
 
 
+def test_qwens_rule_is_that_of_its_tokenizer_in_transformers(tokenizer):
+    """Every digit is a word, and characters are composed."""
+    metadata = byte_level_metadata(tokenizer, "qwen2")
+    vocab = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    special = metadata["tokenizer.ggml.tokens"][0]
+    theirs = Qwen2Tokenizer(vocab, merges, *[special] * 4)
+    ours = build_tokenizer(metadata)
+    for name, text in {**AWKWARD, "accents apart": "e\u0301 cafe\u0301 in 1984"}.items():
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), name
+
+
+@pytest.mark.parametrize("cut", ["llama3", "llama-v3", "dbrx", "smaug-bpe"])
+def test_other_names_of_llama3s_rule_cut_text_alike(cut, tokenizer):
+    llama3, ours = (build_tokenizer(byte_level_metadata(tokenizer, c)) for c in ("llama-bpe", cut))
+    for name, text in AWKWARD.items():
+        assert ours.encode(text) == llama3.encode(text), name
+
+
 def test_words_that_are_tokens_stay_whole_in_llama3(tokenizer):
     """Llama 3 looks for a word in the vocabulary before it applies merges; GPT-2 does not."""
     metadata = byte_level_metadata(tokenizer, "llama-bpe")
@@ -228,7 +247,7 @@ def test_words_that_are_tokens_stay_whole_in_llama3(tokenizer):
     assert len(build_tokenizer({**metadata, "tokenizer.ggml.pre": "gpt-2"}).encode(" qxz")) == 4
 
 
-@pytest.mark.parametrize("cut", [None, "default", "qwen2"])
+@pytest.mark.parametrize("cut", [None, "default", "chatglm-bpe"])
 def test_unknown_rules_to_cut_text_are_refused(cut, tokenizer):
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre"):
         build_tokenizer(byte_level_metadata(tokenizer, cut))

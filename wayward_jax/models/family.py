@@ -15,6 +15,9 @@ from wayward_jax.models.causal_lm import CausalLM
 # No published model has a size above this; larger values are typing errors.
 LARGEST_SIZE = 10**8
 
+# Entries from which families compute others.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -59,9 +62,16 @@ class Family:
         """Makes the module that the entries of a published `config.json` describe.
 
         Raises:
-            ValueError: an entry is of the wrong kind or out of range, or is not supported.
+            ValueError: an entry is missing, of the wrong kind, out of range or not supported.
         """
-        config = self.config(entries)
+        for name in SIZES:
+            size = entries.get(name)
+            if size is not None and not (type(size) is int and 0 < size <= LARGEST_SIZE):
+                raise ValueError(f"{name} is {size!r}, only 1 to {LARGEST_SIZE} are supported")
+        try:
+            config = self.config(entries)
+        except KeyError as error:
+            raise ValueError(f"the configuration lacks {error.args[0]}") from error
         _check(config)
         return self.module(config)
 
@@ -137,8 +147,7 @@ def _kinds(annotation: Any) -> tuple[type, ...]:
 
 
 def require(entries: Mapping[str, Any], **values: Any) -> None:
-    """Raises a ValueError if one of `entries` has another value than the one in `values`, or null.
-    """
+    """Raises a ValueError if one of `entries` is neither null nor the one in `values`."""
     for name, value in values.items():
         if entries.get(name) not in (value, None):
             raise ValueError(f"{name} is {entries[name]!r}, only {value!r} is supported")

@@ -26,6 +26,7 @@ SCALINGS = {
     "longrope": ("short_factor",),
 }
 
+
 @dataclasses.dataclass(frozen=True)
 class Rope:
     """The rotary embedding of a layer.

@@ -46,12 +46,10 @@ class Rotary:
 
     def transposed(self) -> "Rotary":
         """Makes the rotation that takes gradients of what is rotated back to what was rotated."""
-        return self.replace(sin=-self.sin)
+        return Rotary(self.cos, -self.sin, self.half)
 
 
-def rotate(
-    x: jax.Array, cos: jax.Array, sin: jax.Array, head_dim: int, half: int
-) -> jax.Array:
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, head_dim: int, half: int) -> jax.Array:
     """Rotates the heads of `x` in float32.
 
     Args:

@@ -125,7 +125,7 @@ class Architecture:
 
 def _llama(given: Metadata, arrays: Arrays, entries: Entries) -> Entries:
     bias = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
-    found = {name: tensor in arrays for name, tensor in bias.items()}
+    found: Entries = {name: tensor in arrays for name, tensor in bias.items()}
     if "rope_freqs.weight" in arrays:
         found["rope_scaling"] = _llama3_scaling(arrays["rope_freqs.weight"](), entries)
     return found
@@ -212,9 +212,7 @@ ARCHITECTURES = {
             "ffn_up": "mlp.gate_up_proj",
         },
     ),
-    "gpt2": Architecture(
-        "gpt2", tensors=GPT2_TENSORS, entries=GPT2_ENTRIES, linear_out_in=False
-    ),
+    "gpt2": Architecture("gpt2", tensors=GPT2_TENSORS, entries=GPT2_ENTRIES, linear_out_in=False),
 }
 """The supported architectures by `general.architecture`."""
 

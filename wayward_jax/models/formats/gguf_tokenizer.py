@@ -84,9 +84,7 @@ def _byte_level(
     bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if rule not in RULES:
-        raise ValueError(
-            f"tokenizer.ggml.pre is {rule!r}, only {', '.join(RULES)} are supported"
-        )
+        raise ValueError(f"tokenizer.ggml.pre is {rule!r}, only {', '.join(RULES)} are supported")
     if rule in GPT2_RULES:
         steps: list[Any] = [bytes_of_words]
     elif rule == "smollm":

@@ -57,7 +57,9 @@ def _gemma3(entries: Mapping[str, Any]) -> LlamaConfig:
         entries,
         layer_kinds=kinds,
         qk_norm="head",
-        rope=read_rope({**entries, "rope_scaling": of_global, "rope_parameters": None}, head_dim, theta),
+        rope=read_rope(
+            {**entries, "rope_scaling": of_global, "rope_parameters": None}, head_dim, theta
+        ),
         local_rope=read_rope({"rope_parameters": of_local}, head_dim, local_theta),
     )
 

@@ -9,6 +9,7 @@ from wayward_jax.models.activations import ACTIVATIONS
 from wayward_jax.models.attention import AttentionMask, attend
 from wayward_jax.models.causal_lm import CausalLM
 
+
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
     """The sizes and variants of a GPT-2, named as in the Hugging Face configuration."""

@@ -23,12 +23,9 @@ def read_config(entries: Mapping[str, Any], **switches: Any) -> LlamaConfig:
     Raises:
         ValueError: an entry is missing, or is not supported.
     """
-    for name in ("num_attention_heads", "hidden_size", "num_hidden_layers"):
-        if not isinstance(entries.get(name), int) or entries[name] < 1:
-            raise ValueError(f"{name} is {entries.get(name)!r}, and a number above 0 is needed")
+    heads, width = entries["num_attention_heads"], entries["hidden_size"]
     check_activation(entries, "hidden_act")
-    heads = entries["num_attention_heads"]
-    sizes = {"num_key_value_heads": heads, "head_dim": entries["hidden_size"] // heads}
+    sizes = {"num_key_value_heads": heads, "head_dim": width // heads}
     fields = {**sizes, **same_named(LlamaConfig, entries), **switches}
     if "rope" not in fields:
         fields["rope"] = read_rope(entries, fields["head_dim"])
