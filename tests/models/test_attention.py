@@ -29,9 +29,11 @@ VARIANTS = [
     {"scale": 0.3},
     {"soft_cap": 1.5},
     {"window": 7},
-    {"rotary": True},
-    {"scale": 0.2, "soft_cap": 2.0, "window": 20, "rotary": True},
+    {"rotary": 1.0},
+    {"rotary": 0.25},
+    {"scale": 0.2, "soft_cap": 2.0, "window": 20, "rotary": 1.0},
 ]
+MAGNITUDE = 1.3  # of what is rotated
 
 
 def case(heads, kv_heads, head_dim, dtype=jnp.float32):
@@ -48,21 +50,30 @@ def case(heads, kv_heads, head_dim, dtype=jnp.float32):
     return *arrays, causal | jnp.eye(SLOTS, dtype=bool), positions
 
 
-def angles_of(positions, head_dim):
-    return positions.ravel()[:, None] * 0.5 ** jnp.arange(head_dim // 2)
+def angles_of(positions, half):
+    return positions.ravel()[:, None] * 0.5 ** jnp.arange(half)
+
+
+def make_rotary(positions, head_dim, options):
+    """The rotation of the share `options["rotary"]` of a head's channels; None without it."""
+    if "rotary" not in options:
+        return None
+    half = int(head_dim * options["rotary"]) // 2
+    return Rotary.by(angles_of(positions, half), head_dim, MAGNITUDE)
 
 
 def written_out(q, k, v, attended, positions, heads, kv_heads, options):
     """Softmax attention with all its scores; channels are rotated as complex numbers."""
     head_dim = q.shape[1] // heads
     q, k, v = (x.reshape(ROWS, SLOTS, -1, head_dim) for x in (q, k, v))
-    if options.get("rotary"):
-        turn = jnp.exp(1j * angles_of(positions, head_dim)).reshape(ROWS, SLOTS, 1, -1)
+    if "rotary" in options:
+        half = int(head_dim * options["rotary"]) // 2
+        turn = MAGNITUDE * jnp.exp(1j * angles_of(positions, half)).reshape(ROWS, SLOTS, 1, -1)
 
         def rotated(x):
-            half = head_dim // 2
-            complex_x = (x[..., :half] + 1j * x[..., half:]) * turn
-            return jnp.concatenate([complex_x.real, complex_x.imag], axis=-1)
+            complex_x = (x[..., :half] + 1j * x[..., half : 2 * half]) * turn
+            parts = [complex_x.real, complex_x.imag, x[..., 2 * half :]]
+            return jnp.concatenate(parts, axis=-1)
 
         q, k = rotated(q), rotated(k)
     k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
@@ -79,7 +90,7 @@ def written_out(q, k, v, attended, positions, heads, kv_heads, options):
 def attention_of(head_dim, attended, positions, options):
     """`attend` as a function of queries, keys and values."""
     mask = attention.AttentionMask.of(attended, positions)
-    rotary = Rotary.by(angles_of(positions, head_dim)) if options.get("rotary") else None
+    rotary = make_rotary(positions, head_dim, options)
     options = {**options, "rotary": rotary}
     return lambda q, k, v: attention.attend(q, k, v, mask, head_dim, **options)
 
@@ -105,7 +116,7 @@ def compare_kernel(heads, kv_heads, head_dim, dtype, options):
     """Compares the results of the kernel, interpreted, with those of plain JAX."""
     *inputs, gradient, attended, positions = case(heads, kv_heads, head_dim, dtype)
     bias = attention.AttentionMask.of(attended, positions).bias
-    rotary = Rotary.by(angles_of(positions, head_dim)) if options.get("rotary") else None
+    rotary = make_rotary(positions, head_dim, options)
     scoring = Scoring(head_dim, head_dim**-0.5, options.get("soft_cap"))
     tolerance = 5e-6 if dtype == jnp.float32 else 0.04
     for block, given in (
@@ -127,14 +138,15 @@ def test_the_kernel_computes_what_plain_jax_computes(heads, kv_heads, head_dim, 
     compare_kernel(heads, kv_heads, head_dim, dtype, {})
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
 @pytest.mark.parametrize("heads", [(4, 4, 64), (9, 3, 64), (4, 2, 128), (3, 3, 80), (4, 2, 8)])
-def test_the_kernel_rotates_queries_and_keys_and_caps_scores(heads):
-    compare_kernel(*heads, jnp.float32, {"rotary": True, "soft_cap": 1.5})
+def test_the_kernel_rotates_queries_and_keys_and_caps_scores(heads, share):
+    compare_kernel(*heads, jnp.float32, {"rotary": share, "soft_cap": 1.5})
 
 
 def test_the_kernel_takes_rows_that_are_longer_than_a_block_of_queries(monkeypatch):
     monkeypatch.setattr(attention_kernel, "QUERIES", 32)
-    compare_kernel(4, 2, 64, jnp.float32, {"rotary": True})
+    compare_kernel(4, 2, 64, jnp.float32, {"rotary": 1.0})
 
 
 def products(text):
@@ -164,7 +176,7 @@ def test_numbers_that_are_not_finite_reach_no_slot_that_does_not_attend_to_them(
     broken = np.tile(~run, ROWS)[:, None]
 
     def computed(inputs, gradient):
-        attend = attention_of(64, attended, positions, {"rotary": True})
+        attend = attention_of(64, attended, positions, {"rotary": 1.0})
         mixed, of_inputs = jax.vjp(attend, *inputs)
         return mixed, *of_inputs(gradient)
 

@@ -9,7 +9,7 @@ import gguf
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
-from transformers import AutoTokenizer, Qwen2Tokenizer, GPT2Config
+from transformers import AutoTokenizer, GPT2Config, Qwen2Tokenizer
 
 from wayward_jax import models
 from wayward_jax.models.formats import gguf as gguf_format
