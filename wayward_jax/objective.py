@@ -43,7 +43,7 @@ def losses(
 
 
 def summed_losses(
-    module: nn.Module, params: dict, prompts: jax.Array, batch: PackedBatch
+    module: nn.Module, params: dict[str, Any], prompts: jax.Array, batch: PackedBatch
 ) -> tuple[jax.Array, jax.Array]:
     """Sums the losses of each run's examples, and counts them: `[R]` float32 each.
 
@@ -57,7 +57,7 @@ def summed_losses(
 
 
 def prediction_losses(
-    module: nn.Module, params: dict, prompts: jax.Array, batch: PackedBatch
+    module: nn.Module, params: dict[str, Any], prompts: jax.Array, batch: PackedBatch
 ) -> jax.Array:
     """The share of each predicted token in its continuation's mean NLL, in nats.
 
@@ -86,7 +86,7 @@ def prediction_losses(
 
 
 def embed_batch(
-    module: nn.Module, params: dict, prompts: jax.Array, batch: PackedBatch
+    module: nn.Module, params: dict[str, Any], prompts: jax.Array, batch: PackedBatch
 ) -> jax.Array:
     """Puts the prompts' vectors and the tokens' embeddings into the slots of a batch: `[T, D]`.
 
@@ -111,11 +111,11 @@ def _insert(prompts: jax.Array, tokens: jax.Array, batch: PackedBatch) -> jax.Ar
 
 def _insert_forward(
     prompts: jax.Array, tokens: jax.Array, batch: PackedBatch
-) -> tuple[jax.Array, tuple]:
+) -> tuple[jax.Array, tuple[Any, ...]]:
     return _insert(prompts, tokens, batch), (prompts, batch)
 
 
-def _insert_backward(residuals: tuple, gradient: jax.Array) -> tuple:
+def _insert_backward(residuals: tuple[Any, ...], gradient: jax.Array) -> tuple[Any, ...]:
     prompts, batch = residuals
     slots = batch.copies[..., None] + jnp.arange(prompts.shape[1])  # [R, n, L]
     own = _own_vectors(prompts, batch)[:, None] & (batch.copies >= 0)[..., None, None]

@@ -240,9 +240,9 @@ def spread(segments: Sequence[Segment], parts: int) -> list[list[Segment]]:
     return spread
 
 
-def padded(size: int | np.ndarray) -> int | np.ndarray:
-    """Rounds a size up to a multiple of `GRAIN`, at least `GRAIN`."""
-    return np.maximum(-(-size // GRAIN), 1) * GRAIN
+def padded(sizes: np.ndarray) -> np.ndarray:
+    """Rounds sizes up to multiples of `GRAIN`, at least `GRAIN`."""
+    return np.maximum(-(-sizes // GRAIN), 1) * GRAIN
 
 
 def row_sizes(least: int, grain: int) -> list[int]:

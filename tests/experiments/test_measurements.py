@@ -140,7 +140,7 @@ def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, tmp_pat
     theirs = toy_models.load_published(family, tmp_path)
     encoded = toy_models.examples(5, n_labels=2, seed=1)
     (examples,) = evaluation_sets(
-        [label_segments(encoded)], [np.zeros(5, np.int32)], 2, tokens=10**6
+        [label_segments(encoded)], [np.zeros(5, np.int32)], 2, prompt_length=6, tokens=10**6
     )
     texts = ([7, 8, 9], [3], [], [5, 5, 11, 60])
     table = np.asarray(ours.embedding_table())

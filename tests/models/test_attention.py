@@ -9,7 +9,7 @@ from wayward_jax.models import attention, attention_blocks, attention_kernel
 from wayward_jax.models.attention_blocks import Scoring
 from wayward_jax.models.rotary import Rotary
 
-ROWS, SLOTS = 2, 80
+ROWS, SLOTS = 2, 136
 # Heads, key heads, and the width of a head.
 HEADS = [
     (4, 4, 64),
@@ -36,18 +36,18 @@ VARIANTS = [
 MAGNITUDE = 1.3  # of what is rotated
 
 
-def case(heads, kv_heads, head_dim, dtype=jnp.float32):
+def case(heads, kv_heads, head_dim, dtype=jnp.float32, slots=SLOTS):
     """Queries, keys, values, a gradient, which slots are attended to, and positions."""
     keys = jax.random.split(jax.random.key(heads), 5)
     widths = heads, kv_heads, kv_heads, heads
     arrays = [
-        jax.random.normal(key, (ROWS * SLOTS, n * head_dim), dtype)
+        jax.random.normal(key, (ROWS * slots, n * head_dim), dtype)
         for key, n in zip(keys, widths, strict=False)
     ]
-    causal = jnp.tril(jax.random.bernoulli(keys[4], 0.6, (ROWS, SLOTS, SLOTS)))
+    causal = jnp.tril(jax.random.bernoulli(keys[4], 0.6, (ROWS, slots, slots)))
     # Positions go back in a row, as they do at the next example or branch.
-    positions = jnp.tile(jnp.arange(SLOTS) % 50, (ROWS, 1))
-    return *arrays, causal | jnp.eye(SLOTS, dtype=bool), positions
+    positions = jnp.tile(jnp.arange(slots) % 50, (ROWS, 1))
+    return *arrays, causal | jnp.eye(slots, dtype=bool), positions
 
 
 def angles_of(positions, half):
@@ -112,9 +112,9 @@ def test_attention_and_its_gradients_are_those_of_softmax_written_out(
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def compare_kernel(heads, kv_heads, head_dim, dtype, options):
+def compare_kernel(heads, kv_heads, head_dim, dtype, options, slots=SLOTS):
     """Compares the results of the kernel, interpreted, with those of plain JAX."""
-    *inputs, gradient, attended, positions = case(heads, kv_heads, head_dim, dtype)
+    *inputs, gradient, attended, positions = case(heads, kv_heads, head_dim, dtype, slots)
     bias = attention.AttentionMask.of(attended, positions).bias
     rotary = make_rotary(positions, head_dim, options)
     scoring = Scoring(head_dim, head_dim**-0.5, options.get("soft_cap"))
@@ -145,8 +145,8 @@ def test_the_kernel_rotates_queries_and_keys_and_caps_scores(heads, share):
 
 
 def test_the_kernel_takes_rows_that_are_longer_than_a_block_of_queries(monkeypatch):
-    monkeypatch.setattr(attention_kernel, "QUERIES", 32)
-    compare_kernel(4, 2, 64, jnp.float32, {"rotary": 1.0})
+    monkeypatch.setattr(attention_kernel, "QUERIES", 128)
+    compare_kernel(4, 2, 64, jnp.float32, {"rotary": 1.0}, slots=200)
 
 
 def products(text):

@@ -34,8 +34,8 @@ HIDDEN = -1e30
 # Larger numbers count as not finite. Sums of their products would overflow.
 LARGEST = 1e13
 
-# The queries that plain JAX computes at once, with all keys before the last of them.
-QUERIES = 64
+# The most queries that plain JAX computes at once, with all keys before the last of them.
+QUERIES = 128
 
 
 @struct.dataclass
@@ -151,12 +151,16 @@ def _finite(x: jax.Array) -> jax.Array:
 def _on_this_platform(
     block: Block, scoring: Scoring, bias: jax.Array, rotary: Rotary | None, *inputs: jax.Array
 ) -> tuple[jax.Array, ...]:
+    plain = functools.partial(in_plain_jax, block, scoring)
     return lax.platform_dependent(
         bias,
         rotary,
         *inputs,
         tpu=functools.partial(_by_model_shard, functools.partial(in_kernel, block, scoring)),
-        default=functools.partial(in_plain_jax, block, scoring),
+        cpu=plain,
+        # The barrier keeps the compiler from keeping the forward pass's weights for the backward
+        # pass. CPUs have the memory for them.
+        default=lambda *x: plain(*lax.optimization_barrier(x)),
     )
 
 
@@ -204,25 +208,27 @@ def in_plain_jax(
     each_head = jax.vmap(functools.partial(block, scoring), in_axes=(None, *[0] * len(inputs)))
 
     def by_head(x: jax.Array) -> jax.Array:
-        split = x.reshape(rows, x.shape[1], kv_heads, -1, head_dim)
-        return split.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, head_dim)
-
-    def by_slot(x: jax.Array, n: int) -> jax.Array:
-        split = x.reshape(rows, kv_heads, -1, n, head_dim)
-        return split.transpose(0, 3, 1, 2, 4).reshape(rows, n, -1)
+        """Moves heads before slots: `[T, K * n * d] -> [W, K, n, S, d]`."""
+        return x.reshape(rows, slots, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
 
     if rotary is not None:
         inputs = (*map(rotary.apply, inputs[:2]), *inputs[2:])
-    q, k, v, *gradient = (x.reshape(rows, slots, -1) for x in inputs)
+    q, k, v, *gradient = map(by_head, inputs)
     of_queries: list[jax.Array] = []
     of_keys: list[jax.Array] = []
-    for own, seen in query_blocks(slots, QUERIES):
-        parts = (q[:, own], k[:, :seen], v[:, :seen], *(g[:, own] for g in gradient))
-        result, *sums = jax.vmap(each_head)(bias[:, :seen, own], *map(by_head, parts))
-        of_queries.append(by_slot(result, seen - own.start))
-        of_keys = add_longer(of_keys, [by_slot(x, seen) for x in sums], axis=1)
-    results = [jnp.concatenate(of_queries, axis=1), *of_keys]
-    results = [x.reshape(like.shape) for x, like in zip(results, inputs, strict=False)]
+    for own, seen in query_blocks(slots, QUERIES, grain=8):
+        queries, *of_result = (
+            x[..., own, :].reshape(rows, kv_heads, -1, head_dim) for x in (q, *gradient)
+        )
+        keys, values = k[:, :, 0, :seen], v[:, :, 0, :seen]
+        result, *sums = jax.vmap(each_head)(bias[:, :seen, own], queries, keys, values, *of_result)
+        of_queries.append(result.reshape(*q.shape[:3], -1, head_dim))
+        of_keys = add_longer(of_keys, sums, axis=2)
+    results = [jnp.concatenate(of_queries, axis=3), *(x[:, :, None] for x in of_keys)]
+    results = [
+        x.transpose(0, 3, 1, 2, 4).reshape(like.shape)
+        for x, like in zip(results, inputs, strict=False)
+    ]
     if rotary is not None and gradient:
         results = [*map(rotary.transposed().apply, results[:2]), results[2]]
     return tuple(x.astype(like.dtype) for x, like in zip(results, inputs, strict=False))

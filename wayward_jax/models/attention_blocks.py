@@ -97,11 +97,18 @@ def _product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
     return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
-def query_blocks(slots: int, size: int) -> Iterator[tuple[slice, int]]:
-    """Cuts a row into blocks of queries, each with the number of slots up to its end.
+def query_blocks(slots: int, most: int, grain: int) -> Iterator[tuple[slice, int]]:
+    """Cuts a row into about equal blocks of queries, each with the number of slots up to its end.
 
     Attention is causal, so no query of a block attends to later slots.
+
+    Args:
+        slots: S, the length of the row.
+        most: the most queries of a block, a multiple of `grain`.
+        grain: blocks start at multiples of it.
     """
+    size = -(-slots // -(-slots // most))
+    size = -(-size // grain) * grain
     for first in range(0, slots, size):
         end = min(first + size, slots)
         yield slice(first, end), end

@@ -13,7 +13,7 @@ from wayward_jax.models.rotary import Rotary, rotate
 # The width of a TPU's registers. Narrower heads share a register.
 LANES = 128
 
-# The scores of so many queries and all keys before them fit into fast memory.
+# The scores of up to so many queries and all keys before them fit into fast memory.
 QUERIES = 512
 
 
@@ -95,7 +95,7 @@ def _kernel(
         gradient = [ref[:, lanes] for ref in gradient_refs]
         of_queries: list[jax.Array] = []
         of_keys: list[jax.Array] = []
-        for own, seen in query_blocks(slots, QUERIES):
+        for own, seen in query_blocks(slots, QUERIES, LANES):
             heads_q, *heads_gradient = (_one_below_other(x[own], head_dim) for x in (q, *gradient))
             result, *of_block = block(
                 scoring, bias_ref[:seen, own], heads_q, keys[:seen], values[:seen], *heads_gradient
