@@ -162,6 +162,7 @@ def evaluate(
     n_eval: int = 0,
     method: str = "direct",
     template: int | None = None,
+    truncate: str = "tail",
 ) -> list[Evaluation]:
     """Evaluates prompts on the test examples of a task.
 
@@ -172,6 +173,7 @@ def evaluate(
         n_eval: test examples, chosen at random; 0 is all of them.
         method: `direct` or `channel`.
         template: index of the task's template; None is the paper's.
+        truncate: the end that is cut from a text that is too long, `tail` or `head`.
 
     Raises:
         InputError: a prompt is not an array of finite numbers `[L, D]`.
@@ -188,6 +190,7 @@ def evaluate(
         n_eval=n_eval,
         tokens=busy_tokens(mesh),
         devices=mesh.shape["data"],
+        truncate=truncate,
     )
     test = encoded.test
     nll = score_prompts(model, vectors, test, mesh, length=length)

@@ -168,6 +168,20 @@ def test_an_embedding_table_smaller_than_the_tokenizer_is_refused(publish, token
     assert_refused(folder, tmp_path, str(folder), f"{tokens} tokens", f"only {tokens - 1}")
 
 
+def test_an_added_token_without_a_row_is_text_like_any_other(publish, tokenizer, tmp_path):
+    """transformers makes the id of the added token, for which the published table has no row."""
+    folder, _ = publish(GPT2Config(**{**GPT2, "vocab_size": len(tokenizer)}))
+    before = models.load(str(folder), cache_dir=tmp_path / "before").tokenizer
+    file = json.loads((folder / "tokenizer.json").read_text())
+    padding = {**file["added_tokens"][0], "content": "<pad>", "id": len(tokenizer)}
+    file["added_tokens"].append(padding)
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    loaded = models.load(str(folder), cache_dir=tmp_path / "cache")
+    for text in ("a <pad> b", "<pad>", "<|endoftext|>"):
+        assert loaded.tokenizer.encode(text) == before.encode(text)
+    assert loaded.tokenizer.vocab_size == len(tokenizer) == len(loaded.valid_tokens())
+
+
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "params/wpe.embedding.npy"])
 def test_a_broken_converted_model_is_refused(file, publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))

@@ -54,16 +54,17 @@ def convert(published: PublishedModel, dtype: np.dtype, folder: Path) -> None:
     except MISFIT_ERRORS as error:
         remedy = f"{reason(error)}: get the model's files again, or give another --model"
         raise InputError(None, published.path, remedy) from error
+    tokenizer = published.tokenizer.without_added_tokens(len(params["embed/embedding"]))
     config = {
         **published.config,
-        "eos_token_id": published.tokenizer.eos_id,
+        "eos_token_id": tokenizer.eos_id,
         "params_dtype": dtype.name,
         "digest": digest,
         "params": [path.replace("/", ".") for path in params],
     }
     (folder / PARAMS).mkdir(parents=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
-    published.tokenizer.save(folder / TOKENIZER)
+    tokenizer.save(folder / TOKENIZER)
     for name, array in zip(config["params"], params.values(), strict=True):
         np.save(folder / PARAMS / name, array)
 
@@ -135,7 +136,8 @@ def _params(
     if unknown := sorted(tensors.keys() - set(names.values())):
         raise ValueError(f"{len(unknown)} tensors have no place, the first is {unknown[0]}")
 
-    tokens, rows = published.tokenizer.vocab_size, shapes["embed", "embedding"][0]
+    rows = shapes["embed", "embedding"][0]
+    tokens = published.tokenizer.without_added_tokens(rows).vocab_size
     if tokens > rows:
         raise ValueError(f"the tokenizer has {tokens} tokens, the embedding table only {rows}")
     if (eos := published.tokenizer.eos_id) not in range(tokens):

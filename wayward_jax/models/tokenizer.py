@@ -1,6 +1,7 @@
 """Exact conversion of text to token ids and back."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -40,6 +41,19 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         return cls(backend, eos_id)
+
+    def without_added_tokens(self, rows: int) -> "Tokenizer":
+        """Leaves out the added tokens that an embedding table of so many rows has no row for.
+
+        A folder may name such a token, for instance for padding, that its model was never given. A
+        text that spells it is encoded as any other text.
+        """
+        if self.vocab_size <= rows:
+            return self
+        content = json.loads(self.backend.to_str())
+        content["added_tokens"] = [each for each in content["added_tokens"] if each["id"] < rows]
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+        return dataclasses.replace(self, backend=backend)
 
     def save(self, path: Path) -> None:
         """Writes a `tokenizer.json`."""
