@@ -14,6 +14,7 @@ from wayward_jax.constraints import Constraint
 from wayward_jax.packing import example_order
 from wayward_jax.sharding import make_mesh, place_params
 from wayward_jax.targets import load_texts
+from wayward_jax.tasks import TaskData
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,30 @@ def test_the_best_prompt_on_dev_is_kept_and_evaluated(model, task):
     (found,) = wj.evaluate(model, [record.prompt], task, n_eval=20)
     assert found.accuracy == record.accuracy
     np.testing.assert_array_equal(found.predictions, found.nll.argmin(axis=1))
+
+
+def test_texts_are_cut_at_the_end_that_is_asked_for(model, task):
+    """Against texts that are cut by hand: each word is a token, and texts have two at most."""
+    short = dataclasses.replace(task.task, max_length=18)
+    cut = {
+        "head": lambda words: words[-2:],
+        "tail": lambda words: words[:2],
+    }
+    by_end = {}
+    for end, keep in cut.items():
+        by_hand = [
+            dataclasses.replace(each, texts=tuple(" ".join(keep(t.split())) for t in each.texts))
+            for each in (task.train, task.dev, task.test)
+        ]
+        cut_by_hand = TaskData(task.task, *by_hand)
+        long = dataclasses.replace(task, task=short)
+        expected = tune(model, cut_by_hand)
+        found = tune(model, long, truncate=end)
+        np.testing.assert_array_equal(found.prompt, expected.prompt)
+        (evaluation,) = wj.evaluate(model, [found.prompt], long, n_eval=20, truncate=end)
+        assert evaluation.accuracy == found.accuracy == expected.accuracy
+        by_end[end] = evaluation.nll
+    assert (by_end["head"] != by_end["tail"]).any()
 
 
 def test_a_start_can_be_an_array_or_a_text(model, task):

@@ -1,7 +1,6 @@
 """Packing: by hand where it is small, and as properties where it is not."""
 
-import itertools
-
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,15 +9,18 @@ from hypothesis import strategies as st
 from tests.helpers import toy_models
 from wayward_jax.packing import (
     PackedShape,
+    choose_shapes,
     example_order,
-    first_fit,
+    fill_rows,
+    fitting_shape,
     gold_segments,
     label_segments,
     make_segment,
+    needed_shapes,
     pack_segments,
     padded,
-    size_classes,
-    sizes,
+    row_sizes,
+    segment_sizes,
     spread,
 )
 from wayward_jax.tasks import Encoded
@@ -39,12 +41,10 @@ def of_length(length):
     return make_segment([1] * length, {0: [2]}, 0)
 
 
-def least_shape(runs, slots=16):
-    """The least shape that `runs` of segments fit, not padded to any grain."""
-    tokens, queries, predictions = sizes([p for run in runs for p in run]).sum(axis=0)
-    last = [first_fit(sizes(run)[None, :, 0], slots).max(initial=-1) for run in runs]
-    used = [int(slot // slots + 1) for slot in last]
-    return PackedShape(int(tokens), int(queries), int(predictions), sum(used), max(used), slots)
+def packed(runs, prompt_lengths, shape):
+    """One batch."""
+    batches = pack_segments([runs], np.array([prompt_lengths]), shape)
+    return jax.tree.map(lambda x: x[0], batches)
 
 
 lengths = st.lists(st.integers(1, 20), max_size=40)
@@ -101,29 +101,68 @@ def test_labels_of_equal_context_share_it():
     assert_fields(segments[1], ids=[3, 4, 5], branch=[0, 0, 2], score=[4, 4])
 
 
-@given(lengths, st.integers(20, 60))
-def test_windows_are_never_overfull_and_pieces_never_overlap(lengths, slots):
-    (start,) = first_fit(np.array([lengths], np.int64), slots)
-    taken = [
-        slot for s, length in zip(start, lengths, strict=True) for slot in range(s, s + length)
-    ]
-    assert len(set(taken)) == len(taken)
-    for first, length in zip(start.tolist(), lengths, strict=True):
-        assert first // slots == (first + length - 1) // slots
+batches_of_runs = st.lists(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.lists(st.integers(1, 20), max_size=8)),
+        min_size=3,
+        max_size=3,
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def filled(batches, slots):
+    """The lengths of prompts and segments, and where `fill_rows` puts them."""
+    most = max(len(own) for batch in batches for _, own in batch)
+    of_segments = np.array(
+        [[own + [0] * (most - len(own)) for _, own in batch] for batch in batches]
+    ).reshape(len(batches), 3, most)
+    of_prompts = np.array([[prompt for prompt, _ in batch] for batch in batches])
+    return of_segments, of_prompts, *fill_rows(of_segments, of_prompts, slots)
+
+
+@given(batches_of_runs, st.integers(29, 80))
+def test_each_segment_stands_in_one_row_behind_a_copy_of_its_own_prompt(batches, slots):
+    """And nothing overlaps."""
+    of_segments, of_prompts, starts, copies = filled(batches, slots)
+    for batch, own_starts in enumerate(starts):
+        taken = []
+        for run, prompt in enumerate(of_prompts[batch]):
+            own_copies = copies[batch, run][copies[batch, run] >= 0]
+            assert len(set(own_copies // slots)) == len(own_copies)
+            taken += [slot for copy in own_copies for slot in range(copy, copy + prompt)]
+            used_rows = set()
+            for start, length in zip(own_starts[run], of_segments[batch, run], strict=True):
+                if not length:
+                    assert start == -1
+                    continue
+                taken += range(start, start + length)
+                row = start // slots
+                used_rows.add(row)
+                assert row == (start + length - 1) // slots
+                (copy,) = own_copies[own_copies // slots == row]
+                assert copy + prompt <= start
+            assert used_rows == set(own_copies // slots)  # no copy is for nothing
+        assert len(set(taken)) == len(taken)
 
 
 @given(lengths, st.integers(20, 60))
-def test_at_most_one_window_is_at_most_half_full(lengths, slots):
-    (start,) = first_fit(np.array([lengths], np.int64), slots)
-    filled = np.bincount(start // slots, weights=lengths)
+def test_at_most_one_row_of_a_run_without_prompt_is_at_most_half_full(lengths, slots):
+    starts, _ = fill_rows(np.array([[lengths]], np.int64), np.zeros((1, 1), int), slots)
+    filled = np.bincount(starts[0, 0] // slots, weights=lengths)
     assert (2 * filled <= slots).sum() <= 1
 
 
-@given(st.lists(st.lists(st.integers(0, 20), min_size=5, max_size=5), min_size=1, max_size=6))
-def test_many_packings_are_made_as_each_alone(packings):
-    together = first_fit(np.array(packings), 24)
-    alone = [first_fit(np.array([lengths]), 24)[0] for lengths in packings]
-    np.testing.assert_array_equal(together, alone)
+@given(batches_of_runs)
+def test_many_batches_are_filled_as_each_alone(batches):
+    _, _, *together = filled(batches, 40)
+    for number, batch in enumerate(batches):
+        _, _, *alone = filled([batch], 40)
+        n = alone[0].shape[2]
+        for ours, expected in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(ours[number, :, :n], expected[0])
+            assert (ours[number, :, n:] == -1).all()
 
 
 @given(lengths, st.integers(1, 5))
@@ -141,55 +180,69 @@ def test_padding_is_to_the_least_positive_multiple(size):
     assert padded(size) == min(n for n in range(8, 200, 8) if n >= size)
 
 
-def waste(classes, sizes):
-    """The padding, where each size is padded to the least class that holds it."""
-    return sum(min(c for c in classes if c >= size) - size for size in sizes)
+def test_lengths_of_rows_are_multiples_that_hold_the_longest_example():
+    assert row_sizes(130, 128) == [256, 384, 512]
+    assert row_sizes(512, 128) == [512]
+    assert row_sizes(700, 128) == [768]
+    assert row_sizes(470, 16) == [480, 496, 512]
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 4))
-def test_size_classes_waste_the_least_of_all_choices(sizes, most):
-    classes = size_classes(np.array(sizes), most, enough=1.0)
-    values = sorted(set(sizes))
-    choices = itertools.combinations(values, min(len(classes), len(values)))
-    assert classes == sorted(classes)
-    assert classes[-1] == max(sizes)
-    assert set(classes) <= set(values)
-    assert waste(classes, sizes) == min(waste(c, sizes) for c in choices if c[-1] == values[-1])
-
-
-@given(
-    st.lists(st.integers(1, 30), min_size=1, max_size=12),
-    st.integers(1, 4),
-    st.floats(0.5, 1.0),
+needs = st.lists(
+    st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12
 )
-def test_there_are_no_more_size_classes_than_needed(sizes, most, enough):
-    classes = size_classes(np.array(sizes), most, enough)
-    assert len(classes) <= most
-
-    def mfu(n):
-        values = sorted(set(sizes))
-        choices = itertools.combinations(values, n)
-        least = min(waste(c, sizes) for c in choices if c[-1] == values[-1])
-        return sum(sizes) / (sum(sizes) + least)
-
-    if len(classes) < min(most, len(set(sizes))):
-        assert mfu(len(classes)) >= enough
-    if len(classes) > 1:
-        assert mfu(len(classes) - 1) < enough
 
 
-def test_a_pack_of_two_runs_by_hand():
+@given(needs, needs, st.integers(1, 3))
+def test_every_batch_fits_one_of_few_shapes(short, long, most):
+    """Of rows of 8 and of 24 slots."""
+    n = min(len(short), len(long))
+    needed = np.array(
+        [
+            [(rows, slots, 1, queries, predictions) for rows, queries, predictions in own[:n]]
+            for slots, own in ((8, short), (24, long))
+        ]
+    )
+    shapes, mean = choose_shapes(needed, most)
+    assert 1 <= len(shapes) <= most
+    assert [shape.cost for shape in shapes] == sorted(shape.cost for shape in shapes)
+    costs = []
+    for batch in range(n):
+        fitting = [
+            shape
+            for shape in shapes
+            for own in needed[:, batch]
+            if own[1] == shape.slots and (own <= np.array(shape)).all()
+        ]
+        costs.append(fitting[0].cost)
+    np.testing.assert_allclose(mean, np.mean(costs))
+    largest = min(
+        PackedShape(*own.max(axis=0).tolist()).cost for own in needed
+    )  # of a single shape
+    assert mean <= largest * (1 + 1e-9)
+
+
+def test_the_least_shape_of_batches_fits_each():
+    runs = [[[of_length(9)] * 3, [of_length(2)]], [[], [of_length(16)]]]
+    prompts = np.array([[4, 1], [4, 0]])
+    # Rows of 16: 4 + 9 three times, and 1 + 2 behind the first; then 0 + 16.
+    np.testing.assert_array_equal(
+        needed_shapes(segment_sizes(runs), prompts, 16), [[3, 16, 3, 8, 8], [1, 16, 1, 8, 8]]
+    )
+    assert fitting_shape(runs, prompts, 16) == PackedShape(3, 16, 3, 8, 8)
+
+
+def test_a_batch_of_two_runs_by_hand():
+    """Prompts of 2 vectors and of 1."""
     assert_fields(
-        pack_segments(BY_HAND, PackedShape(11, 8, 8, rows=4, run_rows=2, slots=5)),
-        ids=[5, 6, 7, 8, 4, 3, 2, 1, 2, 0, 0],
-        positions=[0, 1, 2, 2, 0, 1, 0, 1, 2, 0, 0],
-        slot=[0, 1, 2, 3, 5, 6, 10, 11, 12, -1, -1],
-        token=[[0, 1, 2, 3, -1], [4, 5, -1, -1, -1], [6, 7, 8, -1, -1], [-1] * 5],
-        segment=[[0, 0, 0, 0, -1], [1, 1, -1, -1, -1], [2, 2, 2, -1, -1], [-1] * 5],
-        branch=[[0, 0, 1, 2, 0], [0, 1, 0, 0, 0], [0] * 5, [0] * 5],
-        run=[0, 0, 1, -1],
-        rows=[[0, 1], [2, -1]],
-        query=[1, 2, 3, 4, 5, 8, 0, 0],
+        packed(BY_HAND, [2, 1], PackedShape(rows=3, slots=7, copies=2, queries=8, predictions=8)),
+        ids=[[0, 0, 5, 6, 7, 8, 0], [0, 0, 4, 3, 0, 0, 0], [0, 2, 1, 2, 0, 0, 0]],
+        positions=[[0, 1, 2, 3, 4, 4, 0], [0, 1, 2, 3, 0, 0, 0], [0, 1, 2, 3, 0, 0, 0]],
+        run=[[0] * 6 + [-1], [0] * 4 + [-1] * 3, [1] * 4 + [-1] * 3],
+        segment=[[0, 0, 1, 1, 1, 1, 0], [0, 0, 2, 2, 0, 0, 0], [0, 3, 3, 3, 0, 0, 0]],
+        branch=[[0, 0, 0, 0, 1, 2, 0], [0, 0, 0, 1, 0, 0, 0], [0] * 7],
+        prompt_lengths=[2, 1],
+        copies=[[7, 0], [14, -1]],
+        query=[3, 4, 5, 9, 10, 17, 0, 0],
         of=[0, 1, 0, 2, 3, 4, 5, 0],
         target=[7, 9, 8, 9, 3, 9, 9, 0],
         score=[0, 0, 1, 1, 2, 2, 0, 0],
@@ -197,65 +250,77 @@ def test_a_pack_of_two_runs_by_hand():
     )
 
 
-def test_tokens_see_the_context_and_their_own_branch():
-    pack = pack_segments(BY_HAND, PackedShape(11, 8, 8, rows=2, run_rows=1, slots=7))
-    prompt_mask = np.array([[True, True, False], [True, True, True]])
-    layout = pack.layout(prompt_mask)
+def test_slots_attend_to_their_prompt_the_context_and_their_own_branch():
+    shape = PackedShape(rows=1, slots=14, copies=1, queries=8, predictions=8)
+    pack = packed(BY_HAND, [2, 1], shape)
     first_run = [
-        [1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 0, 1, 0, 0, 0],
-        [0, 0, 0, 0, 1, 0, 0],
-        [0, 0, 0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 0, 1],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 1, 0, 0],
+        [1, 1, 0, 0, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 0, 1, 1],
     ]
-    assert layout.attention_mask.shape == (2, 7, 7)
-    np.testing.assert_array_equal(layout.attention_mask[0], np.array(first_run, bool))
-    np.testing.assert_array_equal(layout.attention_mask[1, :3, :3], np.tri(3, dtype=bool))
-    assert not layout.attention_mask[1, 3:, :3].any()
-    assert not layout.attention_mask[1, :3, 3:].any()
-    np.testing.assert_array_equal(layout.positions[:9], [2, 3, 4, 4, 2, 3, 3, 4, 5])
-    np.testing.assert_array_equal(layout.prompt_mask, prompt_mask)
+    mask = np.asarray(pack.attention_mask())
+    assert mask.shape == (1, 14, 14)
+    np.testing.assert_array_equal(mask[0, :8, :8], np.array(first_run, bool))
+    np.testing.assert_array_equal(mask[0, 8:12, 8:12], np.tri(4, dtype=bool))
+    assert not mask[0, 8:, :8].any()
+    assert not mask[0, :12, 12:].any()
+    assert mask[0].diagonal().all()
+    np.testing.assert_array_equal(pack.is_prompt()[0], [1, 1] + [0] * 6 + [1] + [0] * 5)
+    np.testing.assert_array_equal(pack.prediction_runs()[:7], [0] * 6 + [1])
 
 
-def test_tokens_know_their_run():
-    pack = pack_segments(BY_HAND, PackedShape(9, 8, 8, rows=3, run_rows=2, slots=5))
-    np.testing.assert_array_equal(pack.token_run(), [0] * 6 + [1] * 3)
+def test_a_prompt_without_vectors_is_no_prompt():
+    shape = PackedShape(rows=1, slots=9, copies=1, queries=8, predictions=8)
+    pack = packed(BY_HAND, [0, 0], shape)
+    assert not pack.is_prompt().any()
+    np.testing.assert_array_equal(pack.ids, [[5, 6, 7, 8, 4, 3, 2, 1, 2]])
+    np.testing.assert_array_equal(pack.positions, [[0, 1, 2, 2, 0, 1, 0, 1, 2]])
 
 
 def read_back(pack):
-    """By run and score: the sequences up to each prediction, in order, as `layout` has them."""
-    layout = pack.layout(np.ones((len(pack.rows), 0), bool))
-    visible = np.asarray(layout.attention_mask)
+    """By run and score: the sequences up to each prediction, in order, as the mask has them."""
+    visible = np.asarray(pack.attention_mask())
     assert visible.diagonal(axis1=1, axis2=2).all()  # no softmax runs over nothing
-    slots = pack.token.shape[1]
     read = {}
     for k in np.flatnonzero(pack.weight):
-        at = pack.query[pack.of[k]]
-        row, slot = divmod(pack.slot[at], slots)
-        run = pack.run[row]
-        assert row in pack.rows[run]
-        seen = pack.token[row][visible[row, slot]]
-        np.testing.assert_array_equal(layout.positions[seen], np.arange(len(seen)))
-        sequence = (*pack.ids[seen].tolist(), pack.target[k].item())
+        row, slot = divmod(pack.query[pack.of[k]], pack.ids.shape[1])
+        run = pack.run[row, slot]
+        seen = visible[row, slot]
+        np.testing.assert_array_equal(pack.positions[row][seen], np.arange(seen.sum()))
+        assert (pack.run[row][seen] == run).all()
+        prompt = np.flatnonzero(seen)[: pack.prompt_lengths[run]]
+        assert pack.is_prompt()[row][prompt].all()
+        assert len(prompt) == 0 or row * pack.ids.shape[1] + prompt[0] in pack.copies[run]
+        tokens = pack.ids[row][seen][len(prompt) :]
+        sequence = (*tokens.tolist(), pack.target[k].item())
         read.setdefault((run.item(), pack.score[k].item()), []).append(sequence)
     return read
 
 
 @pytest.mark.parametrize("method", ["direct", "channel"])
-@given(placed=st.lists(st.integers(-1, 3), min_size=12, max_size=12))
-def test_every_prediction_keeps_its_token_and_its_context(method, placed):
-    """Following queries back through a pack gives the examples again, wherever they stand.
+@given(
+    placed=st.lists(st.integers(-1, 3), min_size=12, max_size=12),
+    prompts=st.lists(st.integers(0, 9), min_size=4, max_size=4),
+    slots=st.integers(40, 80),
+)
+def test_every_prediction_keeps_its_prompt_its_token_and_its_context(
+    method, placed, prompts, slots
+):
+    """Following queries back through a batch gives the examples again, wherever they stand.
 
-    For four runs of unequal numbers of examples, some with none.
+    For four runs of unequal prompts and numbers of examples, some with none.
     """
     encoded = toy_models.examples(12, n_labels=2, seed=0, method=method)
     scores = [range(2 * number, 2 * number + 2) for number in range(12)]
     runs = [
         [p for p in label_segments(encoded) if placed[p.score[0] // 2] == run] for run in range(4)
     ]
-    read = read_back(pack_segments(runs, least_shape(runs)))
+    read = read_back(packed(runs, prompts, fitting_shape([runs], np.array([prompts]), slots)))
     expected = {}
     for run, example, own in zip(placed, encoded, scores, strict=True):
         for score, context, continuation in zip(own, *example, strict=True):
@@ -265,6 +330,20 @@ def test_every_prediction_keeps_its_token_and_its_context(method, placed):
                     whole[: len(whole) - i] for i in reversed(range(len(continuation)))
                 ]
     assert read == expected
+
+
+def test_batches_packed_together_are_those_packed_alone():
+    """Only the numbers that tell segments apart count on."""
+    batches, prompts = [BY_HAND, BY_HAND[::-1], [[], []]], np.array([[2, 1], [0, 3], [1, 1]])
+    shape = fitting_shape(batches, prompts, 16)
+    together = pack_segments(batches, prompts, shape)
+    for number, (runs, own) in enumerate(zip(batches, prompts, strict=True)):
+        alone = packed(runs, own, shape)
+        for name, expected in vars(alone).items():
+            if name != "segment":
+                np.testing.assert_array_equal(getattr(together, name)[number], expected, name)
+        same = jax.tree.map(lambda x: x[number], together)  # noqa: B023
+        np.testing.assert_array_equal(same.attention_mask(), alone.attention_mask())
 
 
 @given(st.integers(1, 30), st.integers(1, 100), st.integers(0, 2**32))

@@ -137,7 +137,9 @@ def test_runs_never_communicate_and_examples_only_sum_up(model_of, shape):
         (
             "gpt2",
             {
-                "c_attn/kernel": (32, 48),
+                "q_proj/kernel": (32, 16),
+                "k_proj/kernel": (32, 16),
+                "v_proj/kernel": (32, 16),
                 "c_fc/kernel": (32, 64),
                 "attn_proj/kernel": (16, 32),
                 "mlp_proj/kernel": (64, 32),

@@ -18,7 +18,13 @@ from wayward_jax import assets, metrics, models, objective, tasks
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.models import LanguageModel
-from wayward_jax.packing import PackedBatch, fitting_shape, gold_segments, pack_segments
+from wayward_jax.packing import (
+    PackedBatch,
+    fitting_shape,
+    gold_segments,
+    pack_segments,
+    row_sizes,
+)
 from wayward_jax.projection import METRICS
 from wayward_jax.readings import Reading, read_prompts
 from wayward_jax.sharding import make_mesh
@@ -26,7 +32,7 @@ from wayward_jax.targets import load_texts, tokenize
 from wayward_jax.tasks import TaskData
 from wayward_jax.training.evaluation import score_prompts
 from wayward_jax.training.examples import encode_task
-from wayward_jax.training.memory import busy_tokens
+from wayward_jax.training.memory import busy_tokens, row_grain
 
 
 def load_model(
@@ -191,6 +197,7 @@ def evaluate(
         tokens=busy_tokens(mesh),
         devices=mesh.shape["data"],
         truncate=truncate,
+        row_grain=row_grain(mesh),
     )
     test = encoded.test
     nll = score_prompts(model, vectors, test, mesh, length=length)
@@ -220,7 +227,7 @@ def pack(
         model: the frozen model.
         task: from `load_task`.
         examples: for each of the R runs, which of the task's training examples it has.
-        prompt_length: L, the model's positions that are left to prompts.
+        prompt_length: L, of each run's prompt.
         method: `direct` or `channel`.
         template: index of the task's template; None is the paper's.
     """
@@ -237,7 +244,16 @@ def pack(
     )
     segments = dict(zip(numbers, gold_segments(encoded, chosen.labels.tolist()), strict=True))
     runs = [[segments[number] for number in own] for own in examples]
-    return pack_segments(runs, fitting_shape([runs]))
+    lengths = np.full((1, len(runs)), prompt_length)
+    longest = max(len(segment.ids) for segment in segments.values())
+    shape = min(
+        (
+            fitting_shape([runs], lengths, slots)
+            for slots in row_sizes(prompt_length + longest, row_grain(mesh_of(model)))
+        ),
+        key=lambda shape: shape.cost,
+    )
+    return jax.tree.map(lambda x: x[0], pack_segments([runs], lengths, shape))
 
 
 def losses(

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from wayward_jax.models.causal_lm import KVCache
 from wayward_jax.packing import PackedBatch
 from wayward_jax.projection import c_proj
 
@@ -38,18 +37,27 @@ def losses(
     """
     mask = jnp.ones(prompts.shape[:2], bool)
     targets = c_proj(module.apply(params, method="embedding_table"), target_ids)
-    summed, examples = summed_losses(module, params, prompts, mask, batch)
+    summed, examples = summed_losses(module, params, prompts, batch)
     task_loss = summed / jnp.maximum(examples, 1)
     return task_loss + gamma * distance(prompts, targets, mask)
 
 
+def summed_losses(
+    module: nn.Module, params: dict, prompts: jax.Array, batch: PackedBatch
+) -> tuple[jax.Array, jax.Array]:
+    """Sums the losses of each run's examples, and counts them: `[R]` float32 each.
+
+    The examples have their gold labels alone. The arguments are those of `prediction_losses`.
+    """
+    losses = prediction_losses(module, params, prompts, batch)
+    own = batch.prediction_runs() == jnp.arange(len(prompts))[:, None]  # [R, K]
+    # Masked, not multiplied: the NaN of a diverged run must stay its own. A weight is 1 over the
+    # number of a continuation's tokens, so the weights count the examples.
+    return jnp.where(own, losses, 0).sum(axis=1), jnp.where(own, batch.weight, 0).sum(axis=1)
+
+
 def prediction_losses(
-    module: nn.Module,
-    params: dict[str, Any],
-    prompts: jax.Array,
-    prompt_mask: jax.Array,
-    batch: PackedBatch,
-    kv_cache: KVCache | None = None,
+    module: nn.Module, params: dict, prompts: jax.Array, batch: PackedBatch
 ) -> jax.Array:
     """The share of each predicted token in its continuation's mean NLL, in nats.
 
@@ -60,37 +68,67 @@ def prediction_losses(
     Args:
         module: a `CausalLM`.
         params: its frozen weights.
-        prompts: `[R, L, D]` float32; `[R, 0, D]` if `kv_cache` is given.
-        prompt_mask: `[R, L]` bool, False where a prompt is padded.
+        prompts: `[R, L, D]` float32, each as long as `batch.prompt_lengths` says.
         batch: examples of the R runs.
-        kv_cache: the prompts' keys and values, from `CausalLM.prefill`.
 
     Returns:
-        `[K]` float32; 0 for unused predictions.
+        `[K]` float32; 0 for unused predictions, and NaN where the prompt is not finite.
     """
-    layout = batch.layout(prompt_mask)
-    hidden, _ = module.apply(params, prompts, batch.ids, layout, batch.query, kv_cache)
+    x = embed_batch(module, params, prompts, batch)
+    mask = batch.attention_mask()
+    hidden = module.apply(params, x, jnp.ravel(batch.positions), mask, batch.query)
     logits = module.apply(params, hidden, method="logits")
     nll = jax.nn.logsumexp(logits, axis=-1)[batch.of] - logits[batch.of, batch.target]
+    # Attention takes what is not finite for 0, so examples do not see that their prompt is broken.
+    broken = ~(jnp.isfinite(prompts) | ~_own_vectors(prompts, batch)).all(axis=(1, 2))
+    nll = jnp.where(broken[batch.prediction_runs()], jnp.nan, nll)
     return jnp.where(batch.weight > 0, nll * batch.weight, 0)
 
 
-def summed_losses(
-    module: nn.Module,
-    params: dict[str, Any],
-    prompts: jax.Array,
-    prompt_mask: jax.Array,
-    batch: PackedBatch,
-) -> tuple[jax.Array, jax.Array]:
-    """The summed losses of each run's examples, and their number: `[R]` float32 each.
+def embed_batch(
+    module: nn.Module, params: dict, prompts: jax.Array, batch: PackedBatch
+) -> jax.Array:
+    """Puts the prompts' vectors and the tokens' embeddings into the slots of a batch: `[T, D]`.
 
-    The examples have their gold labels alone. The other arguments are those of `prediction_losses`.
+    The arguments are those of `prediction_losses`. The result has the dtype of the weights.
     """
-    losses = prediction_losses(module, params, prompts, prompt_mask, batch)
-    own = batch.token_run()[batch.query[batch.of]] == jnp.arange(len(prompts))[:, None]  # [R, K]
-    # Masked, not multiplied: the NaN of a diverged run must stay its own. A weight is 1 over the
-    # number of a continuation's tokens, so the weights count the examples.
-    return jnp.where(own, losses, 0).sum(axis=1), jnp.where(own, batch.weight, 0).sum(axis=1)
+    tokens = module.apply(params, jnp.ravel(batch.ids), method="embed_tokens")
+    return _insert(prompts, tokens, batch)
+
+
+@jax.custom_vjp
+def _insert(prompts: jax.Array, tokens: jax.Array, batch: PackedBatch) -> jax.Array:
+    """Puts each prompt `[R, L, D]` over `tokens` `[T, D]` wherever a copy of it stands.
+
+    The gradient of a prompt is gathered from its copies. JAX would scatter it, which is slow and
+    sums in no fixed order.
+    """
+    is_prompt = batch.is_prompt().ravel()
+    run, vector = jnp.ravel(batch.run), jnp.ravel(batch.positions)
+    vectors = prompts[jnp.where(is_prompt, run, 0), jnp.where(is_prompt, vector, 0)]
+    return jnp.where(is_prompt[:, None], vectors.astype(tokens.dtype), tokens)
+
+
+def _insert_forward(
+    prompts: jax.Array, tokens: jax.Array, batch: PackedBatch
+) -> tuple[jax.Array, tuple]:
+    return _insert(prompts, tokens, batch), (prompts, batch)
+
+
+def _insert_backward(residuals: tuple, gradient: jax.Array) -> tuple:
+    prompts, batch = residuals
+    slots = batch.copies[..., None] + jnp.arange(prompts.shape[1])  # [R, n, L]
+    own = _own_vectors(prompts, batch)[:, None] & (batch.copies >= 0)[..., None, None]
+    of_copies = jnp.where(own, gradient[jnp.where(own[..., 0], slots, 0)], 0)
+    return of_copies.astype(prompts.dtype).sum(axis=1), None, None
+
+
+_insert.defvjp(_insert_forward, _insert_backward)
+
+
+def _own_vectors(prompts: jax.Array, batch: PackedBatch) -> jax.Array:
+    """Tells the vectors of prompts from their padding: `[R, L, 1]` bool."""
+    return (jnp.arange(prompts.shape[1]) < jnp.asarray(batch.prompt_lengths)[:, None])[..., None]
 
 
 def distance(prompts: jax.Array, targets: jax.Array, prompt_mask: jax.Array) -> jax.Array:

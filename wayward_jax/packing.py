@@ -1,9 +1,13 @@
-"""Packing of encoded examples into batches of fixed shape (NumPy, on the host).
+"""Packing of prompts and encoded examples into batches of fixed shape (NumPy, on the host).
+
+A batch consists of rows of slots. In a row stand a run's prompt, examples of the run, then perhaps
+the prompt of another run and its examples. Attention is causal, so a prompt does not depend on the
+examples behind it: every example attends to the copy of its prompt in its row. Prompts of any
+lengths stand beside each other.
 
 The labels of an example share its context. The context is therefore stored once, and the labels'
 continuations branch off it: every token attends to the context before it and to its own branch
-alone. The examples of several runs are laid end to end in one packed batch, a pack for short, and
-no example attends to another.
+alone. No example attends to another.
 """
 
 from collections.abc import Sequence
@@ -14,49 +18,57 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wayward_jax.models.attention import AttentionLayout
 from wayward_jax.tasks.encoding import Encoded
 
-# All sizes of a pack are multiples of this.
+# All sizes of a batch but the number of rows and copies are multiples of this.
 GRAIN = 8
+
+# In rows of so many slots, attention takes about as long as the rest of a layer.
+COSTLY_SLOTS = 2400
+
+# Longer rows are used only if an example needs them.
+MAX_SLOTS = 512
+
+# A further shape must save this share of the cost to be worth its compilation.
+MIN_SAVING = 0.01
 
 
 class PackedShape(NamedTuple):
-    """The sizes of a pack. They decide what it costs and which program computes it.
+    """The sizes of a batch. They decide what it costs and which program computes it.
 
     Attributes:
-        tokens: T, the tokens of all examples of all runs.
-        queries: Q, the tokens whose hidden states predict something.
-        predictions: K, the predicted tokens.
-        rows: W, the rows of all runs.
-        run_rows: n, the most rows of one run.
+        rows: W.
         slots: S, the slots of a row.
+        copies: n, the most copies of one run's prompt.
+        queries: Q, the slots whose hidden states predict something.
+        predictions: K, the predicted tokens.
     """
 
-    tokens: int
+    rows: int
+    slots: int
+    copies: int
     queries: int
     predictions: int
-    rows: int
-    run_rows: int
-    slots: int
+
+    @property
+    def cost(self) -> float:
+        """About how long a batch takes, in slots of a short row."""
+        return self.rows * self.slots * (1 + self.slots / COSTLY_SLOTS)
 
 
 @struct.dataclass
 class PackedBatch:
-    """The examples of R runs, end to end. All arrays are int32, except `weight`.
+    """The prompts and examples of R runs. All arrays are int32, except `weight`.
 
-    For attention the tokens stand in rows of slots; a row holds whole examples of one run. A -1
-    stands for nothing: an empty token, slot or row.
-
-    ids: `[T]`, the tokens.
-    positions: `[T]`, their positions, counted from the end of the prompt.
-    slot: `[T]`, which of the `W * S` slots each token has.
-    token: `[W, S]`, which token each slot has.
-    segment: `[W, S]`, which example of the pack each slot belongs to.
+    ids: `[W, S]`, the tokens; 0 in empty slots and where a prompt stands.
+    positions: `[W, S]`, counted from the start of the prompt.
+    run: `[W, S]`, the run of each slot; -1 in empty slots.
+    segment: `[W, S]`, 0 in prompts and empty slots, and `1 + example` in the examples of the batch.
     branch: `[W, S]`, 0 in a context and `1 + label` in that label's continuation.
-    run: `[W]`, which run each row belongs to.
-    rows: `[R, n]`, the rows of each run.
-    query: `[Q]`, the tokens whose hidden states predict.
+    prompt_lengths: `[R]`, the vectors of each run's prompt.
+    copies: `[R, n]`, the slots where the copies of each run's prompt start, counted through all
+        rows; -1 where there are fewer copies.
+    query: `[Q]`, the slots whose hidden states predict, counted through all rows.
     of: `[K]`, which of the queries makes each prediction.
     target: `[K]`, the token that is predicted.
     score: `[K]`, the number of the label, among all labels of all examples, that it counts for.
@@ -65,43 +77,42 @@ class PackedBatch:
 
     ids: np.ndarray
     positions: np.ndarray
-    slot: np.ndarray
-    token: np.ndarray
+    run: np.ndarray
     segment: np.ndarray
     branch: np.ndarray
-    run: np.ndarray
-    rows: np.ndarray
+    prompt_lengths: np.ndarray
+    copies: np.ndarray
     query: np.ndarray
     of: np.ndarray
     target: np.ndarray
     score: np.ndarray
     weight: np.ndarray
 
-    def layout(self, prompt_mask: jax.Array) -> AttentionLayout:
-        """The layout of these examples behind prompts of mask `prompt_mask` `[R, L]`."""
-        slots = self.token.shape[-1]
-        to, of = (..., None, slice(None)), (..., slice(None), None)
-        same = self.segment[to] == self.segment[of]
-        own_branch = (self.branch[to] == 0) | (self.branch[to] == self.branch[of])
-        causal = jnp.tril(jnp.ones((slots, slots), bool))
-        lengths = prompt_mask.sum(axis=1, dtype=jnp.int32)
-        return AttentionLayout(
-            prompt_mask=prompt_mask,
-            positions=self.positions + lengths[self.token_run()],
-            slot=self.slot,
-            token=self.token,
-            run=self.run,
-            rows=self.rows,
-            attention_mask=same & own_branch & causal,
-        )
+    def is_prompt(self) -> jax.Array:
+        """Finds the slots in which a prompt's vectors stand: `[W, S]` bool."""
+        return (self.segment == 0) & (self.run >= 0)
 
-    def token_run(self) -> jax.Array:
-        """The run of each token: `[T]` int32; that of an empty token means nothing."""
-        return jnp.asarray(self.run)[self.slot // self.token.shape[1]]
+    def attention_mask(self) -> jax.Array:
+        """Finds the slots (last axis) of its row that each slot attends to: `[W, S, S]` bool.
+
+        Every slot attends to itself, also an empty one.
+        """
+        to, of = (..., None, slice(None)), (..., slice(None), None)
+        causal = jnp.tril(jnp.ones((self.run.shape[-1],) * 2, bool))
+        own_run = self.run[to] == self.run[of]
+        own_example = (self.segment[to] == 0) | (self.segment[to] == self.segment[of])
+        own_branch = (self.branch[to] == 0) | (self.branch[to] == self.branch[of])
+        return causal & own_run & own_example & own_branch
+
+    def prediction_runs(self) -> jax.Array:
+        """Finds the run of each prediction: `[K]` int32; that of an unused one means nothing."""
+        return jnp.asarray(self.run).ravel()[self.query[self.of]]
 
 
 class Segment(NamedTuple):
-    """One context and its continuations, which will be placed in a pack.
+    """One context and its continuations, which will be placed in a batch.
+
+    Positions are counted from the end of the prompt.
 
     It has `[n]` tokens, `[q]` queries and `[k]` predictions, with the meanings of a `PackedBatch`.
     The last token of a continuation is predicted and never read, so it is not among the tokens.
@@ -176,24 +187,46 @@ def sizes(segments: Sequence[Segment]) -> np.ndarray:
     return np.array(found, np.int64).reshape(-1, 3)
 
 
-def first_fit(lengths: np.ndarray, slots: int) -> np.ndarray:
-    """Packs segments into rows, the longest first, each into the first row with room for it.
+def fill_rows(
+    lengths: np.ndarray, prompt_lengths: np.ndarray, slots: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts the segments of M batches into rows, each segment behind a copy of its run's prompt.
+
+    Runs come one after the other, and the longest segments of a run first. A segment comes into the
+    first row with a copy of its prompt and room for it, else into the first row with room for both.
 
     Args:
-        lengths: `[M, B]`, lengths of the segments of M packings, none above `slots`.
-        slots: the length of a row.
+        lengths: `[M, R, B]`, tokens of the segments of R runs; 0 where a run has fewer.
+        prompt_lengths: `[M, R]`, vectors of the runs' prompts. No segment and its prompt are
+            together longer than `slots`.
+        slots: S, the length of a row.
 
     Returns:
-        `[M, B]`, the slot where each segment starts; its row is `slot // slots`.
+        The slot where each segment starts, and the slot where the copy of its prompt starts if the
+        segment is the first behind that copy, else -1. Both are `[M, R, B]`, and the row is
+        `slot // S`. The starts of segments without tokens are -1.
     """
-    packing = np.arange(len(lengths))
-    filled, start = np.zeros_like(lengths), np.zeros_like(lengths)
-    for segment in np.argsort(-lengths, axis=1, kind="stable").T:
-        length = lengths[packing, segment]
-        row = (filled + length[:, None] <= slots).argmax(axis=1)
-        start[packing, segment] = row * slots + filled[packing, row]
-        filled[packing, row] += length
-    return start
+    every = np.arange(len(lengths))
+    starts, copies = np.full_like(lengths, -1), np.full_like(lengths, -1)
+    filled = np.zeros((len(lengths), 1), np.int64)
+    for run, prompt in enumerate(prompt_lengths.T):
+        longest_first = np.argsort(-lengths[:, run], axis=1, kind="stable").T
+        most = (lengths[:, run] > 0).sum(axis=1).max(initial=0)
+        has_prompt = np.zeros_like(filled, bool)
+        for segment in longest_first[:most]:
+            if filled[:, -1].any():  # there is always an empty row
+                filled, has_prompt = (np.pad(x, ((0, 0), (0, 1))) for x in (filled, has_prompt))
+            length = lengths[every, run, segment]
+            missing = np.where(has_prompt, 0, prompt[:, None])
+            fits = filled + missing + length[:, None] <= slots
+            row = (fits.astype(np.int8) + (fits & has_prompt)).argmax(axis=1)
+            real, is_first = length > 0, ~has_prompt[every, row]
+            free, added = row * slots + filled[every, row], missing[every, row]
+            starts[every, run, segment] = np.where(real, free + added, -1)
+            copies[every, run, segment] = np.where(real & is_first, free, -1)
+            filled[every, row] += np.where(real, added + length, 0)
+            has_prompt[every, row] |= real
+    return starts, copies
 
 
 def spread(segments: Sequence[Segment], parts: int) -> list[list[Segment]]:
@@ -212,95 +245,198 @@ def padded(size: int | np.ndarray) -> int | np.ndarray:
     return np.maximum(-(-size // GRAIN), 1) * GRAIN
 
 
-def size_classes(sizes: np.ndarray, most: int, enough: float = 0.95) -> list[int]:
-    """Chooses a few sizes to which the given sizes can be padded with the least waste.
+def row_sizes(least: int, grain: int) -> list[int]:
+    """Lists the lengths of rows to choose from.
 
     Args:
-        sizes: `[n]` positive int, each as often as it occurs.
-        most: the most classes.
-        enough: no further class is added once this share of the padded sizes is needed.
+        least: tokens of the longest prompt and example together.
+        grain: lengths are multiples of it.
+    """
+    shortest = -(-least // grain)
+    return [grain * n for n in range(shortest, max(shortest, MAX_SLOTS // grain) + 1)]
+
+
+def choose_shapes(needed: np.ndarray, most: int) -> tuple[tuple[PackedShape, ...], float]:
+    """Chooses a few shapes so that batches are computed at little cost.
+
+    Args:
+        needed: `[C, M, 5]`, from `needed_shapes` for M batches with rows of each of C lengths.
+        most: the most shapes. None is added that saves less than `MIN_SAVING`.
 
     Returns:
-        Some of the sizes, sorted; the last is the largest.
+        Shapes sorted by cost, and the mean cost of a batch. Every batch fits one of the shapes and
+        is to be computed in the first that it fits.
     """
-    values, counts = np.unique(sizes, return_counts=True)
-    before = np.concatenate([[0], np.cumsum(counts)])
-    # cost[i, j] is the cost of padding the sizes i to j - 1 to the largest of them.
-    cost = np.concatenate([[0], values]) * (before - before[:, None]).astype(float)
-    cost[np.tri(len(before), dtype=bool)] = np.inf
-    least, ends = cost[0], [[i] for i in range(len(before))]
-    for _ in range(most - 1):
-        if np.sum(sizes) >= enough * least[-1]:
+    slots = needed[:, 0, 1]
+    rows, counts = np.unique(needed[..., 0], axis=1, return_counts=True)
+    choices = [(c, n) for c in range(len(slots)) for n in np.unique(rows[c])]
+    costs = np.array([PackedShape(n, slots[c], 0, 0, 0).cost for c, n in choices])
+    fits = np.array([rows[c] <= n for c, n in choices])
+    each = np.where(fits, costs[:, None], np.inf)  # [choices, different batches]
+    chosen: list[int] = []
+    cost = np.inf
+    while len(chosen) < most:
+        more = _exchanged([*chosen, _cheapest(chosen, each, counts)], each, counts)
+        with_more = (each[more].min(axis=0) * counts).sum()
+        if with_more > (1 - MIN_SAVING) * cost:
             break
-        split = (least[:, None] + cost).argmin(axis=0)
-        least = (least[:, None] + cost).min(axis=0)
-        ends = [[*ends[i], j] for j, i in enumerate(split)]
-    return [int(values[end - 1]) for end in ends[-1]]
+        chosen, cost = more, with_more
+
+    shapes, left = [], np.ones(needed.shape[1], bool)
+    for best in sorted(chosen, key=lambda choice: costs[choice]):
+        c, n = choices[best]
+        own = left & (needed[c, :, 0] <= n)
+        if own.any():
+            shapes.append(PackedShape(int(n), *needed[c, own, 1:].max(axis=0).tolist()))
+        left &= ~own
+    return tuple(shapes), float(cost / counts.sum())
 
 
-def fitting_shape(packs: Sequence[Sequence[Sequence[Segment]]]) -> PackedShape:
-    """Finds the least shape that fits each pack; a pack is a list of segments for each run."""
-    totals, rows, run_rows = [], 1, 1
-    slots = int(padded(max(len(s.ids) for pack in packs for run in pack for s in run)))
-    for pack in packs:
-        totals.append(sizes([segment for run in pack for segment in run]).sum(axis=0))
-        starts = [first_fit(sizes(run)[None, :, 0], slots).max(initial=-1) for run in pack]
-        of_runs = [int(last // slots) + 1 for last in starts]
-        rows, run_rows = max(rows, sum(of_runs)), max(run_rows, *of_runs)
-    tokens, queries, predictions = (int(padded(size)) for size in np.max(totals, axis=0))
-    return PackedShape(tokens, queries, predictions, rows=rows, run_rows=run_rows, slots=slots)
+def _cheapest(others: Sequence[int], each: np.ndarray, counts: np.ndarray) -> int:
+    """Finds the choice that costs least together with the others.
+
+    Args:
+        others: choices that are made.
+        each: `[choices, C]`, what each of C different batches costs with each choice.
+        counts: `[C]`, how often each batch occurs.
+    """
+    least = each[list(others)].min(axis=0, initial=np.inf)
+    return int((np.minimum(least, each) * counts).sum(axis=1).argmin())
 
 
-def pack_segments(runs: Sequence[Sequence[Segment]], shape: PackedShape) -> PackedBatch:
-    """Packs the segments of R runs into a batch of a shape that fits them."""
-    segments = [segment for run in runs for segment in run]
-    tokens, queries, _ = sizes(segments).T
-    first_token, first_query = np.cumsum(tokens) - tokens, np.cumsum(queries) - queries
+def _exchanged(chosen: Sequence[int], each: np.ndarray, counts: np.ndarray) -> list[int]:
+    """Exchanges one choice after the other for the cheapest beside the rest."""
+    better = list(chosen)
+    for i in range(len(better)):
+        better[i] = _cheapest(better[:i] + better[i + 1 :], each, counts)
+    return better
 
-    first_slot: list[np.ndarray] = []
-    row_run: list[int] = []
-    rows = np.full((len(runs), shape.run_rows), -1, np.int32)
-    for number, run in enumerate(runs):
-        start = first_fit(sizes(run)[None, :, 0], shape.slots)[0]
-        used = start.max(initial=-1) // shape.slots + 1
-        first_slot.append(len(row_run) * shape.slots + start)
-        rows[number, :used] = len(row_run) + np.arange(used)
-        row_run += [number] * used
-    slot = np.repeat(np.concatenate(first_slot) - first_token, tokens) + np.arange(tokens.sum())
 
-    def in_order(field: str, size: int, shift: np.ndarray | int = 0) -> np.ndarray:
-        values = [getattr(segment, field) for segment in segments]
-        shifts = np.broadcast_to(shift, len(segments))
-        row = np.concatenate([[], *(v + s for v, s in zip(values, shifts, strict=True))])
-        return np.pad(row.astype(np.int32), (0, size - len(row)))
+def segment_sizes(batches: Sequence[Sequence[Sequence[Segment]]]) -> np.ndarray:
+    """The `sizes` of the segments of M batches of R runs: `[M, R, B, 3]`, 0 for no segment."""
+    runs = [run for batch in batches for run in batch]
+    counts = np.array([len(run) for run in runs], np.int64)
+    found = np.zeros((len(runs), counts.max(initial=0), 3), np.int64)
+    found[np.repeat(np.arange(len(runs)), counts), _ranges(counts)] = sizes(
+        [segment for run in runs for segment in run]
+    )
+    return found.reshape(len(batches), len(batches[0]), *found.shape[1:])
 
-    def in_slots(values: np.ndarray, empty: int) -> np.ndarray:
-        slots = np.full(shape.rows * shape.slots, empty, np.int32)
-        slots[slot] = values
-        return slots.reshape(shape.rows, shape.slots)
 
-    branch = in_order("branch", len(slot))
-    weight = np.concatenate([np.zeros(0, np.float32), *(segment.weight for segment in segments)])
+def needed_shapes(segments: np.ndarray, prompt_lengths: np.ndarray, slots: int) -> np.ndarray:
+    """Finds the least `PackedShape` with rows of so many slots for each of M batches: `[M, 5]`.
+
+    Args:
+        segments: `[M, R, B, 3]`, from `segment_sizes`.
+        prompt_lengths: `[M, R]`.
+        slots: S.
+    """
+    starts, copies = fill_rows(segments[..., 0], prompt_lengths, slots)
+    rows = starts.max(axis=(1, 2), initial=0) // slots + 1
+    most_copies = (copies >= 0).sum(axis=2).max(axis=1, initial=1)
+    queries, predictions = padded(segments[..., 1:].sum(axis=(1, 2))).T
+    return np.stack([rows, np.full_like(rows, slots), most_copies, queries, predictions], axis=1)
+
+
+def fitting_shape(
+    batches: Sequence[Sequence[Sequence[Segment]]], prompt_lengths: np.ndarray, slots: int
+) -> PackedShape:
+    """Finds the least shape that fits each of M batches.
+
+    Args:
+        batches: for each batch, the segments of R runs.
+        prompt_lengths: `[M, R]`.
+        slots: S.
+    """
+    needed = needed_shapes(segment_sizes(batches), prompt_lengths, slots)
+    return PackedShape(*needed.max(axis=0).tolist())
+
+
+def pack_segments(
+    batches: Sequence[Sequence[Sequence[Segment]]], prompt_lengths: np.ndarray, shape: PackedShape
+) -> PackedBatch:
+    """Packs M batches of a shape that fits them.
+
+    Args:
+        batches: for each batch, the segments of R runs.
+        prompt_lengths: `[M, R]`.
+        shape: of each batch.
+
+    Returns:
+        The batches, `[M, ...]`.
+    """
+    count, stream = len(batches), shape.rows * shape.slots
+    starts, copies = fill_rows(segment_sizes(batches)[..., 0], prompt_lengths, shape.slots)
+    segments = [segment for batch in batches for run in batch for segment in run]
+    of_batch, of_run, _ = np.nonzero(starts >= 0)  # of each segment
+    start = starts[starts >= 0]
+    tokens, queries, predictions = sizes(segments).T
+
+    in_slots = {
+        name: np.zeros(count * stream, np.int32)
+        for name in ("ids", "positions", "run", "segment", "branch")
+    }
+    in_slots["run"][:] = -1
+
+    def put(slots: np.ndarray, **values: np.ndarray) -> None:
+        for name, array in values.items():
+            in_slots[name][slots] = array
+
+    copy_batch, copy_run, _ = np.nonzero(copies >= 0)
+    lengths = prompt_lengths[copy_batch, copy_run]
+    vectors = _ranges(lengths)
+    first = copy_batch * stream + copies[copies >= 0]
+    put(np.repeat(first, lengths) + vectors, positions=vectors, run=np.repeat(copy_run, lengths))
+    put(
+        np.repeat(of_batch * stream + start, tokens) + _ranges(tokens),
+        ids=_joined(segments, "ids"),
+        positions=_joined(segments, "positions")
+        + np.repeat(prompt_lengths[of_batch, of_run], tokens),
+        run=np.repeat(of_run, tokens),
+        segment=np.repeat(1 + np.arange(len(segments)), tokens),
+        branch=_joined(segments, "branch"),
+    )
+
+    def in_order(
+        field: str, counts: np.ndarray, size: int, shift: np.ndarray | int = 0
+    ) -> np.ndarray:
+        """Puts a field of all segments, each with its own shift, into `[M, size]`."""
+        values = _joined(segments, field)
+        batch = np.repeat(of_batch, counts)
+        made = np.zeros((count, size), values.dtype)
+        place = _ranges(np.bincount(batch, minlength=count))
+        made[batch, place] = values + np.repeat(np.broadcast_to(shift, counts.shape), counts)
+        return made
+
+    first_query = np.cumsum(queries) - queries
+    first_query -= first_query[np.searchsorted(of_batch, of_batch)]  # counted within the batch
     return PackedBatch(
-        ids=in_order("ids", shape.tokens),
-        positions=in_order("positions", shape.tokens),
-        slot=_filled(slot.astype(np.int32), shape.tokens),
-        token=in_slots(np.arange(len(slot)), -1),
-        segment=in_slots(np.repeat(np.arange(len(segments)), tokens), -1),
-        branch=in_slots(branch, 0),
-        run=_filled(np.asarray(row_run, np.int32), shape.rows),
-        rows=rows,
-        query=in_order("query", shape.queries, first_token),
-        of=in_order("of", shape.predictions, first_query),
-        target=in_order("target", shape.predictions),
-        score=in_order("score", shape.predictions),
-        weight=np.pad(weight, (0, shape.predictions - len(weight))),
+        **{name: x.reshape(count, shape.rows, shape.slots) for name, x in in_slots.items()},
+        prompt_lengths=prompt_lengths.astype(np.int32),
+        copies=_first_columns(-np.sort(-copies, axis=2), shape.copies).astype(np.int32),
+        query=in_order("query", queries, shape.queries, start),
+        of=in_order("of", predictions, shape.predictions, first_query),
+        target=in_order("target", predictions, shape.predictions),
+        score=in_order("score", predictions, shape.predictions),
+        weight=in_order("weight", predictions, shape.predictions),
     )
 
 
-def _filled(values: np.ndarray, size: int) -> np.ndarray:
-    """Appends -1 to `values` up to `[size]`."""
-    return np.pad(values, (0, size - len(values)), constant_values=-1)
+def _ranges(lengths: np.ndarray) -> np.ndarray:
+    """Counts from 0 up to each length, one range after the other: `[sum of lengths]`."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _joined(segments: Sequence[Segment], field: str) -> np.ndarray:
+    """Joins a field of all segments; float32 for weights and int32 for the rest."""
+    dtype = np.float32 if field == "weight" else np.int32
+    return np.concatenate([np.zeros(0, dtype), *(getattr(s, field) for s in segments)])
+
+
+def _first_columns(x: np.ndarray, size: int) -> np.ndarray:
+    """Cuts the last axis of `x` to `size`, or appends -1."""
+    missing = max(0, size - x.shape[-1])
+    return np.pad(x, ((0, 0), (0, 0), (0, missing)), constant_values=-1)[..., :size]
 
 
 def example_order(n_examples: int, count: int, seed: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from wayward_jax.runs import Run, RunRecord
 from wayward_jax.targets import require_readable, tokenize
 from wayward_jax.tasks import TaskData
 from wayward_jax.training.examples import encode_task
-from wayward_jax.training.memory import busy_tokens, pack_tokens
+from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
 from wayward_jax.training.optimizers import Optimizer
 from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.progress import StepMetrics
@@ -267,6 +267,7 @@ def _tune_runs(
         tokens=busy_tokens(mesh),
         devices=mesh.shape["data"],
         truncate=truncate,
+        row_grain=row_grain(mesh),
     )
     plans = plan_populations(
         encoded.train,
@@ -274,6 +275,7 @@ def _tune_runs(
         population=population,
         pack_tokens=pack_tokens(model, encoded.train, runs, mesh),
         mesh=mesh,
+        row_grain=row_grain(mesh),
     )
     meter = ThroughputMeter(model.embedding_table().dtype, mesh)
     records: dict[str, RunRecord] = {}

@@ -32,7 +32,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.packing import example_order, label_segments
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import evaluation_sets, nll, start_scoring
-from wayward_jax.training.memory import busy_tokens
+from wayward_jax.training.memory import busy_tokens, row_grain
 
 TOLERANCE = 1e-3
 
@@ -111,13 +111,15 @@ def _compare_scoring(
         [label_segments(encoded)],
         [np.zeros(len(encoded), np.int32)],
         len(encoded[0].continuations),
+        prompt_length=len(prompt),
         tokens=busy_tokens(mesh),
+        row_grain=row_grain(mesh),
     )
     some = encoded[:SAMPLES]
-    prompts, mask = jnp.asarray(prompt)[None], jnp.ones((1, len(prompt)), bool)
+    prompts = jnp.asarray(prompt)[None]
 
     def score_here() -> np.ndarray:
-        return nll(start_scoring(model, prompts, mask, ours, mesh), ours)[0]
+        return nll(start_scoring(model, prompts, [len(prompt)], ours, mesh), ours)[0]
 
     _check(f"{name}, {what}", score_here()[: len(some)], paper.nll(some))
     seconds: dict[str, list[float]] = {"here": [], "paper-style": []}

@@ -21,10 +21,10 @@ from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place
 from wayward_jax.training.examples import EncodedTask, encode_task
 from wayward_jax.training.flops import StepCost, step_cost
-from wayward_jax.training.memory import pack_tokens
+from wayward_jax.training.memory import pack_tokens, row_grain
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import iter_batches, plan_populations
-from wayward_jax.training.step import BATCH_SPECS, Batches, train_steps
+from wayward_jax.training.step import BATCH_SPECS, train_steps
 from wayward_jax.training.trainer import init_population
 
 PROMPT_LENGTH = 14
@@ -102,7 +102,7 @@ class Tuner:
     Attributes:
         plan: the plan of the population.
         state: the state of its runs.
-        compile_seconds: wall time of the first call of each program, by tokens of its packs.
+        compile_seconds: wall time of the first call of each program, by the shape of its packs.
     """
 
     def __init__(self, model: LanguageModel, task: EncodedTask, population: int) -> None:
@@ -113,14 +113,19 @@ class Tuner:
         ]
         tokens = pack_tokens(model, task.train, runs, self._mesh)
         (self.plan,) = plan_populations(
-            task.train, runs, population=population, pack_tokens=tokens, mesh=self._mesh
+            task.train,
+            runs,
+            population=population,
+            pack_tokens=tokens,
+            mesh=self._mesh,
+            row_grain=row_grain(self._mesh),
         )
         self._optimizer = named_optimizer("adamw", STEPS)
         self._population, self.state = init_population(
             model, self.plan, self._mesh, self._optimizer
         )
         self._batches = iter_batches(task.train, self.plan)
-        self.compile_seconds: dict[int, float] = {}
+        self.compile_seconds: dict[tuple[int, ...], float] = {}
 
     def tune_chunk(self) -> Chunk:
         """Takes the next chunk of steps, and measures it."""
@@ -138,12 +143,8 @@ class Tuner:
         )
         task_loss = np.asarray(losses.task)  # waits for the steps
         seconds = time.perf_counter() - began
-        shape = batch.packs.ids.shape[-1]
+        shape = batch.packs.ids.shape
         if shape not in self.compile_seconds:
             self.compile_seconds[shape], seconds = seconds, math.nan
         cost = step_cost(batch, self.plan)
-        return Chunk(seconds, task_loss, cost, self._count_tokens(batch))
-
-    def _count_tokens(self, batch: Batches) -> int:
-        prompts = self.plan.steps_per_call * PROMPT_LENGTH * len(self.plan.padded_runs)
-        return batch.packs.ids.size + prompts
+        return Chunk(seconds, task_loss, cost, batch.packs.ids.size)

@@ -49,13 +49,12 @@ class ToyBlock(nn.Module):
         self.widen = nn.Dense(c.inner, use_bias=False)
         self.narrow = nn.Dense(c.width, use_bias=False)
 
-    def __call__(self, x, layout, kv_cache, output_positions):
-        qkv = self.mix_in(x).reshape(len(x), 3 * self.config.heads, -1)
-        mixed, kv_cache = attend(*jnp.split(qkv, 3, axis=1), layout, kv_cache)
-        if output_positions is not None:
-            x, mixed = x[output_positions], mixed[output_positions]
+    def __call__(self, x, bias, output_slots):
+        mixed = attend(*jnp.split(self.mix_in(x), 3, axis=1), bias, self.config.head_width)
+        if output_slots is not None:
+            x, mixed = x[output_slots], mixed[output_slots]
         x = x + self.mix_out(mixed)
-        return x + self.narrow(nn.relu(self.widen(x))), kv_cache
+        return x + self.narrow(nn.relu(self.widen(x)))
 
 
 class Toy(CausalLM):

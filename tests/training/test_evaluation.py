@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from tests.helpers import toy_models
 from wayward_jax.objective import prediction_losses
-from wayward_jax.packing import PackedShape, label_segments, pack_segments
+from wayward_jax.packing import (
+    PackedShape,
+    Segment,
+    fitting_shape,
+    label_segments,
+    pack_segments,
+)
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import (
     EvaluationSet,
@@ -21,7 +27,6 @@ from wayward_jax.training.evaluation import (
 
 LENGTHS = (3, 5)
 PROMPTS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, toy_models.WIDTH)), jnp.float32)
-MASK = jnp.asarray(np.arange(5) < np.array(LENGTHS)[:, None])
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -47,13 +52,17 @@ def theirs(model, family, folder):
 def evaluation_set(encoded, tokens):
     labels = np.zeros(len(encoded), np.int32)
     (made,) = evaluation_sets(
-        [label_segments(encoded)], [labels], len(encoded[0].contexts), tokens=tokens
+        [label_segments(encoded)],
+        [labels],
+        len(encoded[0].contexts),
+        prompt_length=max(LENGTHS),
+        tokens=tokens,
     )
     return made
 
 
 def scored(model, examples):
-    return nll(start_scoring(model, PROMPTS, MASK, examples, make_mesh()), examples)
+    return nll(start_scoring(model, PROMPTS, LENGTHS, examples, make_mesh()), examples)
 
 
 @pytest.mark.parametrize("method", ["direct", "channel"])
@@ -89,18 +98,21 @@ def test_sets_are_made_in_one_shape_and_nothing_is_lost(devices):
         [label_segments(examples) for examples in encoded],
         [np.zeros(len(examples), np.int32) for examples in encoded],
         2,
+        prompt_length=5,
         tokens=100,
         devices=devices,
     )
-    shapes = {
-        tuple(array.shape for array in vars(part).values()) for each in made for part in each.parts
-    }
-    assert len(shapes) == 1
+    (shape,) = {each.shape for each in made}
     for each, examples in zip(made, encoded, strict=True):
         weights = np.zeros(2 * len(examples))
         for part in each.parts:
-            assert len(part.score) == devices
-            np.add.at(weights, part.score, part.weight)
+            assert len(part) == devices
+            packs = [[pack] for pack in part]
+            for length in range(6):
+                lengths = np.full((devices, 1), length)
+                assert (np.array(fitting_shape(packs, lengths, shape.slots)) <= shape).all()
+            for segment in (segment for pack in part for segment in pack):
+                np.add.at(weights, segment.score, segment.weight)
         np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
 
@@ -109,22 +121,20 @@ PIECES = label_segments(toy_models.examples(6, n_labels=2, seed=4))
 
 @pytest.fixture(scope="module")
 def losses_in(model):
-    """`prediction_losses` of a pack of two runs, their prompts in the stream or read before."""
+    """`prediction_losses` of a pack of two runs, in rows of 24 slots or in a single one."""
     module = model.module
 
     @jax.jit
-    def in_stream(params, pack):
-        return prediction_losses(module, params, PROMPTS, MASK, pack)
+    def computed(params, pack):
+        return prediction_losses(module, params, PROMPTS, pack)
 
-    @jax.jit
-    def read_before(params, pack):
-        kv_cache = module.apply(params, PROMPTS, MASK, method="prefill")
-        return prediction_losses(module, params, PROMPTS[:, :0], MASK, pack, kv_cache)
-
-    def losses(runs, read=False):
-        shape = PackedShape(128, 64, 64, rows=10, run_rows=5, slots=32)
-        pack = pack_segments([[PIECES[i] for i in run] for run in runs], shape)
-        return pack, np.asarray((read_before if read else in_stream)(model.params, pack))
+    def losses(runs, slots=24):
+        rows = {24: 12, 240: 1}[slots]
+        shape = PackedShape(rows, slots, copies=6, queries=64, predictions=64)
+        segments = [[PIECES[i] for i in run] for run in runs]
+        batches = pack_segments([segments], np.array([LENGTHS]), shape)
+        pack = jax.tree.map(lambda x: x[0], batches)
+        return pack, np.asarray(computed(model.params, pack))
 
     return losses
 
@@ -147,24 +157,25 @@ def test_no_example_notices_where_it_is_packed(losses_in, plain_scores, placed, 
     np.testing.assert_allclose(np.bincount(pack.score, losses, 12), expected, rtol=1e-5)
 
 
-def test_prompts_read_before_count_as_those_in_the_stream(losses_in):
+def test_one_long_row_gives_the_losses_of_many_short_ones(losses_in):
     runs = [[4, 0, 2], [1, 3, 5]]
-    in_stream, read_before = losses_in(runs)[1], losses_in(runs, read=True)[1]
-    np.testing.assert_allclose(read_before, in_stream, rtol=1e-5)
+    short, long = losses_in(runs)[1], losses_in(runs, slots=240)[1]
+    np.testing.assert_allclose(short, long, rtol=1e-5)
 
 
 def test_the_label_of_lowest_score_is_predicted_and_the_first_of_equals():
     """By hand: three examples of three labels, in two parts; what counts for a score adds up."""
-    pack = pack_segments([[]], PackedShape(8, 8, 8, 1, 1, 8))
-    parts = [
-        pack.replace(score=np.array([score]))
-        for score in ([0, 1, 2, 3, 4, 5, 0, 0], [6, 6, 7, 8, 0, 0, 0, 0])
-    ]
+    nothing = np.zeros(0)
+
+    def part(scores):
+        return ((Segment(*[nothing] * 6, np.array(scores), nothing),),)
+
+    parts = part([0, 1, 2, 3, 4, 5]), part([6, 6, 7, 8])
     losses = [
         np.array([[[2.0, 1.0, 3.0, 1.0, 1.0, 1.0, 0.0, 0.0]]]),
         np.array([[[0.25, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]]]),
     ]
-    examples = EvaluationSet(tuple(parts), np.zeros(3, np.int32), n_labels=3)
+    examples = EvaluationSet(parts, PackedShape(1, 8, 1, 8, 8), np.zeros(3, np.int32), n_labels=3)
     expected = [[[2.0, 1.0, 3.0], [1.0, 1.0, 1.0], [0.75, 0.5, 0.5]]]
     np.testing.assert_array_equal(nll(losses, examples), expected)
     np.testing.assert_array_equal(predictions(losses, examples), [[1, 0, 1]])

@@ -42,23 +42,24 @@ def middling():
 
 
 def shape_of(examples):
-    """Sizes of a pack of one run with so many examples of 30 tokens, 4 of which are predicted."""
-    return PackedShape(30 * examples, 4 * examples, 4 * examples, examples, examples, slots=32)
+    """Of a pack with so many rows of an example, which has 4 predictions."""
+    return PackedShape(examples, 40, examples, 4 * examples, 4 * examples)
 
 
 def needed_by_xla(model, runs, prompt_length, shape):
     """The temporary memory of the compiled gradient."""
     width = model.embedding_table().shape[1]
 
-    def gradient(params, prompts, mask, pack):
+    def gradient(params, prompts, pack):
         def total(prompts):
-            return summed_losses(model.module, params, prompts, mask, pack)[0].sum()
+            return summed_losses(model.module, params, prompts, pack)[0].sum()
 
         return jax.grad(total)(prompts)
 
     prompts = jnp.zeros((runs, prompt_length, width))
-    pack = pack_segments([[]] * runs, shape)
-    program = jax.jit(gradient).lower(model.params, prompts, prompts[..., 0] == 0, pack).compile()
+    batches = pack_segments([[[]] * runs], np.full((1, runs), prompt_length), shape)
+    pack = jax.tree.map(lambda x: x[0], batches)
+    program = jax.jit(gradient).lower(model.params, prompts, pack).compile()
     return program.memory_analysis().temp_size_in_bytes
 
 
@@ -67,7 +68,7 @@ def needed_by_xla(model, runs, prompt_length, shape):
 @pytest.mark.parametrize("size", ["small", "middling"])
 def test_xla_needs_no_more_than_is_said(request, size, runs):
     model, shape = request.getfixturevalue(size), shape_of(examples=16)
-    shape = shape._replace(run_rows=16 // runs)
+    shape = shape._replace(copies=16 // runs)
     said = memory.activation_bytes(model, runs, 10, shape)
     needed = needed_by_xla(model, runs, 10, shape)
     assert needed <= said < 2 * needed
@@ -75,7 +76,7 @@ def test_xla_needs_no_more_than_is_said(request, size, runs):
 
 def test_memory_grows_with_tokens(middling):
     taken = [memory.activation_bytes(middling, 1, 10, shape_of(n)) for n in (8, 16, 32)]
-    tokens = np.array([8, 16, 32]) * 30 + 10
+    tokens = np.array([8, 16, 32]) * 40
     np.testing.assert_allclose(taken / tokens, taken[0] / tokens[0], rtol=0.1)
 
 
@@ -108,7 +109,7 @@ def test_too_little_memory_for_one_run_is_refused(planned):
 def test_the_packs_that_are_planned_fit_into_the_memory_there_is(small, planned, free):
     tokens, plans = planned(free)
     assert tokens < planned(2 * free)[0]
-    largest = max(plans, key=lambda each: each.shapes[-1].tokens + each.prompt_length)
+    largest = max(plans, key=lambda each: each.shapes[-1].cost)
     assert largest.runs_per_pack > 1
     prompts = largest.runs_per_pack, largest.prompt_length
     assert needed_by_xla(small, *prompts, largest.shapes[-1]) < free

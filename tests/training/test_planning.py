@@ -20,9 +20,8 @@ from wayward_jax.runs import Run
 from wayward_jax.sharding import AXES, make_mesh
 from wayward_jax.tasks import encode, load
 from wayward_jax.training.evaluation import evaluation_sets
-from wayward_jax.training.memory import busy_tokens
+from wayward_jax.training.memory import busy_tokens, row_grain
 from wayward_jax.training.planning import (
-    MAX_LENGTH_CLASSES,
     MAX_SHAPES,
     iter_batches,
     plan_populations,
@@ -68,15 +67,14 @@ def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, 
     assert collections.Counter(run for each in plans for run in each.runs) == collections.Counter(
         runs
     )
-    lengths, shapes = collections.defaultdict(set), collections.defaultdict(set)
+    shapes = collections.defaultdict(set)
     for each in plans:
         (shared,) = {tuple(getattr(run, name) for name in SHARED) for run in each.runs}
         assert each.data_seeds == sorted({run.data_seed for run in each.runs})
         if each.runs[0].k_shot < 0:
             (sample,) = each.data_seeds
             shared = (*shared, sample)
-        lengths[shared].add(each.prompt_length)
-        shapes[shared, each.prompt_length].add(each.shapes)
+        shapes[shared].add((each.prompt_length, each.shapes))
         own = [run.prompt_length for run in each.runs]
         assert own == sorted(own)
         assert own[-1] <= each.prompt_length
@@ -89,8 +87,7 @@ def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, 
         assert each.padded_runs[: len(each.runs)] == list(each.runs)
         assert (each.run_shards, each.data_shards) == (mesh.shape["runs"], mesh.shape["data"])
         assert 1 <= len(each.shapes) <= MAX_SHAPES
-    assert all(len(of_group) <= MAX_LENGTH_CLASSES for of_group in lengths.values())
-    assert all(len(of_length) == 1 for of_length in shapes.values())
+    assert all(len(of_group) == 1 for of_group in shapes.values())  # one set of programs
 
 
 @pytest.mark.parametrize(
@@ -118,22 +115,20 @@ def test_k_shot_samples_of_a_task_share_a_population():
     assert own.data_seeds == [13, 100]
 
 
-def test_runs_of_like_length_are_together():
+def test_populations_have_short_and_long_prompts_alike():
     runs = [dataclasses.replace(A_RUN, prompt_length=n, seed=n, gamma=n) for n in (9, 3, 7, 5, 1)]
     plans = plan_populations(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
     lengths = [[run.prompt_length for run in each.runs] for each in plans]
-    assert sorted(lengths) == [[1, 3], [5, 7], [9]]
+    assert sorted(lengths) == [[1, 7], [3, 9], [5]]
 
 
 def seen(pack):
     """The examples of each run of a pack, as `expected` has them."""
-    n_runs, slots = len(pack.rows), pack.token.shape[1]
-    segment = np.where(pack.slot < 0, -1, pack.segment.ravel()[pack.slot])
-    predicted = np.where(pack.weight > 0, segment[pack.query[pack.of]], -1)
-    found = [collections.Counter() for _ in range(n_runs)]
-    for example in set(segment.tolist()) - {-1}:
-        tokens, targets = pack.ids[segment == example], pack.target[predicted == example]
-        (run,) = set(pack.run[pack.slot[segment == example] // slots].tolist())
+    found = [collections.Counter() for _ in pack.prompt_lengths]
+    predicted = np.where(pack.weight > 0, pack.segment.ravel()[pack.query[pack.of]], -1)
+    for example in set(pack.segment.ravel().tolist()) - {0}:
+        tokens, targets = pack.ids[pack.segment == example], pack.target[predicted == example]
+        (run,) = set(pack.run[pack.segment == example].tolist())
         found[run][tuple(tokens.tolist()), tuple(targets.tolist())] += 1
     return found
 
@@ -220,21 +215,28 @@ def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, 
         for seed, target in enumerate(instructions)
     ]
     plans = plan_populations(
-        train, runs, population=population, pack_tokens=busy_tokens(mesh), mesh=mesh
+        train,
+        runs,
+        population=population,
+        pack_tokens=busy_tokens(mesh),
+        mesh=mesh,
+        row_grain=row_grain(mesh),
     )
     needed = computed = 0
     for own in plans[::5] if population == 1 else plans:
-        prompts = own.steps_per_call * np.array([run.prompt_length for run in own.runs])
+        prompts = own.steps_per_call * sum(run.prompt_length for run in own.runs)
         for batch in itertools.islice(iter_batches(train, own), LOOKED_AT // own.steps_per_call):
-            needed += (batch.packs.slot >= 0).sum() + prompts.sum()
-            computed += batch.packs.slot.size
-            computed += own.steps_per_call * len(own.padded_runs) * own.prompt_length
+            needed += (batch.packs.segment > 0).sum() + prompts
+            computed += batch.packs.segment.size
     assert needed >= 0.85 * computed
 
 
 @pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])
 def test_evaluation_computes_little_for_nothing(encoded, name):
     _, test, labels, n_labels = encoded(name, 16)
-    (examples,) = evaluation_sets([test], [labels], n_labels, tokens=busy_tokens(make_mesh()))
-    needed = sum((part.slot >= 0).sum() for part in examples.parts)
-    assert needed >= 0.9 * sum(part.slot.size for part in examples.parts)
+    (examples,) = evaluation_sets(
+        [test], [labels], n_labels, prompt_length=5, tokens=busy_tokens(make_mesh())
+    )
+    needed = sum(len(p.ids) for part in examples.parts for pack in part for p in pack)
+    computed = examples.shape.rows * examples.shape.slots * len(examples.parts)
+    assert needed >= 0.9 * computed

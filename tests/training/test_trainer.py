@@ -91,8 +91,8 @@ def test_a_run_without_target_is_not_compared_with_one(results):
 def test_results_are_of_their_runs_and_complete(results, runs, model, task):
     assert [result.run for result in results] == runs
     prompts = np.stack([np.pad(r.prompt, [(0, 6 - len(r.prompt)), (0, 0)]) for r in results])
-    mask = np.arange(6) < np.array([run.prompt_length for run in runs])[:, None]
-    losses = start_scoring(model, jnp.asarray(prompts), jnp.asarray(mask), task.test, make_mesh())
+    lengths = [run.prompt_length for run in runs]
+    losses = start_scoring(model, jnp.asarray(prompts), lengths, task.test, make_mesh())
     for result, expected in zip(results, predictions(losses, task.test), strict=True):
         assert result.prompt.shape == (result.run.prompt_length, toy_models.WIDTH)
         assert len(result.token_ids) == result.run.prompt_length

@@ -35,7 +35,7 @@ from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import TaskData
 from wayward_jax.training.examples import EncodedTask, encode_task
-from wayward_jax.training.memory import busy_tokens, pack_tokens
+from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
 
 Datasets = Mapping[str, Mapping[int, TaskData]]
 """The examples of tasks by the task's name and the data seed."""
@@ -357,6 +357,7 @@ def _read_for(
             tokens=busy_tokens(mesh),
             devices=mesh.shape["data"],
             truncate=settings.truncate,
+            row_grain=row_grain(mesh),
         )
         test = samples[settings.data_seed[-1]].test
         cut = tasks.count_truncated(

@@ -26,6 +26,7 @@ from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
+from wayward_jax.training.memory import row_grain
 from wayward_jax.training.planning import PopulationPlan, plan_populations
 from wayward_jax.training.progress import StepMetrics, TrainProgress
 from wayward_jax.training.trainer import tune_population
@@ -128,6 +129,7 @@ class _Work:
                     population=population,
                     pack_tokens=model.pack_tokens[task],
                     mesh=mesh,
+                    row_grain=row_grain(mesh),
                 )
             ]
 

@@ -1,7 +1,7 @@
 """The interface of all frozen language models here, whatever their layers compute.
 
-Sizes in the docstrings: R runs with prompts of L vectors, D the embedding width, T tokens of
-examples, Q of them whose output is needed, V rows in the embedding table.
+Sizes in the docstrings: W rows of S slots make a stream of `T = W * S` slots, Q of which need an
+output; D is the embedding width, and V the number of rows in the embedding table.
 """
 
 import functools
@@ -12,10 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wayward_jax.models.attention import AttentionLayout, LayerKVCache, prompt_layout, text_layout
-
-KVCache = tuple[LayerKVCache, ...]
-"""The prompts' keys and values in every layer, with which the prompts need no second pass."""
+from wayward_jax.models.attention import attention_bias
 
 
 class ModelConfig(Protocol):
@@ -30,80 +27,71 @@ class ModelConfig(Protocol):
         """The number of layers."""
 
     @property
+    def heads(self) -> int:
+        """The number of query heads, H."""
+
+    @property
     def attention_width(self) -> int:
         """The width of all query heads of a layer together, `H * d`."""
 
 
 class CausalLM(nn.Module):
-    """A language model that maps prompts and tokens to hidden states.
+    """A language model that maps embeddings to hidden states.
 
-    Logits are a separate call, so that they are computed only where they are needed.
+    Embeddings of tokens and logits are separate calls, so that continuous prompts can stand between
+    the tokens, and logits are computed only where they are needed.
 
     A family defines `embed_inputs` and `final_norm`. Its `setup` sets `layers` and two tables of
     type `nn.Embed`: `embed` and `head`, which is `embed` again if the weights are tied.
 
-    A layer is called with the stream `[R * L + T, D]`, its `AttentionLayout`, the layer's part of
-    the KV cache (or None), the positions in the stream whose output is needed (`[Q]` int32, or None
-    for all), and the further values that `embed_inputs` returned. It returns its output `[Q, D]`
-    and the prompts' keys and values.
+    A layer is called with the stream `[T, D]`, the bias for `attention.attend`, the slots whose
+    output is needed (`[Q]` int32, or None for all), and the further values that `embed_inputs`
+    returned. It returns its output `[Q, D]`.
     """
 
     config: ModelConfig
 
     def __call__(
         self,
-        prompts: jax.Array,
-        ids: jax.Array,
-        layout: AttentionLayout,
-        output_positions: jax.Array,
-        kv_cache: KVCache | None = None,
-    ) -> tuple[jax.Array, KVCache]:
-        """Computes the hidden states of some tokens, after the last norm.
+        x: jax.Array,
+        positions: jax.Array,
+        attention_mask: jax.Array,
+        output_slots: jax.Array | None = None,
+    ) -> jax.Array:
+        """Computes the hidden states of some slots, after the last norm.
 
-        The last layer computes keys and values for all tokens, and everything else only for the
-        tokens whose output is needed.
+        The last layer computes keys and values for all slots, and everything else only for the
+        slots whose output is needed.
 
         Args:
-            prompts: `[R, L, D]` continuous prompts; `[R, 0, D]` if `kv_cache` is given.
-            ids: `[T]` int32 token ids.
-            layout: the layout of the stream of prompts and tokens.
-            output_positions: `[Q]` int32, indices of the tokens in `ids` whose output is needed.
-            kv_cache: the prompts' keys and values, from `prefill`.
+            x: `[T, D]`, embeddings of tokens and vectors of prompts.
+            positions: `[T]` int32, their positions.
+            attention_mask: `[W, S, S]` bool, True where a slot (second axis) attends to another
+                slot of its row (last axis). Every slot attends to itself at least.
+            output_slots: `[Q]` int32, the slots whose output is needed; None means all.
 
         Returns:
-            Hidden states `[Q, D]` in the weights' dtype, and the prompts' keys and values in every
-            layer.
+            Hidden states `[Q, D]` in the weights' dtype.
         """
-        tokens = self.embed(ids)
-        flat_prompts = prompts.reshape(-1, prompts.shape[-1]).astype(tokens.dtype)
-        x, *layer_inputs = self.embed_inputs(
-            jnp.concatenate([flat_prompts, tokens]), layout.stream_positions(prompts)
-        )
-        output_positions = output_positions + len(flat_prompts)
-        caches = []
-        for i, layer in enumerate(self.layers):
-            apply_layer = layer if self.is_initializing() else _traced_once(layer)
-            is_last = i + 1 == len(self.layers)
-            x, layer_cache = apply_layer(
-                x,
-                layout,
-                kv_cache[i] if kv_cache else None,
-                output_positions if is_last else None,
-                *layer_inputs,
-            )
-            caches.append(layer_cache)
-        return self.final_norm(x), tuple(caches)
+        with _precision_of(x):
+            bias = attention_bias(attention_mask)
+            x, *layer_inputs = self.embed_inputs(x, positions)
+            for i, layer in enumerate(self.layers):
+                apply_layer = layer if self.is_initializing() else _traced_once(layer)
+                is_last = i + 1 == len(self.layers)
+                x = apply_layer(x, bias, output_slots if is_last else None, *layer_inputs)
+            return self.final_norm(x)
 
     def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
         """Makes the inputs of the layers from the embeddings of the stream.
 
         Args:
-            x: `[R * L + T, D]` prompts and embeddings of tokens.
-            positions: `[R * L + T]` int32 positions.
+            x: `[T, D]` embeddings.
+            positions: `[T]` int32 positions.
 
         Returns:
-            The input of the first layer `[R * L + T, D]`, and the further values that every layer
-            is called with, such as rotary angles.
+            The input of the first layer `[T, D]`, and the further values that every layer is called
+            with, such as rotary angles.
         """
         raise NotImplementedError
 
@@ -115,28 +103,33 @@ class CausalLM(nn.Module):
         """Returns the embedding table `[V, D]`, in the weights' dtype."""
         return self.embed.embedding
 
-    def prefill(self, prompts: jax.Array, prompt_mask: jax.Array) -> KVCache:
-        """Computes the keys and values of prompts `[R, L, D]` in every layer.
-
-        `prompt_mask` is `[R, L]` bool, False where a prompt is padded.
-        """
-        no_tokens = jnp.zeros(0, jnp.int32)
-        _, kv_cache = self(prompts, no_tokens, prompt_layout(prompt_mask), no_tokens)
-        return kv_cache
+    def embed_tokens(self, ids: jax.Array) -> jax.Array:
+        """Looks tokens up in the embedding table: `[...]` int32 to `[..., D]`."""
+        return self.embed(ids)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Computes logits `[..., V]` float32 from hidden states `[..., D]`."""
-        return jnp.matmul(hidden, self.head.embedding.T, preferred_element_type=jnp.float32)
+        with _precision_of(hidden):
+            return jnp.matmul(hidden, self.head.embedding.T, preferred_element_type=jnp.float32)
 
     def text_logits(self, ids: jax.Array) -> jax.Array:
         """Computes the plain language model: token ids `[N, T]` to logits `[N, T, V]` float32."""
-        no_prompt = jnp.zeros((1, 0, self.embedding_table().shape[1]))
-        all_positions = jnp.arange(ids.size)
-        hidden, _ = self(no_prompt, ids.ravel(), text_layout(*ids.shape), all_positions)
-        return self.logits(hidden).reshape(*ids.shape, -1)
+        texts, length = ids.shape
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        hidden = self(
+            self.embed_tokens(ids.ravel()),
+            jnp.tile(jnp.arange(length), texts),
+            jnp.broadcast_to(causal, (texts, length, length)),
+        )
+        return self.logits(hidden).reshape(texts, length, -1)
 
 
-def _traced_once(layer: nn.Module) -> Callable[..., tuple[jax.Array, LayerKVCache]]:
+def _precision_of(x: jax.Array) -> Any:
+    """Makes products of float32 numbers exact; the default on accelerators rounds the factors."""
+    return jax.default_matmul_precision("highest" if x.dtype == jnp.float32 else None)
+
+
+def _traced_once(layer: nn.Module) -> Callable[..., jax.Array]:
     """Makes a bound layer into a function that JAX traces once for all equal layers.
 
     Tracing thirty layers one by one takes seconds. The results are the same.
@@ -145,5 +138,5 @@ def _traced_once(layer: nn.Module) -> Callable[..., tuple[jax.Array, LayerKVCach
 
 
 @functools.partial(jax.jit, static_argnames="layer")
-def _apply(layer: nn.Module, variables: dict, *inputs: Any) -> tuple[jax.Array, LayerKVCache]:
+def _apply(layer: nn.Module, variables: dict, *inputs: Any) -> jax.Array:
     return layer.apply(variables, *inputs)

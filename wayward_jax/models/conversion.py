@@ -147,8 +147,9 @@ def _params(
     for path, shape in shapes.items():
         array = tensors[names[path]]()
         ours = array.T if path[-1] == "kernel" and family.linear_out_in else array
-        params["/".join(path)] = _cast(ours, shape, dtype, names[path])
-        digests[names[path]] = _tensor_digest(array)
+        params["/".join(path)] = _cast(family.own_part(path, ours), shape, dtype, names[path])
+        if names[path] not in digests:
+            digests[names[path]] = _tensor_digest(array)
     digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     return params, digest[:DIGEST_DIGITS]
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from wayward_jax.models.causal_lm import CausalLM
@@ -35,6 +36,8 @@ class Family:
             Shoeybi et al., 2019, section 3).
         attention_inputs: linear layers that make queries, keys and values. In the last layer, they
             are the only linear layers that are computed for tokens without a prediction.
+        fused: groups of linear layers that are published as one layer, whose outputs are theirs
+            side by side in equal parts. In `names`, all layers of a group have one published name.
     """
 
     module: Callable[[Any], CausalLM]
@@ -46,6 +49,7 @@ class Family:
     split_outputs: frozenset[str]
     split_inputs: frozenset[str]
     attention_inputs: frozenset[str]
+    fused: tuple[tuple[str, ...], ...] = ()
 
     def module_of(self, entries: Mapping[str, Any]) -> CausalLM:
         """Makes the module that the entries of a published `config.json` describe.
@@ -71,6 +75,21 @@ class Family:
                 layers, _, number = module.rpartition("_")
                 parts += [self.names[layers], number]
         return ".".join([*parts, "bias" if leaf == "bias" else "weight"])
+
+    def own_part(self, path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+        """Takes the part of a published parameter that the one at `path` in our module is.
+
+        Args:
+            path: as for `published_name`.
+            array: the published parameter, a kernel as `[in, out]`.
+
+        Raises:
+            ValueError: the array cannot be divided into equal parts.
+        """
+        for group in self.fused:
+            if path[-2] in group:
+                return np.split(array, len(group), axis=-1)[group.index(path[-2])]
+        return array
 
     def partition_spec(self, path: tuple[str, ...]) -> PartitionSpec:
         """Gives the sharding of the parameter at `path`, for `sharding.place_params`.

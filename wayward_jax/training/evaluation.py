@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -11,17 +12,25 @@ from jax.sharding import Mesh, PartitionSpec
 
 from wayward_jax import metrics
 from wayward_jax.models import LanguageModel
-from wayward_jax.models.causal_lm import KVCache
 from wayward_jax.objective import prediction_losses
 from wayward_jax.packing import (
+    GRAIN,
     PackedBatch,
+    PackedShape,
     Segment,
     fitting_shape,
     pack_segments,
+    row_sizes,
     sizes,
     spread,
 )
 from wayward_jax.sharding import BY_RUN, on_host, place
+
+# The numbers of tokens that packs are tried with, as shares of the most.
+SIZES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+# Lengths of rows closer than this to each other are not worth trying.
+ROW_GRAIN = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,12 +38,14 @@ class EvaluationSet:
     """E examples with all their C labels, ready to be scored under any prompt.
 
     Attributes:
-        parts: packs `[X, ...]` of one shape, for one run; their label numbers count up to `E * C`.
+        parts: the segments of X packs, for each part; their label numbers count up to `E * C`.
+        shape: of every pack, for one run.
         labels: `[E]` int32, the gold labels.
         n_labels: C.
     """
 
-    parts: tuple[PackedBatch, ...]
+    parts: tuple[tuple[tuple[Segment, ...], ...], ...]
+    shape: PackedShape
     labels: np.ndarray
     n_labels: int
 
@@ -44,8 +55,10 @@ def evaluation_sets(
     labels: Sequence[np.ndarray],
     n_labels: int,
     *,
+    prompt_length: int,
     tokens: int,
     devices: int = 1,
+    row_grain: int = GRAIN,
 ) -> list[EvaluationSet]:
     """Packs the segments of several sets, all in one shape, so that one program scores them all.
 
@@ -53,67 +66,90 @@ def evaluation_sets(
         segments: for each set, from `label_segments`.
         labels: for each set, `[E]` int32.
         n_labels: C.
-        tokens: the most tokens of a pack; the number that leaves fewest unused is chosen.
+        prompt_length: vectors of the longest prompt.
+        tokens: the most tokens of a pack; the number that leaves fewest slots unused is chosen.
         devices: X, packs that are scored side by side.
+        row_grain: see `packing.row_sizes`.
     """
     totals = [sizes(each)[:, 0].sum() for each in segments]
     longest = max(sizes(each)[:, 0].max() for each in segments)
 
-    def computed(size: int) -> int:
-        return size * sum(-(-total // (size * devices)) for total in totals)
+    def dealt(share: float) -> list[list[list[Segment]]]:
+        size = max(share * tokens, longest)
+        counts = [devices * int(np.ceil(total / (size * devices))) for total in totals]
+        return [spread(each, count) for each, count in zip(segments, counts, strict=True)]
 
-    size = min(range(max(tokens // 2, longest), max(tokens, longest) + 1), key=computed)
-    dealt = [
-        spread(each, devices * -(-total // (size * devices)))
-        for each, total in zip(segments, totals, strict=True)
+    def fitted(packs: list[list[list[Segment]]], slots: int) -> PackedShape:
+        each = [[pack] for of_set in packs for pack in of_set]
+        return fitting_shape(each, np.full((len(each), 1), prompt_length), slots)
+
+    choices = [
+        (packs, fitted(packs, slots))
+        for packs, slots in itertools.product(
+            map(dealt, SIZES), row_sizes(prompt_length + longest, max(row_grain, ROW_GRAIN))
+        )
     ]
-    shape = fitting_shape([[pack] for packs in dealt for pack in packs])
+    packs, shape = min(choices, key=lambda choice: sum(map(len, choice[0])) * choice[1].cost)
     return [
         EvaluationSet(
             tuple(
-                jax.tree.map(
-                    lambda *x: np.stack(x),
-                    *(pack_segments([pack], shape) for pack in packs[first : first + devices]),
-                )
-                for first in range(0, len(packs), devices)
+                tuple(map(tuple, of_set[first : first + devices]))
+                for first in range(0, len(of_set), devices)
             ),
+            shape,
             right,
             n_labels,
         )
-        for packs, right in zip(dealt, labels, strict=True)
+        for of_set, right in zip(packs, labels, strict=True)
     ]
 
 
 def start_scoring(
-    model: LanguageModel, prompts: jax.Array, mask: jax.Array, examples: EvaluationSet, mesh: Mesh
+    model: LanguageModel,
+    prompts: jax.Array,
+    lengths: Sequence[int],
+    examples: EvaluationSet,
+    mesh: Mesh,
 ) -> list[jax.Array]:
     """Starts to score every label of every example under every prompt; the devices do the work.
 
-    A prompt is computed once, and a context once for all labels.
+    A context is computed once for all labels.
 
     Args:
         model: the frozen model.
         prompts: `[R, L, D]`, R a multiple of the mesh's `runs`.
-        mask: `[R, L]` bool, False where a prompt is padded.
+        lengths: `[R]`, the vectors of each prompt.
         examples: with X the mesh's `data`.
-        mesh: see `mesh.AXES`.
+        mesh: see `sharding.AXES`.
 
     Returns:
         One array for each part of the examples, from which `nll` makes the result.
     """
-    kv_cache = _read(model.module, model.params, prompts, mask, mesh)
     return [
         _score(
             model.module,
             model.params,
             prompts,
-            mask,
-            kv_cache,
-            place(part, mesh, PartitionSpec("data")),
+            place(_pack(part, lengths, examples.shape), mesh, PartitionSpec("runs", "data")),
             mesh,
         )
         for part in examples.parts
     ]
+
+
+def _pack(
+    part: Sequence[Sequence[Segment]], lengths: Sequence[int], shape: PackedShape
+) -> PackedBatch:
+    """Packs X packs behind each of R prompts: `[R, X, ...]`."""
+    different, number = np.unique(lengths, return_inverse=True)
+    batches = pack_segments(
+        [[pack] for _ in different for pack in part],
+        np.repeat(different, len(part))[:, None],
+        shape,
+    )
+    return jax.tree.map(
+        lambda x: x.reshape(len(different), len(part), *x.shape[1:])[number], batches
+    )
 
 
 def nll(parts: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
@@ -129,8 +165,10 @@ def nll(parts: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
         `[R, E, C]` float32, nats a token.
     """
     total = np.zeros((len(parts[0]), len(examples.labels) * examples.n_labels), np.float32)
-    for pack, losses in zip(examples.parts, parts, strict=True):
-        np.add.at(total, (slice(None), pack.score), on_host(losses))
+    for part, losses in zip(examples.parts, parts, strict=True):
+        for pack, own in zip(part, on_host(losses).swapaxes(0, 1), strict=True):
+            score = np.concatenate([segment.score for segment in pack])
+            np.add.at(total, (slice(None), score), own[:, : len(score)])
     return total.reshape(len(total), -1, examples.n_labels)
 
 
@@ -158,68 +196,34 @@ def score_prompts(
     """
     places = -(-len(prompts) // mesh.shape["runs"]) * mesh.shape["runs"]
     vectors = np.zeros((places, length, model.embedding_table().shape[1]), np.float32)
-    mask = np.zeros((places, length), bool)
+    lengths = np.zeros(places, np.int64)
     for i, prompt in enumerate(prompts):
         vectors[i, : len(prompt)] = prompt
-        mask[i, : len(prompt)] = True
-    parts = start_scoring(model, *place((vectors, mask), mesh, BY_RUN), examples, mesh)
+        lengths[i] = len(prompt)
+    parts = start_scoring(model, place(vectors, mesh, BY_RUN), lengths, examples, mesh)
     return nll(parts, examples)[: len(prompts)]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "mesh"))
-def _read(
-    module: nn.Module, params: dict, prompts: jax.Array, mask: jax.Array, mesh: Mesh
-) -> KVCache:
-    """The keys and values of every prompt: `[R, 1, L, K, d]`."""
-
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), BY_RUN, BY_RUN),
-        out_specs=BY_RUN,
-        axis_names={"runs", "data"},
-        check_vma=False,
-    )
-    def read_shard(params: dict, prompts: jax.Array, mask: jax.Array) -> KVCache:
-        def read(one: tuple[jax.Array, jax.Array]) -> KVCache:
-            return module.apply(params, one[0][None], one[1][None], method="prefill")
-
-        return jax.lax.map(read, (prompts, mask))
-
-    return read_shard(params, prompts, mask)
-
-
-@functools.partial(jax.jit, static_argnames=("module", "mesh"))
 def _score(
-    module: nn.Module,
-    params: dict,
-    prompts: jax.Array,
-    mask: jax.Array,
-    kv_cache: KVCache,
-    part: PackedBatch,
-    mesh: Mesh,
+    module: nn.Module, params: dict, prompts: jax.Array, packs: PackedBatch, mesh: Mesh
 ) -> jax.Array:
-    """`prediction_losses` of a part under every prompt, prompt by prompt: `[R, X, K]`."""
+    """`prediction_losses` of packs `[R, X, ...]` under R prompts, one by one: `[R, X, K]`."""
 
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(PartitionSpec(), BY_RUN, BY_RUN, BY_RUN, PartitionSpec("data")),
+        in_specs=(PartitionSpec(), BY_RUN, PartitionSpec("runs", "data")),
         out_specs=PartitionSpec("runs", "data"),
         axis_names={"runs", "data"},
         check_vma=False,
     )
-    def score_shard(
-        params: dict, prompts: jax.Array, mask: jax.Array, kv_cache: KVCache, part: PackedBatch
-    ) -> jax.Array:
-        pack = jax.tree.map(lambda x: x[0], part)
+    def score_shard(params: dict, prompts: jax.Array, packs: PackedBatch) -> jax.Array:
+        def score(one: tuple[jax.Array, PackedBatch]) -> jax.Array:
+            prompt, of_run = one
+            pack = jax.tree.map(lambda x: x[0], of_run)  # this device's among the data shards
+            return prediction_losses(module, params, prompt[None], pack)[None]
 
-        def score(one: tuple[jax.Array, jax.Array, KVCache]) -> jax.Array:
-            prompt, mask, kv_cache = one
-            return prediction_losses(module, params, prompt[None, :0], mask[None], pack, kv_cache)[
-                None
-            ]
+        return jax.lax.map(score, (prompts, packs))
 
-        return jax.lax.map(score, (prompts, mask, kv_cache))
-
-    return score_shard(params, prompts, mask, kv_cache, part)
+    return score_shard(params, prompts, packs)

@@ -7,7 +7,7 @@ import numpy as np
 
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
-from wayward_jax.packing import Segment, example_order, gold_segments, label_segments
+from wayward_jax.packing import GRAIN, Segment, example_order, gold_segments, label_segments
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
 from wayward_jax.training.evaluation import EvaluationSet, evaluation_sets
 
@@ -49,6 +49,7 @@ def encode_task(
     tokens: int = 2048,
     devices: int = 1,
     truncate: str = "tail",
+    row_grain: int = GRAIN,
 ) -> EncodedTask:
     """Tokenizes a task's examples for prompts of up to `prompt_length` tokens.
 
@@ -64,6 +65,7 @@ def encode_task(
         tokens: about how many tokens are scored at once.
         devices: parts of the examples that are scored side by side.
         truncate: the end that is cut from a text that is too long, `tail` or `head`.
+        row_grain: see `packing.row_sizes`.
 
     Raises:
         InputError: the model has no room for such prompts; see also `tasks.encode`.
@@ -107,8 +109,10 @@ def encode_task(
         [label_segments(encoded(data, examples)) for data, examples in evaluated],
         [examples.labels for _, examples in evaluated],
         len(last.task.labels),
+        prompt_length=prompt_length,
         tokens=tokens,
         devices=devices,
+        row_grain=row_grain,
     )
     return EncodedTask(
         train={

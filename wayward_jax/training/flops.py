@@ -6,7 +6,6 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
 
 from wayward_jax.models import LanguageModel
@@ -39,19 +38,12 @@ class StepCost:
 def step_cost(batches: Batches, plan: PopulationPlan) -> StepCost:
     """The cost of the steps of `planning.iter_batches`, which are still on the host."""
     packs = batches.packs
-    real = packs.slot >= 0
-    lengths = np.array([run.prompt_length for run in plan.padded_runs])
-    runs_per_shard = plan.packs_per_shard * plan.runs_per_pack
-    shard = np.repeat(np.arange(plan.run_shards), plan.packs_per_shard)[:, None]
-    of_run = lengths[batches.run_index + shard * runs_per_shard]  # [n, packs, M]
-    of_row = np.take_along_axis(of_run[:, :, None], np.maximum(packs.run, 0), axis=-1)
-    row = packs.slot // packs.token.shape[-1]
-    seen = packs.positions + 1 + np.take_along_axis(of_row, np.maximum(row, 0), axis=-1)
+    real = packs.segment > 0
     prompts = len(batches.run_index) * sum(run.prompt_length for run in plan.runs)
     return StepCost(
         tokens=int(real.sum()) + prompts,
         predictions=int((packs.weight > 0).sum()),
-        pairs=int(np.where(real, seen, 0).sum()),
+        pairs=int((packs.positions + 1)[real].sum()),
     )
 
 

@@ -1,21 +1,26 @@
 """The memory that a training step takes, and the memory that there is."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import psutil
 from jax.sharding import Mesh
 
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import summed_losses
-from wayward_jax.packing import PackedBatch, PackedShape
+from wayward_jax.packing import PackedBatch, PackedShape, pack_segments
 from wayward_jax.runs import Run
-from wayward_jax.training.planning import Train, plan_populations
+from wayward_jax.training.planning import SAMPLE_STEPS, Train, plan_populations
 
 # A device is busy with this many tokens of a pack. More tokens gain nothing.
-BUSY_CPU, BUSY_ACCELERATOR = 1024, 16384
+BUSY_CPU, BUSY_ACCELERATOR = 2048, 8192
+
+# The lengths of rows are multiples of this.
+ROW_CPU, ROW_ACCELERATOR = 8, 128
 
 # A step may take this share of the free memory. The rest is for what is not counted.
 SHARE = 0.8
@@ -34,45 +39,37 @@ def free_bytes(device: jax.Device) -> int:
     return stats["bytes_limit"] - stats["bytes_in_use"]
 
 
+def row_grain(mesh: Mesh) -> int:
+    """The number that the lengths of rows are multiples of: the registers' width on accelerators.
+
+    CPUs have no registers to fill.
+    """
+    return ROW_CPU if mesh.devices.flat[0].platform == "cpu" else ROW_ACCELERATOR
+
+
 def activation_bytes(
     model: LanguageModel, runs: int, prompt_length: int, shape: PackedShape
 ) -> int:
     """The bytes that JAX keeps from the forward pass of a pack to its backward pass.
 
-    Compilers need less. Nothing is computed or compiled for this: JAX follows the pass with shapes
-    alone.
+    The attention weights of one layer, which the backward pass computes again, are added: three
+    arrays of float32. Compilers need less. Nothing is computed or compiled for this: JAX follows
+    the pass with shapes alone.
     """
 
-    def kept(
-        params: dict, prompts: jax.Array, mask: jax.Array, pack: PackedBatch
-    ) -> list[jax.Array]:
+    def kept(params: dict, prompts: jax.Array, pack: PackedBatch) -> list[jax.Array]:
         def losses(prompts: jax.Array) -> jax.Array:
-            return summed_losses(model.module, params, prompts, mask, pack)[0]
+            return summed_losses(model.module, params, prompts, pack)[0]
 
         # The leaves alone, for JAX would keep the structure, and the whole pass with it, forever.
         return jax.tree.leaves(jax.vjp(losses, prompts)[1])
 
-    def integers(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-    in_slots = integers(shape.rows, shape.slots)
-    pack = PackedBatch(
-        *[integers(shape.tokens)] * 3,
-        *[in_slots] * 3,
-        run=integers(shape.rows),
-        rows=integers(runs, shape.run_rows),
-        query=integers(shape.queries),
-        of=integers(shape.predictions),
-        target=integers(shape.predictions),
-        score=integers(shape.predictions),
-        weight=jax.ShapeDtypeStruct((shape.predictions,), jnp.float32),
-    )
-    prompts = jax.ShapeDtypeStruct(
-        (runs, prompt_length, model.embedding_table().shape[1]), jnp.float32
-    )
-    mask = jax.ShapeDtypeStruct((runs, prompt_length), bool)
-    residuals = jax.eval_shape(kept, model.params, prompts, mask, pack)
-    return _bytes(residuals) - _bytes(model.params)
+    empty = pack_segments([[[]] * runs], np.full((1, runs), prompt_length), shape)
+    width = model.embedding_table().shape[1]
+    prompts = jax.ShapeDtypeStruct((runs, prompt_length, width), jnp.float32)
+    residuals = jax.eval_shape(kept, model.params, prompts, jax.tree.map(lambda x: x[0], empty))
+    weights = 3 * 4 * model.module.config.heads * shape.rows * shape.slots**2
+    return _bytes(residuals) - _bytes(model.params) + weights
 
 
 def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: Mesh) -> int:
@@ -81,20 +78,36 @@ def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: M
     Raises:
         InputError: there is too little memory even for one run.
     """
-    longest = max(runs, key=lambda run: run.prompt_length)
-    (alone,) = plan_populations(train, [longest], population=1, pack_tokens=1, mesh=mesh)
-    needed = activation_bytes(model, 1, alone.prompt_length, alone.shapes[-1])
-    device = mesh.local_devices[0]
-    free = SHARE * free_bytes(device) * mesh.shape["model"]
-    if needed > free:
-        raise InputError(
-            "batch_size",
-            longest.batch_size,
-            f"a step of one run takes about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are "
-            "free: lower --batch_size, or share the model between devices with --mesh",
+    longest_first = sorted(runs, key=lambda run: -run.prompt_length)
+    free = SHARE * free_bytes(mesh.local_devices[0]) * mesh.shape["model"]
+    tokens = busy_tokens(mesh)
+    while True:
+        # A pack has no more runs than this, and a few steps show what it needs.
+        some = longest_first[: mesh.shape["runs"] * (1 + tokens // longest_first[0].batch_size)]
+        some = [dataclasses.replace(run, steps=min(run.steps, SAMPLE_STEPS)) for run in some]
+        plan, *_ = plan_populations(
+            train,
+            list(dict.fromkeys(some)),
+            population=None,
+            pack_tokens=tokens,
+            mesh=mesh,
+            row_grain=row_grain(mesh),
         )
-    tokens = alone.shapes[-1].tokens + alone.prompt_length
-    return min(busy_tokens(mesh), int(free / needed * tokens))
+        needed = max(
+            activation_bytes(model, plan.runs_per_pack, plan.prompt_length, shape)
+            for shape in plan.shapes
+        )
+        if needed <= free:
+            return tokens
+        if plan.runs_per_pack == 1:
+            raise InputError(
+                "batch_size",
+                longest_first[0].batch_size,
+                f"a step of one run takes about {needed / 2**30:.1f} GiB, and "
+                f"{free / 2**30:.1f} are free: lower --batch_size, or share the model between "
+                "devices with --mesh",
+            )
+        tokens = int(0.8 * tokens)
 
 
 def _bytes(tree: object) -> int:

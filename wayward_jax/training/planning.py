@@ -1,7 +1,7 @@
 """Which runs are tuned together, and in what shapes (NumPy, on the host).
 
 The runs of a population take their steps together. At each step they are divided among packs, and
-the tokens of a pack go through the model at once: enough tokens to keep the device busy, few enough
+the rows of a pack go through the model at once: enough tokens to keep the device busy, few enough
 for its memory.
 """
 
@@ -14,26 +14,30 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wayward_jax.packing import (
+    GRAIN,
     PackedShape,
     Segment,
+    choose_shapes,
     example_order,
-    first_fit,
+    needed_shapes,
     pack_segments,
-    padded,
-    size_classes,
+    row_sizes,
+    segment_sizes,
     sizes,
 )
 from wayward_jax.runs import Run
 from wayward_jax.training.step import Batches
 
-# Every size is compiled. A few sizes waste little, and take little time to compile.
-MAX_LENGTH_CLASSES = 4
-MAX_SHAPES = 3
+# Every shape is compiled. A few shapes waste little, and take little time to compile.
+MAX_SHAPES = 4
+
+# The lengths of rows are chosen by so many steps of one population; all populations are alike.
+SAMPLE_STEPS = 100
 
 # The most steps in one call of the training program. The packs of a call have one shape, so a call
-# takes fewer steps where less than this share of its tokens would be real.
+# takes fewer steps where they would cost more than this factor of the steps one by one.
 MAX_STEPS_PER_CALL = 5
-MIN_REAL_SHARE = 0.9
+MAX_EXTRA_COST = 1.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +46,15 @@ class PopulationPlan:
 
     Attributes:
         runs: sorted by prompt length.
-        prompt_length: L, to which all prompts are padded.
+        prompt_length: L, of the array of all prompts. Shorter prompts are padded there, and nowhere
+            else.
         run_shards: parts of the mesh that have runs of their own.
         data_shards: X, parts of the mesh among which the examples of each run are divided.
         packs_per_shard: P, packs that a run shard computes one after the other.
         runs_per_pack: M.
         eval_steps: steps after which the runs are evaluated; the last is the last step.
         steps_per_call: n, steps in one call of the training program; it divides every eval step.
-        shapes: of packs, sorted by tokens.
+        shapes: of packs, sorted by cost.
     """
 
     runs: tuple[Run, ...]
@@ -66,6 +71,11 @@ class PopulationPlan:
     def data_seeds(self) -> list[int]:
         """The seeds of the samples that the runs are tuned on, sorted."""
         return sorted({run.data_seed for run in self.runs})
+
+    @property
+    def prompt_lengths(self) -> np.ndarray:
+        """The vectors of each prompt, with those of `padded_runs`: `[R]`."""
+        return np.array([run.prompt_length for run in self.padded_runs])
 
     @property
     def padded_runs(self) -> list[Run]:
@@ -118,13 +128,14 @@ def plan_populations(
     pack_tokens: int,
     mesh: Mesh,
     num_evals: int = 4,
+    row_grain: int = GRAIN,
 ) -> list[PopulationPlan]:
     """Groups runs of one task into populations.
 
     The runs of a population share the number of steps, the batch size, the optimizer, and how
     examples are made. They may differ in everything else, in k-shot samples too. (Samples of all
     examples have large dev sets, each of which is scored for all runs, so those samples stay
-    apart.) Runs of similar prompt length come together, because that saves padding.
+    apart.) Every population has short and long prompts alike, so that all need the same shapes.
 
     Args:
         train: the task's training examples for each data seed of the runs.
@@ -133,6 +144,7 @@ def plan_populations(
         pack_tokens: about how many tokens go through the model at once.
         mesh: see `sharding.AXES`.
         num_evals: how often runs are evaluated, at equal distances.
+        row_grain: see `packing.row_sizes`.
     """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
@@ -146,7 +158,7 @@ def plan_populations(
         plan
         for group in groups.values()
         for plan in _plan_group(
-            _sizes(train, group), group, population, pack_tokens, mesh, num_evals
+            _sizes(train, group), group, population, pack_tokens, mesh, num_evals, row_grain
         )
     ]
 
@@ -158,7 +170,6 @@ def iter_batches(train: Train, plan: PopulationPlan, first: int = 0) -> Iterator
     """
     orders = [_example_order(run, len(train[run.data_seed])) for run in plan.runs]
     dealt = _deal_runs(_sizes(train, plan.runs), orders, plan)
-    limits = [shape.tokens for shape in plan.shapes]
 
     def segments_of(run: int, step: int, part: int) -> list[Segment]:
         if run >= len(orders):
@@ -174,14 +185,28 @@ def iter_batches(train: Train, plan: PopulationPlan, first: int = 0) -> Iterator
             for pack in own
             for part in range(plan.data_shards)
         ]
-        most = max(sum(len(s.ids) for run in pack for s in run) for pack in packs)
-        shape = plan.shapes[int(np.searchsorted(limits, most))]
-        packed = [pack_segments(pack, shape) for pack in packs]
+        lengths = plan.prompt_lengths[runs].reshape(-1, plan.runs_per_pack)
+        lengths = np.repeat(lengths, plan.data_shards, axis=0)
+        packed = pack_segments(packs, lengths, _first_fitting(packs, lengths, plan.shapes))
         axes = (*runs.shape[:2], plan.data_shards)
         yield Batches(
-            packs=jax.tree.map(lambda *x: np.stack(x).reshape(*axes, *x[0].shape), *packed),  # noqa: B023
+            packs=jax.tree.map(lambda x: x.reshape(*axes, *x.shape[1:]), packed),  # noqa: B023
             run_index=runs % (plan.packs_per_shard * plan.runs_per_pack),
         )
+
+
+def _first_fitting(
+    packs: Sequence[Sequence[Sequence[Segment]]],
+    prompt_lengths: np.ndarray,
+    shapes: Sequence[PackedShape],
+) -> PackedShape:
+    """The first of some shapes that all packs fit; `prompt_lengths` is `[packs, M]`."""
+    segments = segment_sizes(packs)
+    for shape in shapes[:-1]:
+        needed = needed_shapes(segments, prompt_lengths, shape.slots)
+        if (needed <= np.array(shape)).all():
+            return shape
+    return shapes[-1]
 
 
 def _sizes(train: Train, runs: Sequence[Run]) -> dict[int, np.ndarray]:
@@ -196,6 +221,7 @@ def _plan_group(
     pack_tokens: int,
     mesh: Mesh,
     num_evals: int,
+    row_grain: int,
 ) -> list[PopulationPlan]:
     """`plan_populations` of runs that can be tuned together; `train` is from `_sizes`."""
     runs = sorted(runs, key=lambda run: run.prompt_length)
@@ -205,83 +231,93 @@ def _plan_group(
     runs_per_pack = max(1, round(pack_tokens / run_tokens))
 
     most = population or runs_per_pack * run_shards
-    size = -(-len(runs) // -(-len(runs) // most))
-    groups = [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
+    n_groups = -(-len(runs) // most)
+    size = -(-len(runs) // n_groups)
     packs = -(-size // (runs_per_pack * run_shards))
-    runs_per_pack = -(-size // (packs * run_shards))
     steps = runs[0].steps
     eval_steps = sorted({max(1, round(steps * (i + 1) / num_evals)) for i in range(num_evals)})
-    prompts = np.array([group[-1].prompt_length for group in groups])
-    classes = size_classes(prompts, MAX_LENGTH_CLASSES)
-    of_length = [classes[np.searchsorted(classes, length)] for length in prompts]
-    longest = int(lengths.max())
-    plans = []
-    for length in classes:
-        alike = [
-            PopulationPlan(
-                runs=group,
-                prompt_length=length,
-                run_shards=run_shards,
-                data_shards=data_shards,
-                packs_per_shard=packs,
-                runs_per_pack=runs_per_pack,
-                eval_steps=tuple(eval_steps),
-            )
-            for group, own in zip(groups, of_length, strict=True)
-            if own == length
-        ]
-        demand = np.stack([_demand(train, plan, longest) for plan in alike])
-        steps_per_call, shapes = _choose_shapes(demand, eval_steps, longest)
-        plans += [
-            dataclasses.replace(plan, steps_per_call=steps_per_call, shapes=shapes)
-            for plan in alike
-        ]
-    return plans
+    plans = [
+        PopulationPlan(
+            runs=tuple(runs[first::n_groups]),
+            prompt_length=runs[-1].prompt_length,
+            run_shards=run_shards,
+            data_shards=data_shards,
+            packs_per_shard=packs,
+            runs_per_pack=-(-size // (packs * run_shards)),
+            eval_steps=tuple(eval_steps),
+        )
+        for first in range(n_groups)
+    ]
+    longest = runs[-1].prompt_length + int(lengths.max())
+    sample = _demands(train, plans[:1], row_sizes(longest, row_grain), SAMPLE_STEPS)
+    shapes, _ = choose_shapes(sample.reshape(len(sample), -1, 5), MAX_SHAPES)
+    row_slots = sorted({shape.slots for shape in shapes})
+    steps_per_call, shapes = _choose_calls(_demands(train, plans, row_slots, steps), eval_steps)
+    return [
+        dataclasses.replace(plan, steps_per_call=steps_per_call, shapes=shapes) for plan in plans
+    ]
 
 
-def _demand(train: Mapping[int, np.ndarray], plan: PopulationPlan, longest: int) -> np.ndarray:
-    """`[steps, packs, 5]`: tokens, queries, predictions, rows, and the most rows of one run."""
-    slots = int(padded(longest))
-    orders = [_example_order(run, len(train[run.data_seed])) for run in plan.runs]
-    dealt = _deal_runs(train, orders, plan)
-    needed = np.zeros((len(plan.padded_runs), len(dealt), plan.data_shards, 4), np.int64)
-    for number, (run, order) in enumerate(zip(plan.runs, orders, strict=True)):
-        for part in range(plan.data_shards):
-            own = train[run.data_seed][order[:, part :: plan.data_shards]]  # [steps, B / X, 3]
-            rows = first_fit(own[:, :, 0], slots).max(axis=1) // slots + 1
-            needed[number, :, part] = np.column_stack([own.sum(axis=1), rows])
-    each = needed[dealt, np.arange(len(dealt))[:, None, None]]  # [steps, run_shards * P, M, X, 4]
-    packs = np.concatenate([each.sum(axis=2), each[..., 3:].max(axis=2)], axis=-1)
-    return packs.reshape(len(dealt), -1, 5)
-
-
-def _choose_shapes(
-    demand: np.ndarray, eval_steps: Sequence[int], longest: int
+def _choose_calls(
+    demands: np.ndarray, eval_steps: Sequence[int]
 ) -> tuple[int, tuple[PackedShape, ...]]:
     """Chooses the steps of a call, and a few shapes of packs, one of which fits each call.
 
     Args:
-        demand: `[populations, steps, packs, 5]`, see `_demand`.
+        demands: `[C, steps of all populations, packs, 5]`, from `_demands`.
         eval_steps: steps at which a call must end.
-        longest: tokens of the longest example.
     """
-    demand = np.concatenate([padded(demand[..., :3]), demand[..., 3:]], axis=-1)
-    for steps in range(MAX_STEPS_PER_CALL, 0, -1):
-        if any(step % steps for step in eval_steps):
-            continue
-        by_call = demand.reshape(-1, steps * demand.shape[2], 5)
-        most = by_call.max(axis=1)  # [calls, 5]
-        classes = size_classes(most[:, 0], MAX_SHAPES)
-        computed = np.take(classes, np.searchsorted(classes, most[:, 0])).sum() * by_call.shape[1]
-        if steps == 1 or by_call[..., 0].sum() >= MIN_REAL_SHARE * computed:
-            break
-    shapes = []
-    for tokens in classes:
-        fitting = most[most[:, 0] <= tokens].max(axis=0).tolist()
-        shapes.append(
-            PackedShape(tokens, *fitting[1:4], most[:, 4].max().item(), int(padded(longest)))
-        )
-    return steps, tuple(shapes)
+    found = {}
+    for steps in range(1, MAX_STEPS_PER_CALL + 1):
+        if not any(step % steps for step in eval_steps):
+            by_call = demands.reshape(len(demands), -1, steps * demands.shape[2], 5)
+            found[steps] = choose_shapes(by_call.max(axis=2), MAX_SHAPES)
+    enough = MAX_EXTRA_COST * found[1][1]
+    steps = max(steps for steps, (_, cost) in found.items() if cost <= enough)
+    return steps, found[steps][0]
+
+
+def _demands(
+    train: Mapping[int, np.ndarray],
+    plans: Sequence[PopulationPlan],
+    row_slots: Sequence[int],
+    steps: int,
+) -> np.ndarray:
+    """`needed_shapes` of every pack of the first steps with rows of each of C lengths.
+
+    Returns:
+        `[C, steps of all populations, packs, 5]`
+    """
+    return np.stack(
+        [
+            np.concatenate([_demand(train, plan, slots, steps) for plan in plans])
+            for slots in row_slots
+        ]
+    )
+
+
+def _demand(
+    train: Mapping[int, np.ndarray], plan: PopulationPlan, slots: int, steps: int
+) -> np.ndarray:
+    """`needed_shapes` of every pack of the first steps of a population: `[steps, packs, 5]`."""
+    orders = [_example_order(run, len(train[run.data_seed])) for run in plan.runs]
+    dealt = _deal_runs(train, orders, plan)[:steps]  # [steps, run_shards * P, M]
+    per_part = -(-orders[0].shape[1] // plan.data_shards)
+    shape = (len(plan.padded_runs), len(dealt), plan.data_shards, per_part, 3)
+    of_runs = np.zeros(shape, np.int64)
+    for number, (run, order) in enumerate(zip(plan.runs, orders, strict=True)):
+        for part in range(plan.data_shards):
+            own = train[run.data_seed][order[:steps, part :: plan.data_shards]]
+            of_runs[number, :, part, : own.shape[1]] = own
+    of_packs = of_runs[dealt, np.arange(len(dealt))[:, None, None]].swapaxes(2, 3)
+    # Now [steps, run_shards * P, X, M, B / X, 3].
+    prompts = np.broadcast_to(plan.prompt_lengths[dealt][:, :, None], of_packs.shape[:4])
+    needed = needed_shapes(
+        of_packs.reshape(-1, *of_packs.shape[3:]),
+        prompts.reshape(-1, plan.runs_per_pack),
+        slots,
+    )
+    return needed.reshape(len(dealt), -1, 5)
 
 
 def _deal_runs(

@@ -196,7 +196,7 @@ def train_steps(
             penalty_gradients = jax.grad(_penalties)(
                 state.prompts, population, targets, state.constraint_states
             )
-            summed = _summed_gradients(module, params, state.prompts, population.mask, batch)
+            summed = _summed_gradients(module, params, state.prompts, batch)
             task_gradients, task_losses, examples = jax.lax.psum(summed, "data")
             task_losses = task_losses / jnp.maximum(examples, 1)
             task_gradients = task_gradients / jnp.maximum(examples, 1)[:, None, None]
@@ -286,7 +286,7 @@ def _penalties(
 
 
 def _summed_gradients(
-    module: nn.Module, params: dict, prompts: jax.Array, prompt_mask: jax.Array, batch: Batches
+    module: nn.Module, params: dict, prompts: jax.Array, batch: Batches
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients `[R, L, D]`, losses `[R]` and numbers of examples `[R]` of one step.
 
@@ -299,7 +299,7 @@ def _summed_gradients(
         pack = jax.tree.map(lambda x: x[0], packs)  # this device's among the data shards
 
         def total(prompts: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            losses, examples = summed_losses(module, params, prompts, prompt_mask[run_index], pack)
+            losses, examples = summed_losses(module, params, prompts, pack)
             return losses.sum(), (losses, examples)
 
         gradients, (losses, examples) = jax.grad(total, has_aux=True)(prompts[run_index])

@@ -100,7 +100,7 @@ def tune_population(
             on_steps(_metrics(progress, runs, previous_cost))
         progress = progress.replace(state=state, losses=(*progress.losses, losses))
         if progress.step in plan.eval_steps:
-            progress = _evaluate(model, task, plan, population, progress, mesh)
+            progress = _evaluate(model, task, plan, progress, mesh)
         on_progress(progress)
     on_steps(_metrics(progress, runs, cost))
     records = _make_records(model, task, plan, population, progress, mesh)
@@ -174,13 +174,12 @@ def _evaluate(
     model: LanguageModel,
     task: EncodedTask,
     plan: PopulationPlan,
-    population: Population,
     progress: TrainProgress,
     mesh: Mesh,
 ) -> TrainProgress:
     """Starts to score the prompts on their dev subsets, and to read them."""
     prompts = progress.state.prompts
-    nll = _start_scoring_samples(model, prompts, population.mask, task.dev_subset, plan, mesh)
+    nll = _start_scoring_samples(model, prompts, task.dev_subset, plan, mesh)
     nearest = d_proj(model.embedding_table(), prompts, model.valid_tokens())
     progress = progress.replace(nll=(*progress.nll, nll), nearest=(*progress.nearest, nearest))
     if any(run.keep == "best" for run in plan.runs):
@@ -204,8 +203,8 @@ def _make_records(
     kept = [_kept_point(run, curve) for run, curve in zip(runs, curves, strict=True)]
     prompts = _kept_prompts(plan, progress, kept)
 
-    dev_nll = _start_scoring_samples(model, prompts, population.mask, task.dev, plan, mesh)
-    test_nll = start_scoring(model, prompts, population.mask, task.test, mesh)
+    dev_nll = _start_scoring_samples(model, prompts, task.dev, plan, mesh)
+    test_nll = start_scoring(model, prompts, plan.prompt_lengths, task.test, mesh)
     dev_accuracies = _accuracies(dev_nll, task.dev, plan)
     predicted = predictions(test_nll, task.test)
     targets = c_proj(model.embedding_table(), population.target_ids)
@@ -277,13 +276,15 @@ def _final_gammas(plan: PopulationPlan, population: Population, state: TrainStat
 def _start_scoring_samples(
     model: LanguageModel,
     prompts: jax.Array,
-    mask: jax.Array,
     sets: Mapping[int, EvaluationSet],
     plan: PopulationPlan,
     mesh: Mesh,
 ) -> list[list[jax.Array]]:
     """`start_scoring` of each sample's set under all prompts, sorted by data seed."""
-    return [start_scoring(model, prompts, mask, sets[seed], mesh) for seed in plan.data_seeds]
+    return [
+        start_scoring(model, prompts, plan.prompt_lengths, sets[seed], mesh)
+        for seed in plan.data_seeds
+    ]
 
 
 def _accuracies(

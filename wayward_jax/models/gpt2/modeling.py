@@ -4,9 +4,8 @@ import dataclasses
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from wayward_jax.models.attention import AttentionLayout, LayerKVCache, attend
+from wayward_jax.models.attention import attend
 from wayward_jax.models.causal_lm import CausalLM
 
 ACTIVATIONS = {
@@ -41,6 +40,10 @@ class GPT2Config:
         return self.n_layer
 
     @property
+    def heads(self) -> int:
+        return self.n_head
+
+    @property
     def attention_width(self) -> int:
         return self.n_embd
 
@@ -52,8 +55,8 @@ def _norm(config: GPT2Config) -> nn.LayerNorm:
 class Block(nn.Module):
     """One layer: attention and an MLP, each with a norm before it.
 
-    It is called as `CausalLM` says: the stream `[R * L + T, n_embd]` becomes `[Q, n_embd]` at
-    `output_positions` (None means all).
+    It is called as `CausalLM` says: the stream `[T, n_embd]` becomes `[Q, n_embd]` at
+    `output_slots` (None means all).
     """
 
     config: GPT2Config
@@ -61,29 +64,24 @@ class Block(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.ln_1, self.ln_2 = _norm(c), _norm(c)
-        self.c_attn = nn.Dense(3 * c.n_embd)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Dense(c.n_embd) for _ in range(3))
         self.attn_proj = nn.Dense(c.n_embd)
         self.c_fc = nn.Dense(c.n_inner or 4 * c.n_embd)
         self.mlp_proj = nn.Dense(c.n_embd)
 
-    def __call__(
-        self,
-        x: jax.Array,
-        layout: AttentionLayout,
-        kv_cache: LayerKVCache | None,
-        output_positions: jax.Array | None,
-    ) -> tuple[jax.Array, LayerKVCache]:
-        qkv = self.c_attn(self.ln_1(x)).reshape(len(x), 3 * self.config.n_head, -1)
-        mixed, kv_cache = attend(*jnp.split(qkv, 3, axis=1), layout, kv_cache)
-        if output_positions is not None:
-            x, mixed = x[output_positions], mixed[output_positions]
+    def __call__(self, x: jax.Array, bias: jax.Array, output_slots: jax.Array | None) -> jax.Array:
+        normed = self.ln_1(x)
+        q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
+        mixed = attend(q, k, v, bias, self.config.n_embd // self.config.n_head)
+        if output_slots is not None:
+            x, mixed = x[output_slots], mixed[output_slots]
         x = x + self.attn_proj(mixed)
         activation = ACTIVATIONS[self.config.activation_function]
-        return x + self.mlp_proj(activation(self.c_fc(self.ln_2(x)))), kv_cache
+        return x + self.mlp_proj(activation(self.c_fc(self.ln_2(x))))
 
 
 class GPT2(CausalLM):
-    """GPT-2: learned positions, layer norms with bias, one fused projection to Q, K and V."""
+    """GPT-2: learned positions, layer norms with bias, an MLP without gates."""
 
     config: GPT2Config
 

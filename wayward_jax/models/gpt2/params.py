@@ -32,7 +32,9 @@ GPT2_FAMILY = Family(
         "wpe": "wpe",
         "layers": "h",
         "ln_1": "ln_1",
-        "c_attn": "attn.c_attn",
+        "q_proj": "attn.c_attn",
+        "k_proj": "attn.c_attn",
+        "v_proj": "attn.c_attn",
         "attn_proj": "attn.c_proj",
         "ln_2": "ln_2",
         "c_fc": "mlp.c_fc",
@@ -43,7 +45,8 @@ GPT2_FAMILY = Family(
     prefix="transformer.",
     constants=re.compile(r"\.attn\.(masked_)?bias$"),  # the causal mask
     linear_out_in=False,  # GPT-2's linear layers are published as 1x1 convolutions
-    split_outputs=frozenset({"c_attn", "c_fc"}),
+    fused=(("q_proj", "k_proj", "v_proj"),),
+    split_outputs=frozenset({"q_proj", "k_proj", "v_proj", "c_fc"}),
     split_inputs=frozenset({"attn_proj", "mlp_proj"}),
-    attention_inputs=frozenset({"c_attn"}),
+    attention_inputs=frozenset({"q_proj", "k_proj", "v_proj"}),
 )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wayward_jax.models.attention import AttentionLayout, LayerKVCache, attend
+from wayward_jax.models.attention import attend
 from wayward_jax.models.causal_lm import CausalLM
 
 
@@ -63,6 +63,10 @@ class LlamaConfig:
         return self.num_hidden_layers
 
     @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
     def attention_width(self) -> int:
         return self.num_attention_heads * self.head_dim
 
@@ -95,21 +99,23 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Applies rotary embedding to `x` `[T, H, d]` by `angles` `[T, d / 2]` in radians.
+    """Rotates the heads of `x` `[T, H * d]` by `angles` `[T, d / 2]` in radians.
 
-    Channel i is paired with channel i + d / 2. The product is computed in float32 and returned in
-    the dtype of `x` (RoFormer, Su et al., 2021, section 3.2).
+    Channel i of a head is paired with its channel i + d / 2. The product is computed in float32 and
+    returned in the dtype of `x` (rotary embedding: RoFormer, Su et al., 2021, section 3.2).
     """
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    heads = x.astype(jnp.float32).reshape(len(x), -1, 2 * angles.shape[1])
+    a, b = jnp.split(heads, 2, axis=-1)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return rotated.astype(x.dtype).reshape(x.shape)
 
 
 class Block(nn.Module):
     """One layer: attention and a gated MLP, each with a norm before it.
 
-    It is called as `CausalLM` says: the stream `[R * L + T, hidden_size]` becomes
-    `[Q, hidden_size]` at `output_positions` (None means all). `angles` are those of `rotate`.
+    It is called as `CausalLM` says: the stream `[T, hidden_size]` becomes `[Q, hidden_size]` at
+    `output_slots` (None means all). `angles` are those of `rotate`.
     """
 
     config: LlamaConfig
@@ -129,22 +135,18 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        layout: AttentionLayout,
-        kv_cache: LayerKVCache | None,
-        output_positions: jax.Array | None,
+        bias: jax.Array,
+        output_slots: jax.Array | None,
         angles: jax.Array,
-    ) -> tuple[jax.Array, LayerKVCache]:
+    ) -> jax.Array:
         normed = self.input_layernorm(x)
-        q, k, v = (
-            project(normed).reshape(len(x), -1, self.config.head_dim)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        mixed, kv_cache = attend(rotate(q, angles), rotate(k, angles), v, layout, kv_cache)
-        if output_positions is not None:
-            x, mixed = x[output_positions], mixed[output_positions]
+        q, k = rotate(self.q_proj(normed), angles), rotate(self.k_proj(normed), angles)
+        mixed = attend(q, k, self.v_proj(normed), bias, self.config.head_dim)
+        if output_slots is not None:
+            x, mixed = x[output_slots], mixed[output_slots]
         x = x + self.o_proj(mixed)
         normed = self.post_attention_layernorm(x)
-        return x + self.down_proj(nn.silu(self.gate_proj(normed)) * self.up_proj(normed)), kv_cache
+        return x + self.down_proj(nn.silu(self.gate_proj(normed)) * self.up_proj(normed))
 
 
 class Llama(CausalLM):
