@@ -119,7 +119,9 @@ def demonstrations(
     ids: list[int] = []
     order = np.random.default_rng(seed).permutation(len(train))
     for index in order[:MOST_DEMONSTRATIONS]:
-        more = [*train[index].ids.tolist(), *separator]
+        example = train[index]
+        # Of several label words, the first one.
+        more = [*example.ids[example.branch <= 1].tolist(), *separator]
         if len(ids) + len(more) > room:
             break
         ids += more

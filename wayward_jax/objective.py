@@ -1,5 +1,6 @@
 """The loss of a continuous prompt: task loss and distance to a target text (paper, section 3)."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,9 @@ from jax.typing import ArrayLike
 from wayward_jax.packing import PackedBatch
 from wayward_jax.projection import c_proj
 
+# The logarithm of no probability. It is finite, because gradients at infinity are not numbers.
+IMPOSSIBLE = -1e30
+
 
 def losses(
     module: nn.Module,
@@ -18,6 +22,7 @@ def losses(
     batch: PackedBatch,
     target_ids: jax.Array,
     gamma: ArrayLike,
+    bos_ids: Sequence[int] = (),
 ) -> jax.Array:
     """The losses that the paper minimizes, of R prompts on their own examples (section 3).
 
@@ -28,36 +33,94 @@ def losses(
         module: a `CausalLM`.
         params: its frozen weights.
         prompts: `[R, L, D]` float32.
-        batch: examples of the R runs with their gold labels.
+        batch: examples of the R runs with their gold labels. A prompt has `len(bos_ids)` vectors
+            more there.
         target_ids: `[R, L]` int32.
         gamma: `[R]` or `[]`.
+        bos_ids: tokens that stand before each prompt.
 
     Returns:
         `[R]` float32, nats a token plus gamma times squared distance.
     """
     mask = jnp.ones(prompts.shape[:2], bool)
-    targets = c_proj(module.apply(params, method="embedding_table"), target_ids)
-    summed, examples = summed_losses(module, params, prompts, batch)
+    table = module.apply(params, method="embedding_table")
+    targets, bos = c_proj(table, target_ids), c_proj(table, jnp.asarray(bos_ids, jnp.int32))
+    before = jnp.broadcast_to(bos, (len(prompts), *bos.shape))
+    inputs = jnp.concatenate([before, prompts], axis=1)
+    summed, examples = summed_losses(module, params, inputs, batch)
     task_loss = summed / jnp.maximum(examples, 1)
     return task_loss + gamma * distance(prompts, targets, mask)
 
 
 def summed_losses(
-    module: nn.Module, params: dict, prompts: jax.Array, batch: PackedBatch
+    module: nn.Module, params: dict[str, Any], prompts: jax.Array, batch: PackedBatch
 ) -> tuple[jax.Array, jax.Array]:
     """Sums the losses of each run's examples, and counts them: `[R]` float32 each.
 
-    The examples have their gold labels alone. The arguments are those of `prediction_losses`.
+    The examples have their gold labels alone. A label's probability is the sum over its words, so
+    the loss of an example is `-log sum_w exp(-nll_w)`. The arguments are those of
+    `prediction_losses`.
     """
-    losses = prediction_losses(module, params, prompts, batch)
+    shares = prediction_losses(module, params, prompts, batch)
+    finite = jnp.isfinite(shares)
+    losses, ends = _example_losses(jnp.where(finite, shares, 0), batch)
     own = batch.prediction_runs() == jnp.arange(len(prompts))[:, None]  # [R, K]
-    # Masked, not multiplied: the NaN of a diverged run must stay its own. A weight is 1 over the
-    # number of a continuation's tokens, so the weights count the examples.
-    return jnp.where(own, losses, 0).sum(axis=1), jnp.where(own, batch.weight, 0).sum(axis=1)
+    summed = jnp.where(own & ends, losses, 0).sum(axis=1)
+    # Masked, not multiplied: the NaN of a diverged run must stay its own.
+    diverged = (own & ~finite).any(axis=1)
+    return jnp.where(diverged, jnp.nan, summed), (own & ends).sum(axis=1).astype(jnp.float32)
+
+
+def _example_losses(shares: jax.Array, batch: PackedBatch) -> tuple[jax.Array, jax.Array]:
+    """Makes the losses of examples from the shares of their predictions.
+
+    The predictions of an example stand together, and so do those of each of its label words.
+
+    Args:
+        shares: `[K]`, finite, from `prediction_losses`.
+        batch: the examples.
+
+    Returns:
+        `[K]` float32 and `[K]` bool: the loss of an example stands where the example ends.
+    """
+    used = jnp.asarray(batch.weight) > 0
+    segment = jnp.ravel(batch.segment)[batch.query[batch.of]]
+    starts_example = _changes(segment) | _changes(used)
+    starts_word = starts_example | _changes(batch.score)
+    nll = _running(jnp.add, shares, starts_word)
+    log_likelihood = jnp.where(used & _ends(starts_word), -nll, IMPOSSIBLE)
+    return -_running(jnp.logaddexp, log_likelihood, starts_example), used & _ends(starts_example)
+
+
+def _changes(x: ArrayLike) -> jax.Array:
+    """Tells where a value differs from the one before: `[K]` bool, True at the first."""
+    x = jnp.asarray(x)
+    return jnp.append(True, x[1:] != x[:-1])
+
+
+def _ends(starts: jax.Array) -> jax.Array:
+    """Finds the ends of stretches from their starts: `[K]` bool."""
+    return jnp.append(starts[1:], True)
+
+
+def _running(
+    combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, starts: jax.Array
+) -> jax.Array:
+    """Accumulates `[K]` numbers from each start on, always in the same order."""
+
+    def join(
+        left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]
+    ) -> tuple[Any, ...]:
+        return (
+            jnp.where(right[1], right[0], combine(left[0], right[0])),
+            left[1] | right[1],
+        )
+
+    return jax.lax.associative_scan(join, (x, starts))[0]
 
 
 def prediction_losses(
-    module: nn.Module, params: dict, prompts: jax.Array, batch: PackedBatch
+    module: nn.Module, params: dict[str, Any], prompts: jax.Array, batch: PackedBatch
 ) -> jax.Array:
     """The share of each predicted token in its continuation's mean NLL, in nats.
 
@@ -86,7 +149,7 @@ def prediction_losses(
 
 
 def embed_batch(
-    module: nn.Module, params: dict, prompts: jax.Array, batch: PackedBatch
+    module: nn.Module, params: dict[str, Any], prompts: jax.Array, batch: PackedBatch
 ) -> jax.Array:
     """Puts the prompts' vectors and the tokens' embeddings into the slots of a batch: `[T, D]`.
 
@@ -111,11 +174,11 @@ def _insert(prompts: jax.Array, tokens: jax.Array, batch: PackedBatch) -> jax.Ar
 
 def _insert_forward(
     prompts: jax.Array, tokens: jax.Array, batch: PackedBatch
-) -> tuple[jax.Array, tuple]:
+) -> tuple[jax.Array, tuple[Any, ...]]:
     return _insert(prompts, tokens, batch), (prompts, batch)
 
 
-def _insert_backward(residuals: tuple, gradient: jax.Array) -> tuple:
+def _insert_backward(residuals: tuple[Any, ...], gradient: jax.Array) -> tuple[Any, ...]:
     prompts, batch = residuals
     slots = batch.copies[..., None] + jnp.arange(prompts.shape[1])  # [R, n, L]
     own = _own_vectors(prompts, batch)[:, None] & (batch.copies >= 0)[..., None, None]

@@ -36,7 +36,7 @@ class Records(list[RunRecord]):
 
     def to_frame(self) -> pd.DataFrame:
         """A row a run, as in a job's results file, without nested values."""
-        nested = ("curve", "correct", "target_ids", "token_ids")
+        nested = ("curve", "correct", "target_ids", "token_ids", "bos_ids")
         rows = [record.to_json() for record in self]
         return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
 
@@ -166,6 +166,7 @@ def tune(
         "template": template,
         "k_shot": task.k_shot,
         "data_seed": task.data_seed,
+        "bos_ids": model.bos_ids,
     }
     readable = model.valid_tokens()
     runs: dict[Run, None] = {}  # a p_star has no gamma, so several gammas are one run of it

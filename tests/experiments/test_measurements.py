@@ -140,7 +140,7 @@ def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, tmp_pat
     theirs = toy_models.load_published(family, tmp_path)
     encoded = toy_models.examples(5, n_labels=2, seed=1)
     (examples,) = evaluation_sets(
-        [label_segments(encoded)], [np.zeros(5, np.int32)], 2, tokens=10**6
+        [label_segments(encoded)], [np.zeros(5, np.int32)], range(2), prompt_length=6, tokens=10**6
     )
     texts = ([7, 8, 9], [3], [], [5, 5, 11, 60])
     table = np.asarray(ours.embedding_table())
@@ -166,7 +166,7 @@ def test_calibration_divides_probabilities_by_those_of_a_text_without_content():
 def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
     encoded = toy_models.examples(40, n_labels=2, seed=6)
     labels = np.arange(40) % 2
-    train = gold_segments(encoded, labels)
+    train = gold_segments(encoded, labels, range(2))
     wholes = {
         (*example.contexts[label], *example.continuations[label][:-1], 99)
         for example, label in zip(encoded, labels, strict=True)

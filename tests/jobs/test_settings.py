@@ -24,6 +24,7 @@ OTHERS = {
     "label_column": "stars",
     "truncate": "head",
     "readable": "all",
+    "bos": "no",
     "targets": "text=w1, w2",
     "gamma": "0,0.0001,auto,a/gpt2:3e+20",
     "constraint": "penalty,cell",

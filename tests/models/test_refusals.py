@@ -212,3 +212,18 @@ def test_code_in_the_folder_of_a_model_is_never_run(publish, tmp_path):
     edit_config(folder, model_type="mine")
     assert_refused(folder, tmp_path, str(folder), "code of its own, which is never run")
     assert not list(tmp_path.rglob("*.ran"))
+
+
+def test_bos_is_what_the_tokenizer_says_or_what_is_asked_for(publish, tmp_path):
+    """The published tokenizer begins no text with BOS, as GPT-2's, and the folder names one."""
+    folder, _ = publish(GPT2Config(**GPT2, bos_token_id=7, eos_token_id=0))
+    bos = {
+        each: models.load(str(folder), cache_dir=tmp_path / "cache", bos=each).bos_ids
+        for each in ("auto", "yes", "no")
+    }
+    assert bos == {"auto": (), "yes": (7,), "no": ()}
+    edit_config(folder, bos_token_id=None)
+    with pytest.raises(InputError, match=r"^bos='yes': .* use bos=no, or name one as bos_token_id"):
+        models.load(str(folder), cache_dir=tmp_path / "cache", bos="yes")
+    with pytest.raises(InputError, match=r"^bos=.maybe.: choose one of auto"):
+        models.load(str(folder), cache_dir=tmp_path / "cache", bos="maybe")

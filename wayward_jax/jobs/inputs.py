@@ -83,6 +83,7 @@ class Loader:
                 dtype=self.dtype,
                 mesh=self.mesh,
                 readable=self._settings.readable,
+                bos=self._settings.bos,
             )
         return self._loaded
 
@@ -340,7 +341,10 @@ def _read_for(
         ]
         targets.require_readable(found, model.tokenizer, model.valid_tokens())
         of_task = dataclasses.replace(own_settings, template=template)
-        planned[task] = experiment.runs(of_task, model, task, found)
+        planned[task] = [
+            dataclasses.replace(run, bos_ids=model.bos_ids)
+            for run in experiment.runs(of_task, model, task, found)
+        ]
         _check_starts(starts, planned[task], model.embedding_table().shape[1])
         check_cells(model, planned[task])
     # Experiments put prompts before the examples of other tasks, too.
@@ -367,7 +371,7 @@ def _read_for(
             texts_b=test.texts_b,
             template=templates[task],
             method=settings.method,
-            max_tokens=model.module.config.max_positions - longest,
+            max_tokens=model.module.config.max_positions - len(model.bos_ids) - longest,
         )
         if cut:
             watch.note(

@@ -54,18 +54,21 @@ class ProbeContext:
     def score(self, prompts: Sequence[np.ndarray], examples: EvaluationSet) -> np.ndarray:
         """Scores examples with `evaluation.score_prompts`: `[N, E, C]` float32, nats a token.
 
-        Prompts are padded so that programs are compiled for few lengths.
+        BOS is put before each prompt if the model expects it there. Prompts are padded so that
+        programs are compiled for few lengths.
         """
         longest = max(len(prompt) for prompt in prompts)
         length = max(record.run.prompt_length for record in self.records)
         if longest > length:
             length = min(-(-longest // GRAIN) * GRAIN, self.max_positions)
-        return score_prompts(self.model, prompts, examples, self.mesh, length=length)
+        inputs = [self.model.with_bos(prompt) for prompt in prompts]
+        length += len(self.model.bos_ids)
+        return score_prompts(self.model, inputs, examples, self.mesh, length=length)
 
     @property
     def max_positions(self) -> int:
-        """The largest number of tokens that the model can read."""
-        return self.model.module.config.max_positions
+        """The largest number of tokens that the model can read after BOS."""
+        return self.model.module.config.max_positions - len(self.model.bos_ids)
 
 
 def accuracy(scores: np.ndarray, examples: EvaluationSet) -> float:

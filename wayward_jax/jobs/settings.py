@@ -262,6 +262,12 @@ class Settings(CommonSettings):
         "Tokens that a prompt can be read as: those that stand for text, or all, with special and "
         "reserved ones.",
     )
+    bos: str = setting(
+        one_of("auto", "yes", "no"),
+        "auto",
+        "Whether the token that begins a text stands before every prompt; auto is where the "
+        "model's tokenizer begins texts with it.",
+    )
     k_shot: int = setting(
         Value("a number of examples a class, or -1 for all", read_k_shot),
         "-1",

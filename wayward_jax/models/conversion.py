@@ -24,7 +24,7 @@ from wayward_jax.models.language_model import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 
 # To be raised with every change after which the same published model is converted differently.
-VERSION = 4
+VERSION = 5
 
 PARAMS, CONFIG, TOKENIZER = "params", "config.json", "tokenizer.json"
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -58,6 +58,7 @@ def convert(published: PublishedModel, dtype: np.dtype, folder: Path) -> None:
     config = {
         **published.config,
         "eos_token_id": tokenizer.eos_id,
+        "bos_token_id": tokenizer.bos_id,
         "params_dtype": dtype.name,
         "digest": digest,
         "params": [path.replace("/", ".") for path in params],
@@ -81,7 +82,9 @@ def open_converted(folder: Path, name: str) -> LanguageModel:
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tokenizer = Tokenizer.open(folder / TOKENIZER, config["eos_token_id"])
+        tokenizer = Tokenizer.open(
+            folder / TOKENIZER, config["eos_token_id"], config["bos_token_id"]
+        )
         dtype, digest = jnp.dtype(config["params_dtype"]), config["digest"]
         # The .npy format has no bfloat16 and stores it as two bytes without a type.
         flat = {
