@@ -98,8 +98,15 @@ def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder,
 
 @pytest.mark.slow
 def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(folder, alone):
-    """Each of two is killed once, then one is told to stop."""
+    """One of two is told to stop, and then each is killed once."""
     out_dir = folder / "ended"
+    started = start(folder, 2, out_dir)
+    wait_until_tuning(started, out_dir)
+    started[1].send_signal(signal.SIGINT)
+    codes, said = finish(started)
+    assert codes == [STOPPED] * 2, said
+    assert f"stopped: the same command with --out_dir={out_dir} continues it\n" in said[0][1]
+
     for killed in (1, 0):
         started = start(folder, 2, out_dir)
         wait_until_tuning(started, out_dir)
@@ -111,13 +118,6 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(f
         assert codes[1 - killed] == LOST == 76
         *_, last = said[1 - killed][1].splitlines()
         assert last.startswith("error: the processes of this job have lost each other: ")
-
-    started = start(folder, 2, out_dir)
-    wait_until_tuning(started, out_dir)
-    started[1].send_signal(signal.SIGINT)
-    codes, said = finish(started)
-    assert codes == [STOPPED] * 2, said
-    assert f"stopped: the same command with --out_dir={out_dir} continues it\n" in said[0][1]
 
     codes, said = finish(start(folder, 2, out_dir))
     assert codes == [0, 0], said
