@@ -64,7 +64,7 @@ class _Flag(flags.Flag):
         is_boolean = setting.kind is BOOLEAN
         super().__init__(
             flags.BooleanParser() if is_boolean else flags.ArgumentParser(),
-            flags.ArgumentSerializer(),
+            None if is_boolean else flags.ArgumentSerializer(),
             setting.name,
             setting.default,
             setting.help if is_boolean else f"{setting.help}\n({setting.kind.form})",
