@@ -1,6 +1,6 @@
 """The loss of a continuous prompt: task loss and distance to a target text (paper, section 3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,9 +10,6 @@ from jax.typing import ArrayLike
 
 from wayward_jax.packing import PackedBatch
 from wayward_jax.projection import c_proj
-
-# The logarithm of no probability. It is finite, because gradients at infinity are not numbers.
-IMPOSSIBLE = -1e30
 
 
 def losses(
@@ -63,60 +60,51 @@ def summed_losses(
     """
     shares = prediction_losses(module, params, prompts, batch)
     finite = jnp.isfinite(shares)
-    losses, ends = _example_losses(jnp.where(finite, shares, 0), batch)
+    losses, starts = _label_losses(jnp.where(finite, shares, 0), batch)
     own = batch.prediction_runs() == jnp.arange(len(prompts))[:, None]  # [R, K]
-    summed = jnp.where(own & ends, losses, 0).sum(axis=1)
+    summed = jnp.where(own, losses, 0).sum(axis=1)
     # Masked, not multiplied: the NaN of a diverged run must stay its own.
     diverged = (own & ~finite).any(axis=1)
-    return jnp.where(diverged, jnp.nan, summed), (own & ends).sum(axis=1).astype(jnp.float32)
+    return jnp.where(diverged, jnp.nan, summed), (own & starts).sum(axis=1).astype(jnp.float32)
 
 
-def _example_losses(shares: jax.Array, batch: PackedBatch) -> tuple[jax.Array, jax.Array]:
-    """Makes the losses of examples from the shares of their predictions.
+def _label_losses(shares: jax.Array, batch: PackedBatch) -> tuple[jax.Array, jax.Array]:
+    """The share of each predicted token in its label's loss `-log sum_w exp(-nll_w)`.
 
-    The predictions of an example stand together, and so do those of each of its label words.
+    With `q_w` for the share of a word in its label's probability, that loss is
+    `sum_w q_w (nll_w + log q_w)`, and its gradient is `sum_w q_w` times that of `nll_w`. So `q` is
+    a constant for the gradient. It is exactly 1 for the only word of a label.
 
     Args:
         shares: `[K]`, finite, from `prediction_losses`.
-        batch: the examples.
+        batch: the examples. Predictions of an example stand together, and so do those of a word.
 
     Returns:
-        `[K]` float32 and `[K]` bool: the loss of an example stands where the example ends.
+        `[K]` float32, whose sum over an example is its loss, and `[K]` bool, where an example
+        starts.
     """
     used = jnp.asarray(batch.weight) > 0
     segment = jnp.ravel(batch.segment)[batch.query[batch.of]]
-    starts_example = _changes(segment) | _changes(used)
-    starts_word = starts_example | _changes(batch.score)
-    nll = _running(jnp.add, shares, starts_word)
-    log_likelihood = jnp.where(used & _ends(starts_word), -nll, IMPOSSIBLE)
-    return -_running(jnp.logaddexp, log_likelihood, starts_example), used & _ends(starts_example)
+    starts = _changes(segment) | _changes(used)
+    starts_word = starts | _changes(batch.score)
+    example, word = jnp.cumsum(starts) - 1, jnp.cumsum(starts_word) - 1
+
+    def summed(x: jax.Array, group: jax.Array) -> jax.Array:
+        """Sums each group, and puts the sum wherever the group is."""
+        return jax.ops.segment_sum(x, group, len(x), indices_are_sorted=True)[group]
+
+    nll = summed(jax.lax.stop_gradient(shares), word)
+    least = jax.ops.segment_min(nll, example, len(nll), indices_are_sorted=True)[example]
+    total = summed(jnp.where(starts_word, jnp.exp(least - nll), 0), example)
+    log_q = least - nll - jnp.log(total)
+    q = jnp.exp(log_q)
+    return q * shares + jnp.where(starts_word & used, q * log_q, 0), starts & used
 
 
 def _changes(x: ArrayLike) -> jax.Array:
     """Tells where a value differs from the one before: `[K]` bool, True at the first."""
     x = jnp.asarray(x)
     return jnp.append(True, x[1:] != x[:-1])
-
-
-def _ends(starts: jax.Array) -> jax.Array:
-    """Finds the ends of stretches from their starts: `[K]` bool."""
-    return jnp.append(starts[1:], True)
-
-
-def _running(
-    combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, starts: jax.Array
-) -> jax.Array:
-    """Accumulates `[K]` numbers from each start on, always in the same order."""
-
-    def join(
-        left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]
-    ) -> tuple[Any, ...]:
-        return (
-            jnp.where(right[1], right[0], combine(left[0], right[0])),
-            left[1] | right[1],
-        )
-
-    return jax.lax.associative_scan(join, (x, starts))[0]
 
 
 def prediction_losses(
