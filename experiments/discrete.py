@@ -58,7 +58,8 @@ def _measure_zero_shot(context: ProbeContext, record: RunRecord) -> list[dict[st
 def _measure_few_shot(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
     run = record.run
     task = context.tasks[run.task]
-    longest = 1 + max(int(part.positions.max()) for part in task.test.parts)
+    segments = [segment for part in task.test.parts for pack in part for segment in pack]
+    longest = 1 + max(int(segment.positions.max()) for segment in segments)
     ids = demonstrations(
         task.train[run.data_seed],
         context.model.tokenizer.encode(SEPARATOR),
