@@ -147,7 +147,7 @@ def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, bos, tm
     (examples,) = evaluation_sets(
         [label_segments(encoded)], [np.zeros(5, np.int32)], range(2), prompt_length=7, tokens=10**6
     )
-    texts = ([7, 8, 9], [3], [], [5, 5, 11, 60])
+    texts = ([7, 8, 9], [3], [], [5, 5, 11, 60], [*range(1, 31)])
     table = np.asarray(ours.embedding_table())
     prompts = [table[ids].reshape(-1, toy_models.WIDTH) for ids in texts]
     (longest,) = toy_models.toy_runs(ours)[-1:]
@@ -160,7 +160,8 @@ def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, bos, tm
         pytest.fail,
     )
     assert longest.prompt_length == 6
-    found = context.score(prompts, examples)
+    # The last prompt is longer than those that the examples are packed for.
+    found = [*context.score(prompts[:-1], examples), *context.score(prompts[-1:], examples)]
     for ids, scores in zip(texts, found, strict=True):
         for example, of_labels in zip(encoded, scores, strict=True):
             for before, continuation, score in zip(*example, of_labels, strict=True):

@@ -12,8 +12,9 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
-from wayward_jax.training.evaluation import EvaluationSet, score_prompts
+from wayward_jax.training.evaluation import EvaluationSet, score_prompts, with_room
 from wayward_jax.training.examples import EncodedTask
+from wayward_jax.training.memory import row_grain
 
 # Prompts that are longer than the tuned ones are padded to a multiple of this many tokens.
 GRAIN = 64
@@ -61,6 +62,8 @@ class ProbeContext:
         length = max(record.run.prompt_length for record in self.records)
         if longest > length:
             length = min(-(-longest // GRAIN) * GRAIN, self.max_positions)
+            grain = row_grain(self.mesh)
+            examples = with_room(examples, length + len(self.model.bos_ids), grain)
         inputs = [self.model.with_bos(prompt) for prompt in prompts]
         length += len(self.model.bos_ids)
         return score_prompts(self.model, inputs, examples, self.mesh, length=length)

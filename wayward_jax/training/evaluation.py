@@ -104,6 +104,21 @@ def evaluation_sets(
     ]
 
 
+def with_room(examples: EvaluationSet, prompt_length: int, row_grain: int = GRAIN) -> EvaluationSet:
+    """The same packs in a shape that has room for longer prompts.
+
+    Args:
+        examples: made for shorter prompts.
+        prompt_length: vectors of the longest prompt.
+        row_grain: see `packing.row_sizes`.
+    """
+    packs = [[pack] for part in examples.parts for pack in part]
+    longest = max(len(segment.ids) for (pack,) in packs for segment in pack)
+    slots = row_sizes(prompt_length + longest, max(row_grain, ROW_GRAIN))[0]
+    lengths = np.full((len(packs), 1), prompt_length)
+    return dataclasses.replace(examples, shape=fitting_shape(packs, lengths, slots))
+
+
 def start_scoring(
     model: LanguageModel,
     prompts: jax.Array,
