@@ -25,16 +25,11 @@ flags.run(main, CalibrationSettings)
 """
 
 
-def send(number, seconds, ignored=()):
+def send(number, seconds, *launcher):
     """The exit code and errors of a program that has a signal while it starts."""
-
-    def ignore():
-        for each in ignored:
-            signal.signal(each, signal.SIG_IGN)
-
-    command = [sys.executable, "-c", PROGRAM, f"--seed={seconds}"]
+    command = [*launcher, sys.executable, "-c", PROGRAM, f"--seed={seconds}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, preexec_fn=ignore) as process:
+    with subprocess.Popen(command, **pipes) as process:
         process.stdout.readline()
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
@@ -47,7 +42,8 @@ def test_a_program_that_starts_ends_with_one_line(number):
 
 
 def test_nohup_keeps_a_program_from_the_signal_of_its_terminal():
-    assert send(signal.SIGHUP, 1, ignored=[signal.SIGHUP]) == (0, "")
+    ignoring = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh")
+    assert send(signal.SIGHUP, 1, *ignoring) == (0, "")
 
 
 @pytest.mark.parametrize("number", STOPPING)
