@@ -58,7 +58,8 @@ def _measure_zero_shot(context: ProbeContext, record: RunRecord) -> list[dict[st
 def _measure_few_shot(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
     run = record.run
     task = context.tasks[run.task]
-    longest = 1 + max(int(part.positions.max()) for part in task.test.parts)
+    segments = [segment for part in task.test.parts for pack in part for segment in pack]
+    longest = 1 + max(int(segment.positions.max()) for segment in segments)
     ids = demonstrations(
         task.train[run.data_seed],
         context.model.tokenizer.encode(SEPARATOR),
@@ -119,7 +120,9 @@ def demonstrations(
     ids: list[int] = []
     order = np.random.default_rng(seed).permutation(len(train))
     for index in order[:MOST_DEMONSTRATIONS]:
-        more = [*train[index].ids.tolist(), *separator]
+        example = train[index]
+        # Of several label words, the first one.
+        more = [*example.ids[example.branch <= 1].tolist(), *separator]
         if len(ids) + len(more) > room:
             break
         ids += more

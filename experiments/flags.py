@@ -11,8 +11,9 @@ from absl import app, flags, logging
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.exit_codes import BAD_INPUT, STOPPED
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.setting import BOOLEAN, Declared
+from wayward_jax.jobs.setting import BOOLEAN, Declared, Listed, Setting
 from wayward_jax.jobs.settings import Settings
+from wayward_jax.jobs.signals import stopping_signals
 
 Given = Mapping[str, str]
 """The texts of the flags that are given on a command line, by name."""
@@ -21,7 +22,7 @@ Given = Mapping[str, str]
 def run(main: Callable[[Given], None], kind: type[Declared]) -> None:
     """Runs a program with the flags of its settings, and exits.
 
-    Bad input ends with one line and exit code 2; SIGTERM and SIGINT end with one line and 75.
+    Bad input ends with one line and exit code 2; signals that ask to stop, with one line and 75.
 
     Args:
         main: the program, a function of the texts of the flags that are given.
@@ -30,7 +31,8 @@ def run(main: Callable[[Given], None], kind: type[Declared]) -> None:
     define(kind)
 
     def checked(argv: list[str]) -> None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in stopping_signals():
+            signal.signal(number, signal.default_int_handler)
         if not flags.FLAGS["verbosity"].present:
             # Orbax also raises the errors that its threads print: one message is enough.
             logging.set_verbosity(logging.FATAL)
@@ -50,13 +52,34 @@ def run(main: Callable[[Given], None], kind: type[Declared]) -> None:
 
 def define(kind: type[Declared]) -> None:
     """Defines the flags of settings; absl calls the program's module, whose help shows them, so."""
-    program = {"module_name": sys.argv[0]}
     for setting in kind.settings():
-        if setting.kind is BOOLEAN:
-            flags.DEFINE_bool(setting.name, setting.default == "true", setting.help, **program)
-        else:
-            help = f"{setting.help}\n({setting.kind.form})"
-            flags.DEFINE_string(setting.name, setting.default, help, **program)
+        flags.DEFINE_flag(_Flag(setting), module_name=sys.argv[0])
+
+
+class _Flag(flags.Flag):
+    """The flag of a setting. If it is given twice, lists are joined and other values refused."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._is_list = isinstance(setting.kind, Listed)
+        is_boolean = setting.kind is BOOLEAN
+        super().__init__(
+            flags.BooleanParser() if is_boolean else flags.ArgumentParser(),
+            None if is_boolean else flags.ArgumentSerializer(),
+            setting.name,
+            setting.default,
+            setting.help if is_boolean else f"{setting.help}\n({setting.kind.form})",
+            boolean=is_boolean,
+        )
+
+    def parse(self, argument: str) -> None:
+        """Parses one more text of the command line."""
+        if self.present and not self._is_list:
+            raise flags.IllegalFlagValueError(
+                f"--{self.name}={argument}: is given a second time, after {self.value}: give it "
+                "once"
+            )
+        before = self.value if self.present else None
+        super().parse(",".join(filter(None, (before, argument))))
 
 
 def given(kind: type[Declared]) -> Given:

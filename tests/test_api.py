@@ -14,6 +14,7 @@ from wayward_jax.constraints import Constraint
 from wayward_jax.packing import example_order
 from wayward_jax.sharding import make_mesh, place_params
 from wayward_jax.targets import load_texts
+from wayward_jax.tasks import TaskData
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +76,17 @@ def test_lists_give_a_record_for_every_combination_and_p_star_once_for_all_gamma
     assert both[2].prompt_f1 is None
 
 
-def test_the_loss_and_its_gradient_are_those_of_pytorch(model, theirs, task):
+def after_bos(theirs, bos, prompt):
+    """A prompt with the published model's embeddings of BOS before it."""
     torch = pytest.importorskip("torch")
+    before = theirs.get_input_embeddings()(torch.tensor(bos, dtype=torch.long))
+    return torch.cat([before.detach(), prompt])
+
+
+@pytest.mark.parametrize("bos", [(), (5,), (9, 2)])
+def test_the_loss_and_its_gradient_are_those_of_pytorch(model, theirs, task, bos):
+    torch = pytest.importorskip("torch")
+    model = dataclasses.replace(model, bos_ids=bos)
     rng = np.random.default_rng(0)
     prompts = rng.normal(size=(2, 3, toy_models.WIDTH)).astype(np.float32)
     targets, gammas = rng.integers(1, 80, (2, 3)), np.float32([0.1, 2.0])
@@ -91,9 +101,10 @@ def test_the_loss_and_its_gradient_are_those_of_pytorch(model, theirs, task):
     for r, own in enumerate(chosen):
         prompt = torch.tensor(prompts[r], requires_grad=True)
         labels = task.train.labels
+        inputs = after_bos(theirs, bos, prompt)
         nll = [
             toy_models.published_nll(
-                theirs, prompt, encoded[i].contexts[labels[i]], encoded[i].continuations[labels[i]]
+                theirs, inputs, encoded[i].contexts[labels[i]], encoded[i].continuations[labels[i]]
             )
             for i in own
         ]
@@ -106,8 +117,74 @@ def test_the_loss_and_its_gradient_are_those_of_pytorch(model, theirs, task):
         assert error < 1e-4 * prompt.grad.abs().max()
 
 
-def test_an_optimizer_of_ones_own_takes_the_steps_that_pytorchs_takes(model, theirs, task):
+SEVERAL = (("terrible", "w20"), ("great", "w21", "w22 w23"))
+"""Label words of the toy task, some of which begin alike and some of which are two tokens."""
+
+
+def test_with_several_label_words_the_loss_sums_their_probabilities(model, theirs, task):
+    """The loss, its gradient, and evaluation, against PyTorch: `-log sum_w exp(-nll_w)`."""
     torch = pytest.importorskip("torch")
+    words = [word for own in SEVERAL for word in own]
+    of_label = [[0, 1], [2, 3, 4]]
+    wide = dataclasses.replace(task, task=dataclasses.replace(task.task, label_words=SEVERAL))
+    single = dataclasses.replace(task.task, labels=tuple(words), label_words=tuple(words))
+    rng = np.random.default_rng(0)
+    prompts = rng.normal(size=(2, 3, toy_models.WIDTH)).astype(np.float32)
+    chosen = [[0, 7, 3, 1], [12, 5]]
+    packed = wj.pack(model, wide, chosen, prompt_length=3)
+
+    def label_losses(prompt, encoded):
+        nll = torch.stack(
+            [toy_models.published_nll(theirs, prompt, *each) for each in zip(*encoded, strict=True)]
+        )
+        return torch.stack([-torch.logsumexp(-nll[own], dim=0) for own in of_label])
+
+    def loss(prompts):
+        return wj.losses(model, prompts, packed, np.zeros((2, 3), int), 0.0)
+
+    found, gradients = loss(prompts), jax.grad(lambda prompts: loss(prompts).sum())(prompts)
+    train = wj.api.tasks.encode(single, task.train.texts, model.tokenizer, template=0)
+    for r, own in enumerate(chosen):
+        prompt = torch.tensor(prompts[r], requires_grad=True)
+        losses = [label_losses(prompt, train[i])[task.train.labels[i]] for i in own]
+        expected = torch.stack(losses).mean()
+        expected.backward()
+        np.testing.assert_allclose(found[r], expected.item(), rtol=1e-4)
+        error = np.abs(gradients[r] - prompt.grad.numpy()).max()
+        assert error < 1e-4 * prompt.grad.abs().max()
+
+    test = wj.api.tasks.encode(single, task.test.texts[:6], model.tokenizer, template=0)
+    some = dataclasses.replace(wide, test=task.test.take(range(6)))
+    (evaluation,) = wj.evaluate(model, [prompts[0]], some)
+    with torch.no_grad():
+        expected = torch.stack([label_losses(torch.tensor(prompts[0]), each) for each in test])
+    np.testing.assert_allclose(evaluation.nll, expected.numpy(), rtol=1e-4)
+    record = tune(model, wide, gamma=1.0)
+    assert np.isfinite(record.task_loss)
+
+
+def test_words_of_a_label_that_diverges_leave_the_other_runs_alone(model, task):
+    """Its own loss alone is not a number."""
+    wide = dataclasses.replace(task, task=dataclasses.replace(task.task, label_words=SEVERAL))
+    packed = wj.pack(model, wide, [[0, 7, 3], [12, 5]], prompt_length=3)
+    prompts = np.random.default_rng(0).normal(size=(2, 3, toy_models.WIDTH)).astype(np.float32)
+    broken = prompts.copy()
+    broken[1, 0, 0] = np.nan
+
+    def loss(prompts):
+        return wj.losses(model, prompts, packed, np.zeros((2, 3), int), 0.0)
+
+    whole, gradients = loss(prompts), jax.grad(lambda prompts: loss(prompts)[0])(prompts)
+    found, left = loss(broken), jax.grad(lambda prompts: loss(prompts)[0])(broken)
+    assert found[0] == whole[0]
+    assert np.isnan(found[1])
+    np.testing.assert_array_equal(left[0], gradients[0])
+
+
+@pytest.mark.parametrize("bos", [(), (5,)])
+def test_an_optimizer_of_ones_own_takes_the_steps_that_pytorchs_takes(model, theirs, task, bos):
+    torch = pytest.importorskip("torch")
+    model = dataclasses.replace(model, bos_ids=bos)
     record = tune(
         model, task, gamma=0.5, optimizer=lambda steps: optax.sgd(0.2), learning_rate=None, steps=3
     )
@@ -118,9 +195,10 @@ def test_an_optimizer_of_ones_own_takes_the_steps_that_pytorchs_takes(model, the
     order = example_order(len(encoded), 3 * 8, record.run.seed).reshape(3, 8)
     for batch in order:
         labels = task.train.labels
+        inputs = after_bos(theirs, bos, prompt)
         nll = [
             toy_models.published_nll(
-                theirs, prompt, encoded[i].contexts[labels[i]], encoded[i].continuations[labels[i]]
+                theirs, inputs, encoded[i].contexts[labels[i]], encoded[i].continuations[labels[i]]
             )
             for i in batch
         ]
@@ -150,6 +228,27 @@ class Ball(Constraint):
         return inside, {"projections": state["projections"] + 1}
 
 
+@pytest.mark.parametrize("constraint", ["penalty", "cell", "dual"])
+def test_bos_stays_as_it_is_and_is_no_part_of_the_prompt(model, task, constraint):
+    """Also under weight decay, which moves vectors without a gradient, and in long populations."""
+    settings = {"constraint": constraint, "weight_decay": 0.5, "steps": 6}
+    with_bos = dataclasses.replace(model, bos_ids=(5,))
+    record, longer = tune(
+        with_bos, task, None, targets={"short": "w7 w8", "long": toy_models.TARGET}, **settings
+    )
+    for each, length in ((record, 2), (longer, 4)):
+        assert each.prompt.shape == (length, toy_models.WIDTH)
+        assert len(each.token_ids) == length
+        assert each.run.bos_ids == (5,)
+    by_hand = dataclasses.replace(with_bos, bos_ids=())
+    table = np.asarray(model.embedding_table())
+    (expected,) = wj.evaluate(by_hand, [np.concatenate([table[[5]], longer.prompt])], task)
+    (found,) = wj.evaluate(with_bos, [longer.prompt], task)
+    np.testing.assert_allclose(found.nll, expected.nll, rtol=1e-4)
+    alone = tune(model, task, **settings)
+    assert alone.run.id != longer.run.id
+
+
 def test_a_constraint_of_ones_own_holds_at_the_end(model, task):
     near, far = (
         tune(model, task, constraint=Ball(radius), learning_rate=0.3) for radius in (0.25, 100.0)
@@ -173,6 +272,30 @@ def test_the_best_prompt_on_dev_is_kept_and_evaluated(model, task):
     (found,) = wj.evaluate(model, [record.prompt], task, n_eval=20)
     assert found.accuracy == record.accuracy
     np.testing.assert_array_equal(found.predictions, found.nll.argmin(axis=1))
+
+
+def test_texts_are_cut_at_the_end_that_is_asked_for(model, task):
+    """Against texts that are cut by hand: each word is a token, and texts have two at most."""
+    short = dataclasses.replace(task.task, max_length=18)
+    cut = {
+        "head": lambda words: words[-2:],
+        "tail": lambda words: words[:2],
+    }
+    by_end = {}
+    for end, keep in cut.items():
+        by_hand = [
+            dataclasses.replace(each, texts=tuple(" ".join(keep(t.split())) for t in each.texts))
+            for each in (task.train, task.dev, task.test)
+        ]
+        cut_by_hand = TaskData(task.task, *by_hand)
+        long = dataclasses.replace(task, task=short)
+        expected = tune(model, cut_by_hand)
+        found = tune(model, long, truncate=end)
+        np.testing.assert_array_equal(found.prompt, expected.prompt)
+        (evaluation,) = wj.evaluate(model, [found.prompt], long, n_eval=20, truncate=end)
+        assert evaluation.accuracy == found.accuracy == expected.accuracy
+        by_end[end] = evaluation.nll
+    assert (by_end["head"] != by_end["tail"]).any()
 
 
 def test_a_start_can_be_an_array_or_a_text(model, task):

@@ -29,6 +29,7 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 OTHER_FLAGS = {
     *("help", "logdir"),
     *("array", "kill-on-bad-exit", "ntasks", "cpus-per-task", "mem", "gpus-per-node", "time"),
+    "gpus-per-task",
     *("signal", "requeue", "open-mode", "output", "job-name", "nodes", "ntasks-per-node"),
 }
 
@@ -135,6 +136,8 @@ def test_every_flag_that_a_page_names_exists(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_can_be_parsed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     for program, parse in (("run", flags.job_settings), ("analyze", AnalysisSettings.parse)):
         for words in commands(page, program):
             given = dict(word.removeprefix("--").split("=", 1) for word in words)

@@ -32,6 +32,13 @@ def test_a_message_is_one_line_however_long_or_broken_the_value():
     assert len(error.as_flag()) < LONGEST_VALUE + 100
 
 
+def test_the_file_and_line_of_a_long_path_stay():
+    path = "/".join(["scratch", *["deep"] * 100, "train.jsonl:17"])
+    said = InputError(None, path, "no label: mend it").as_flag()
+    assert said.startswith("scratch/deep/")
+    assert said.endswith("/deep/train.jsonl:17: no label: mend it")
+
+
 def test_an_error_crosses_processes_as_it_is():
     error = pickle.loads(pickle.dumps(InputError("gamma", -1.5, "give 0 or more")))
     assert (error.argument, error.value, error.remedy) == ("gamma", -1.5, "give 0 or more")

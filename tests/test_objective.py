@@ -58,7 +58,7 @@ def encoded():
 
 @pytest.fixture(scope="module")
 def pack(encoded):
-    segments = [gold_segments(own, [1] * len(own)) for own in encoded]
+    segments = [gold_segments(own, [1] * len(own), range(2)) for own in encoded]
     packed = pack_segments([segments], np.array([LENGTHS]), PACK_SHAPE)
     return jax.tree.map(lambda x: x[0], packed)
 

@@ -85,7 +85,7 @@ def test_the_first_prediction_of_all_labels_is_one_query():
 
 def test_training_reads_the_gold_label_alone():
     example = Encoded(((1, 2), (3,)), ((4, 5), (6, 7, 8)))
-    first, second = gold_segments([example, example], [0, 1])
+    first, second = gold_segments([example, example], [0, 1], range(2))
     assert_fields(first, ids=[1, 2, 4], query=[1, 2], target=[4, 5], score=[0, 0])
     assert_fields(second, ids=[3, 6, 7], query=[0, 1, 2], target=[6, 7, 8], score=[0, 0, 0])
 

@@ -100,7 +100,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(results_on, on_one_device, famil
 def compiled(model, mesh):
     """The text of the program that takes two steps of five runs."""
     own_runs = toy_models.toy_runs(model, steps=2)
-    train = {100: gold_segments(toy_models.examples(20, n_labels=2, seed=0), [1] * 20)}
+    train = {100: gold_segments(toy_models.examples(20, n_labels=2, seed=0), [1] * 20, range(2))}
     (own,) = plan_populations(train, own_runs, population=5, pack_tokens=100, mesh=mesh)
     optimizer = named_optimizer("adamw", steps=2)
     population, state = init_population(model, own, mesh, optimizer)

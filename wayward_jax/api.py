@@ -43,6 +43,7 @@ def load_model(
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
     readable: str = "text",
+    bos: str = "auto",
 ) -> LanguageModel:
     """Loads a frozen language model; built-in models and models of the hub are fetched.
 
@@ -53,6 +54,8 @@ def load_model(
         dtype: of the weights; None is bfloat16 on accelerators and float32 on CPU.
         mesh: devices that its prompts will be tuned on; None is all of them, for different runs.
         readable: the tokens that a prompt can be read as: those of `text`, or `all`.
+        bos: whether BOS stands before every prompt, `yes` or `no`; `auto` is where the model's
+            tokenizer begins every text with it.
 
     Raises:
         InputError: there is no such model, or it cannot be used.
@@ -64,6 +67,7 @@ def load_model(
         dtype=dtype or models.default_dtype(),
         mesh=mesh or make_mesh(runs=jax.device_count()),
         readable=readable,
+        bos=bos,
     )
 
 
@@ -168,6 +172,7 @@ def evaluate(
     n_eval: int = 0,
     method: str = "direct",
     template: int | None = None,
+    truncate: str = "tail",
 ) -> list[Evaluation]:
     """Evaluates prompts on the test examples of a task.
 
@@ -178,6 +183,7 @@ def evaluate(
         n_eval: test examples, chosen at random; 0 is all of them.
         method: `direct` or `channel`.
         template: index of the task's template; None is the paper's.
+        truncate: the end that is cut from a text that is too long, `tail` or `head`.
 
     Raises:
         InputError: a prompt is not an array of finite numbers `[L, D]`.
@@ -194,10 +200,12 @@ def evaluate(
         n_eval=n_eval,
         tokens=busy_tokens(mesh),
         devices=mesh.shape["data"],
+        truncate=truncate,
         row_grain=row_grain(mesh),
     )
     test = encoded.test
-    nll = score_prompts(model, vectors, test, mesh, length=length)
+    inputs = [model.with_bos(prompt) for prompt in vectors]
+    nll = score_prompts(model, inputs, test, mesh, length=length + len(model.bos_ids))
     return [
         Evaluation(
             nll=own,
@@ -228,6 +236,7 @@ def pack(
         method: `direct` or `channel`.
         template: index of the task's template; None is the paper's.
     """
+    input_length = len(model.bos_ids) + prompt_length
     numbers = sorted({number for own in examples for number in own})
     chosen = task.train.take(numbers)
     encoded = tasks.encode(
@@ -236,17 +245,18 @@ def pack(
         model.tokenizer,
         template=task.task.default_template if template is None else template,
         method=method,
-        max_tokens=model.module.config.max_positions - prompt_length,
+        max_tokens=model.module.config.max_positions - input_length,
         texts_b=chosen.texts_b,
     )
-    segments = dict(zip(numbers, gold_segments(encoded, chosen.labels.tolist()), strict=True))
+    gold = gold_segments(encoded, chosen.labels.tolist(), task.task.word_labels)
+    segments = dict(zip(numbers, gold, strict=True))
     runs = [[segments[number] for number in own] for own in examples]
-    lengths = np.full((1, len(runs)), prompt_length)
+    lengths = np.full((1, len(runs)), input_length)
     longest = max(len(segment.ids) for segment in segments.values())
     shape = min(
         (
             fitting_shape([runs], lengths, slots)
-            for slots in row_sizes(prompt_length + longest, row_grain(mesh_of(model)))
+            for slots in row_sizes(input_length + longest, row_grain(mesh_of(model)))
         ),
         key=lambda shape: shape.cost,
     )
@@ -273,7 +283,9 @@ def losses(
         `[R]` float32, `objective.losses`.
     """
     target_ids = jnp.asarray(targets, jnp.int32)
-    return objective.losses(model.module, model.params, prompts, packed, target_ids, gamma)
+    return objective.losses(
+        model.module, model.params, prompts, packed, target_ids, gamma, model.bos_ids
+    )
 
 
 def checked_prompt(model: LanguageModel, prompt: ArrayLike) -> np.ndarray:

@@ -1,21 +1,21 @@
 """Files that are made once and shared by all processes of a machine."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
 from wayward_jax.errors import InputError, reason
+from wayward_jax.locks import locked
 
 
 def make_once(path: Path, make: Callable[[Path], None]) -> Path:
     """Makes a file or folder if it does not exist yet, and returns its path.
 
-    If several processes call this at once, one of them makes `path` and the others wait. No process
-    ever sees half of it: `make` writes to another path, which is renamed to `path` when everything
-    is on the disk.
+    If several processes call this at once, one of them makes `path` and the others wait, or each
+    makes it if the file system has no locks. No process ever sees half of it: `make` writes to
+    another path, which is renamed to `path` when everything is on the disk.
 
     Args:
         path: the file or folder.
@@ -29,7 +29,7 @@ def make_once(path: Path, make: Callable[[Path], None]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            FileLock(path.with_name(f".{path.name}.lock")),
+            locked(path.with_name(f".{path.name}.lock")),
             tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder,
         ):
             if not path.exists():
@@ -37,7 +37,7 @@ def make_once(path: Path, make: Callable[[Path], None]) -> Path:
                 make(made)
                 for file in [made, *made.rglob("*")]:
                     _sync(file)
-                os.replace(made, path)
+                _rename(made, path)
     except OSError as error:
         raise InputError(
             None,
@@ -48,10 +48,20 @@ def make_once(path: Path, make: Callable[[Path], None]) -> Path:
     return path
 
 
+def _rename(made: Path, path: Path) -> None:
+    """Renames what was made, unless another process was faster."""
+    try:
+        os.replace(made, path)
+    except OSError:
+        if not path.exists():
+            raise
+
+
 def _sync(file: Path) -> None:
-    """Waits until a file or folder is on the disk."""
+    """Waits until a file or folder is on the disk; not every file system can do so for folders."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(*((OSError,) if file.is_dir() else ())):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -70,6 +70,9 @@ class ProgressCheckpoints:
     A checkpoint is a tree of arrays in dicts and lists. Each has a digest of its numbers, because
     Orbax does not notice every change of its files, and of the version that wrote it, because
     another version may continue otherwise.
+
+    Attributes:
+        folder: where they are.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,6 +87,7 @@ class ProgressCheckpoints:
             create=False,
             multiprocessing_options=_alone(),
         )
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         with _os_errors():
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -103,12 +107,18 @@ class ProgressCheckpoints:
     def restore(
         self, on_broken: Callable[[int], None] = lambda step: None
     ) -> dict[str, Any] | None:
-        """The last tree that can be read; None if there is none. Broken ones are removed.
+        """The last tree that is not broken; None if there is none. Broken ones are removed.
 
         Args:
             on_broken: is called with the step of each broken one.
+
+        Raises:
+            OSError: the disk does not let one be read, which may be sound.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
+            for file in (self.folder / str(step)).rglob("*"):
+                if file.is_file():
+                    file.read_bytes()  # because Orbax does not tell a disk's errors from others
             # Orbax raises all kinds of exceptions on what is broken.
             with contextlib.suppress(Exception):
                 item = ocp.args.Composite(progress=ocp.args.PyTreeRestore())
@@ -160,9 +170,12 @@ def _digest(tree: dict[str, Any]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _os_errors() -> Iterator[None]:
-    """Turns the `ValueError` that Orbax raises when a disk is full into an `OSError`."""
+    """Turns the `ValueError` that Orbax raises when a disk or quota is full into an `OSError`."""
     try:
         yield
     except ValueError as error:
-        full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
+        for number in (errno.EDQUOT, errno.ENOSPC):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        full = "RESOURCE_EXHAUSTED" in str(error)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else error from error

@@ -57,7 +57,8 @@ class Target:
 
     ids: `[L]` int32 tokens.
     embeddings: `[L, D]` float32, their embeddings `c_proj(ids)`.
-    mask: `[L]` bool, False where a prompt that is shorter than its population's longest is padded.
+    mask: `[L]` bool, False on BOS before the prompt, and where a prompt that is shorter than its
+        population's longest is padded. Vectors there stay as they are.
     table: `[V, D]`, the embeddings of all tokens that can be read.
     """
 

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable
 
-# Values longer than this are cut in messages, so that a message stays one line that can be read.
+# The middle of values longer than this is left out of messages, so that a message stays one line
+# that can be read. The end of a path has the names of file and line.
 LONGEST_VALUE = 200
 
 FLAG = re.compile(r"(?<![\w-])--([a-z_]+)(?![\w-])")
@@ -49,4 +50,7 @@ class InputError(ValueError):
 
 def _cut(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST_VALUE else f"{line[:LONGEST_VALUE]}..."
+    if len(line) <= LONGEST_VALUE:
+        return line
+    half = LONGEST_VALUE // 2
+    return f"{line[:half]}...{line[-half:]}"

@@ -1,5 +1,6 @@
 """The loss of a continuous prompt: task loss and distance to a target text (paper, section 3)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ def losses(
     batch: PackedBatch,
     target_ids: jax.Array,
     gamma: ArrayLike,
+    bos_ids: Sequence[int] = (),
 ) -> jax.Array:
     """The losses that the paper minimizes, of R prompts on their own examples (section 3).
 
@@ -28,16 +30,21 @@ def losses(
         module: a `CausalLM`.
         params: its frozen weights.
         prompts: `[R, L, D]` float32.
-        batch: examples of the R runs with their gold labels.
+        batch: examples of the R runs with their gold labels. A prompt has `len(bos_ids)` vectors
+            more there.
         target_ids: `[R, L]` int32.
         gamma: `[R]` or `[]`.
+        bos_ids: tokens that stand before each prompt.
 
     Returns:
         `[R]` float32, nats a token plus gamma times squared distance.
     """
     mask = jnp.ones(prompts.shape[:2], bool)
-    targets = c_proj(module.apply(params, method="embedding_table"), target_ids)
-    summed, examples = summed_losses(module, params, prompts, batch)
+    table = module.apply(params, method="embedding_table")
+    targets, bos = c_proj(table, target_ids), c_proj(table, jnp.asarray(bos_ids, jnp.int32))
+    before = jnp.broadcast_to(bos, (len(prompts), *bos.shape))
+    inputs = jnp.concatenate([before, prompts], axis=1)
+    summed, examples = summed_losses(module, params, inputs, batch)
     task_loss = summed / jnp.maximum(examples, 1)
     return task_loss + gamma * distance(prompts, targets, mask)
 
@@ -47,13 +54,57 @@ def summed_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Sums the losses of each run's examples, and counts them: `[R]` float32 each.
 
-    The examples have their gold labels alone. The arguments are those of `prediction_losses`.
+    The examples have their gold labels alone. A label's probability is the sum over its words, so
+    the loss of an example is `-log sum_w exp(-nll_w)`. The arguments are those of
+    `prediction_losses`.
     """
-    losses = prediction_losses(module, params, prompts, batch)
+    shares = prediction_losses(module, params, prompts, batch)
+    finite = jnp.isfinite(shares)
+    losses, starts = _label_losses(jnp.where(finite, shares, 0), batch)
     own = batch.prediction_runs() == jnp.arange(len(prompts))[:, None]  # [R, K]
-    # Masked, not multiplied: the NaN of a diverged run must stay its own. A weight is 1 over the
-    # number of a continuation's tokens, so the weights count the examples.
-    return jnp.where(own, losses, 0).sum(axis=1), jnp.where(own, batch.weight, 0).sum(axis=1)
+    summed = jnp.where(own, losses, 0).sum(axis=1)
+    # Masked, not multiplied: the NaN of a diverged run must stay its own.
+    diverged = (own & ~finite).any(axis=1)
+    return jnp.where(diverged, jnp.nan, summed), (own & starts).sum(axis=1).astype(jnp.float32)
+
+
+def _label_losses(shares: jax.Array, batch: PackedBatch) -> tuple[jax.Array, jax.Array]:
+    """The share of each predicted token in its label's loss `-log sum_w exp(-nll_w)`.
+
+    With `q_w` for the share of a word in its label's probability, that loss is
+    `sum_w q_w (nll_w + log q_w)`, and its gradient is `sum_w q_w` times that of `nll_w`. So `q` is
+    a constant for the gradient. It is exactly 1 for the only word of a label.
+
+    Args:
+        shares: `[K]`, finite, from `prediction_losses`.
+        batch: the examples. Predictions of an example stand together, and so do those of a word.
+
+    Returns:
+        `[K]` float32, whose sum over an example is its loss, and `[K]` bool, where an example
+        starts.
+    """
+    used = jnp.asarray(batch.weight) > 0
+    segment = jnp.ravel(batch.segment)[batch.query[batch.of]]
+    starts = _changes(segment) | _changes(used)
+    starts_word = starts | _changes(batch.score)
+    example, word = jnp.cumsum(starts) - 1, jnp.cumsum(starts_word) - 1
+
+    def summed(x: jax.Array, group: jax.Array) -> jax.Array:
+        """Sums each group, and puts the sum wherever the group is."""
+        return jax.ops.segment_sum(x, group, len(x), indices_are_sorted=True)[group]
+
+    nll = summed(jax.lax.stop_gradient(shares), word)
+    least = jax.ops.segment_min(nll, example, len(nll), indices_are_sorted=True)[example]
+    total = summed(jnp.where(starts_word, jnp.exp(least - nll), 0), example)
+    log_q = least - nll - jnp.log(total)
+    q = jnp.exp(log_q)
+    return q * shares + jnp.where(starts_word & used, q * log_q, 0), starts & used
+
+
+def _changes(x: ArrayLike) -> jax.Array:
+    """Tells where a value differs from the one before: `[K]` bool, True at the first."""
+    x = jnp.asarray(x)
+    return jnp.append(True, x[1:] != x[:-1])
 
 
 def prediction_losses(

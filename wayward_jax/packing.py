@@ -64,14 +64,15 @@ class PackedBatch:
     positions: `[W, S]`, counted from the start of the prompt.
     run: `[W, S]`, the run of each slot; -1 in empty slots.
     segment: `[W, S]`, 0 in prompts and empty slots, and `1 + example` in the examples of the batch.
-    branch: `[W, S]`, 0 in a context and `1 + label` in that label's continuation.
+    branch: `[W, S]`, 0 in a context and `1 + word` in the continuation of that label word.
     prompt_lengths: `[R]`, the vectors of each run's prompt.
     copies: `[R, n]`, the slots where the copies of each run's prompt start, counted through all
         rows; -1 where there are fewer copies.
     query: `[Q]`, the slots whose hidden states predict, counted through all rows.
     of: `[K]`, which of the queries makes each prediction.
     target: `[K]`, the token that is predicted.
-    score: `[K]`, the number of the label, among all labels of all examples, that it counts for.
+    score: `[K]`, the number of the label word, among those of its example or of all, that it counts
+        for.
     weight: `[K]` float32, 1 / tokens of the continuation; 0 for unused predictions.
     """
 
@@ -156,18 +157,35 @@ def make_segment(
     return Segment(*arrays, np.asarray(weight, np.float32))
 
 
-def gold_segments(encoded: Sequence[Encoded], labels: Sequence[int]) -> list[Segment]:
-    """Makes the segments of training: an example with its gold label alone, which has number 0."""
+def gold_segments(
+    encoded: Sequence[Encoded], labels: Sequence[int], word_labels: Sequence[int]
+) -> list[Segment]:
+    """Makes the segments of training: an example with its gold label alone.
+
+    Args:
+        encoded: N examples.
+        labels: `[N]`, their gold labels.
+        word_labels: `[W]`, the label of each label word. The words of a gold label have the numbers
+            0, 1, ...
+    """
+    words = {
+        label: [word for word, own in enumerate(word_labels) if own == label]
+        for label in set(word_labels)
+    }
     return [
-        make_segment(example.contexts[label], {0: example.continuations[label]}, 0)
-        for example, label in zip(encoded, labels, strict=True)
+        make_segment(
+            example.contexts[words[label][0]],
+            {number: example.continuations[word] for number, word in enumerate(words[label])},
+            0,
+        )
+        for example, label in zip(encoded, np.asarray(labels).tolist(), strict=True)
     ]
 
 
 def label_segments(encoded: Sequence[Encoded]) -> list[Segment]:
-    """Makes the segments of scoring: every label, number `example * C + label`, of every example.
+    """Makes the segments of scoring: every word, number `example * W + word`, of every example.
 
-    Labels with equal contexts share a segment.
+    Words with equal contexts share a segment.
     """
     segments = []
     for number, example in enumerate(encoded):

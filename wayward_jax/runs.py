@@ -47,6 +47,7 @@ class Run:
         k_shot: training examples a class; -1 is all of them.
         data_seed: of the choice of training examples.
         model_digest: of the model's weights.
+        bos_ids: the tokens before the prompt, with which the model begins every text.
     """
 
     model: str
@@ -73,6 +74,7 @@ class Run:
     k_shot: int = -1
     data_seed: int = 100
     model_digest: str = ""
+    bos_ids: tuple[int, ...] = ()
 
     @classmethod
     def towards(cls, target: Target, **settings: Any) -> Self:
@@ -84,6 +86,11 @@ class Run:
             target_ids=target.ids,
             **settings,
         )
+
+    @property
+    def input_length(self) -> int:
+        """The vectors that stand before an example: those of `bos_ids` and of the prompt."""
+        return len(self.bos_ids) + self.prompt_length
 
     @property
     def has_target(self) -> bool:
@@ -218,7 +225,9 @@ class RunRecord:
             raise ValueError(f"lacks {', '.join(missing)}")
         try:
             run = Run(**{field.name: row[field.name] for field in dataclasses.fields(Run)})
-            run = dataclasses.replace(run, target_ids=tuple(run.target_ids))
+            run = dataclasses.replace(
+                run, target_ids=tuple(run.target_ids), bos_ids=tuple(run.bos_ids)
+            )
             bits = np.frombuffer(bytes.fromhex(row["correct"]), np.uint8)
             own = {field.name: row[field.name] for field in dataclasses.fields(cls)[1:-1]}
             own |= {

@@ -36,7 +36,7 @@ class Records(list[RunRecord]):
 
     def to_frame(self) -> pd.DataFrame:
         """A row a run, as in a job's results file, without nested values."""
-        nested = ("curve", "correct", "target_ids", "token_ids")
+        nested = ("curve", "correct", "target_ids", "token_ids", "bos_ids")
         rows = [record.to_json() for record in self]
         return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
 
@@ -64,6 +64,7 @@ def tune(
     keep: str = "last",
     method: str = "direct",
     template: int | None = None,
+    truncate: str = "tail",
     n_eval: int = 256,
     population: int | None = None,
     callback: Callable[[StepMetrics], None] | None = None,
@@ -101,6 +102,7 @@ def tune(
         keep: `last` keeps the prompt of the last step, `best` that of the best evaluation on dev.
         method: `direct` or `channel`.
         template: index of the task's template; None is the paper's.
+        truncate: the end that is cut from a text that is too long, `tail` or `head`.
         n_eval: examples of dev and of test that are evaluated; 0 is all of them.
         population: the most runs to tune at once; None is as many as keep the devices busy.
         callback: is called with the metrics of every few steps.
@@ -144,6 +146,7 @@ def tune(
         keep=keep,
         method=method,
         template=template,
+        truncate=truncate,
         n_eval=n_eval,
         population="auto" if population is None else population,
         prompt_length=[] if prompt_length is None else [prompt_length],
@@ -163,6 +166,7 @@ def tune(
         "template": template,
         "k_shot": task.k_shot,
         "data_seed": task.data_seed,
+        "bos_ids": model.bos_ids,
     }
     readable = model.valid_tokens()
     runs: dict[Run, None] = {}  # a p_star has no gamma, so several gammas are one run of it
@@ -195,6 +199,7 @@ def tune(
             task,
             list(runs),
             n_eval=n_eval,
+            truncate=truncate,
             population=population,
             callback=callback,
             console=Console(quiet=not progress),
@@ -244,6 +249,7 @@ def _tune_runs(
     runs: Sequence[Run],
     *,
     n_eval: int,
+    truncate: str,
     population: int | None,
     callback: Callable[[StepMetrics], None] | None,
     console: Console,
@@ -261,6 +267,7 @@ def _tune_runs(
         n_eval=n_eval,
         tokens=busy_tokens(mesh),
         devices=mesh.shape["data"],
+        truncate=truncate,
         row_grain=row_grain(mesh),
     )
     plans = plan_populations(

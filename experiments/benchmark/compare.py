@@ -110,7 +110,7 @@ def _compare_scoring(
     (ours,) = evaluation_sets(
         [label_segments(encoded)],
         [np.zeros(len(encoded), np.int32)],
-        len(encoded[0].continuations),
+        range(len(encoded[0].continuations)),
         prompt_length=len(prompt),
         tokens=busy_tokens(mesh),
         row_grain=row_grain(mesh),

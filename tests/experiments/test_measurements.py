@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+import types
 
 import numpy as np
 import pandas as pd
@@ -20,9 +21,10 @@ from wayward_jax.analysis.selection import compare
 from wayward_jax.analysis.terminal import show
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
+from wayward_jax.jobs.probes import ProbeContext
 from wayward_jax.packing import gold_segments, label_segments
 from wayward_jax.sharding import make_mesh
-from wayward_jax.training.evaluation import evaluation_sets, score_prompts
+from wayward_jax.training.evaluation import evaluation_sets
 
 
 def flipped(path):
@@ -132,24 +134,38 @@ def test_discrete_measures_each_prompt_its_texts_and_the_references(first, measu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, tmp_path):
-    """And one without tokens as the text alone, by transformers' pass over plain ids."""
+@pytest.mark.parametrize(("family", "bos"), [("gpt2", ()), ("llama", ()), ("llama", (9,))])
+def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, bos, tmp_path):
+    """And one without tokens as the text alone, by transformers' pass over plain ids.
+
+    A model that begins texts with BOS has it before each of them.
+    """
     torch = pytest.importorskip("torch")
     ours = toy_models.make(family, tmp_path)
     theirs = toy_models.load_published(family, tmp_path)
     encoded = toy_models.examples(5, n_labels=2, seed=1)
     (examples,) = evaluation_sets(
-        [label_segments(encoded)], [np.zeros(5, np.int32)], 2, prompt_length=6, tokens=10**6
+        [label_segments(encoded)], [np.zeros(5, np.int32)], range(2), prompt_length=7, tokens=10**6
     )
-    texts = ([7, 8, 9], [3], [], [5, 5, 11, 60])
+    texts = ([7, 8, 9], [3], [], [5, 5, 11, 60], [*range(1, 31)])
     table = np.asarray(ours.embedding_table())
     prompts = [table[ids].reshape(-1, toy_models.WIDTH) for ids in texts]
-    found = score_prompts(ours, prompts, examples, make_mesh(), length=6)
+    (longest,) = toy_models.toy_runs(ours)[-1:]
+    context = ProbeContext(
+        dataclasses.replace(ours, bos_ids=bos),
+        make_mesh(),
+        {},
+        [types.SimpleNamespace(run=longest)],
+        "dev",
+        pytest.fail,
+    )
+    assert longest.prompt_length == 6
+    # The last prompt is longer than those that the examples are packed for.
+    found = [*context.score(prompts[:-1], examples), *context.score(prompts[-1:], examples)]
     for ids, scores in zip(texts, found, strict=True):
         for example, of_labels in zip(encoded, scores, strict=True):
-            for context, continuation, score in zip(*example, of_labels, strict=True):
-                stream = torch.tensor([*ids, *context, *continuation])
+            for before, continuation, score in zip(*example, of_labels, strict=True):
+                stream = torch.tensor([*bos, *ids, *before, *continuation])
                 logits = theirs(stream[None]).logits[0, -len(continuation) - 1 : -1]
                 expected = torch.nn.functional.cross_entropy(logits, torch.tensor(continuation))
                 assert score == pytest.approx(expected.item(), rel=1e-4)
@@ -166,7 +182,7 @@ def test_calibration_divides_probabilities_by_those_of_a_text_without_content():
 def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
     encoded = toy_models.examples(40, n_labels=2, seed=6)
     labels = np.arange(40) % 2
-    train = gold_segments(encoded, labels)
+    train = gold_segments(encoded, labels, range(2))
     wholes = {
         (*example.contexts[label], *example.continuations[label][:-1], 99)
         for example, label in zip(encoded, labels, strict=True)

@@ -1,12 +1,10 @@
 """Jobs of several processes on CPUs: the table of one, and how they end when one of them does."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -100,8 +98,15 @@ def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder,
 
 @pytest.mark.slow
 def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(folder, alone):
-    """Each of two is killed once, then one is told to stop."""
+    """One of two is told to stop, and then each is killed once."""
     out_dir = folder / "ended"
+    started = start(folder, 2, out_dir)
+    wait_until_tuning(started, out_dir)
+    started[1].send_signal(signal.SIGINT)
+    codes, said = finish(started)
+    assert codes == [STOPPED] * 2, said
+    assert f"stopped: the same command with --out_dir={out_dir} continues it\n" in said[0][1]
+
     for killed in (1, 0):
         started = start(folder, 2, out_dir)
         wait_until_tuning(started, out_dir)
@@ -114,13 +119,6 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(f
         *_, last = said[1 - killed][1].splitlines()
         assert last.startswith("error: the processes of this job have lost each other: ")
 
-    started = start(folder, 2, out_dir)
-    wait_until_tuning(started, out_dir)
-    started[1].terminate()
-    codes, said = finish(started)
-    assert codes == [STOPPED] * 2, said
-    assert f"stopped: the same command with --out_dir={out_dir} continues it\n" in said[0][1]
-
     codes, said = finish(start(folder, 2, out_dir))
     assert codes == [0, 0], said
     assert_same_table(out_dir, alone)
@@ -132,6 +130,7 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(f
     ("changed", "of_one", "named"),
     [
         ({}, {"targets": "nothing"}, "--process_id=1: this process cannot use"),
+        ({}, {"shard": "1/2"}, "--process_id=1: this process cannot use"),
         ({"out_dir": "TAKEN"}, {}, "--out_dir="),
     ],
 )
@@ -143,37 +142,3 @@ def test_bad_input_of_any_ends_all_with_exit_code_2(folder, alone, changed, of_o
     assert codes == [2, 2], said
     assert named in said[0][1]
     assert not out_dir.exists()
-
-
-ENVIRONMENTS = [
-    ({}, False),
-    ({"SLURM_JOB_ID": "3", "SLURM_NTASKS": "4"}, False),  # in the batch script itself
-    ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_NTASKS": "1"}, False),
-    ({"SLURM_STEP_NUM_TASKS": "4"}, True),
-    ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
-    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
-    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
-]
-
-
-@pytest.mark.parametrize(("variables", "several"), ENVIRONMENTS)
-def test_only_where_there_are_several_processes_they_are_joined(monkeypatch, variables, several):
-    for name in os.environ:
-        if name.startswith(("SLURM", "OMPI", "KUBERNETES", "JOB_")):
-            monkeypatch.delenv(name)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    asked = []
-    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **_: asked.append(1))
-    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(processes.ctypes, "CDLL", mock.MagicMock())
-    with processes.joined({}, independent=False):
-        assert bool(asked) == several
-
-
-def test_a_shard_with_an_index_of_its_own_is_not_taken_for_a_part(monkeypatch):
-    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
-    monkeypatch.setattr(processes.jax.distributed, "initialize", pytest.fail)
-    with processes.joined({}, independent=True):
-        pass

@@ -1,17 +1,19 @@
 """Jobs that are ended in every way and started again end with the table of an undisturbed one."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from rich.console import Console
 
 from experiments import main
@@ -21,6 +23,7 @@ from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.exit_codes import STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.locks import locked
 
 # Two populations of three runs, and two checkpoints each before the last step.
 CHANGED = {"gamma": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3}
@@ -231,7 +234,58 @@ def test_a_folder_of_something_else_is_left_alone(folder, out_dir):
 
 def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
     shutil.copytree(undisturbed, out_dir)
-    with FileLock(out_dir / ".lock"), pytest.raises(InputError, match=r"out_dir=.*in use"):
+    with locked(out_dir / ".lock"), pytest.raises(InputError, match=r"out_dir=.*in use"):
+        run_job(folder, out_dir)
+
+
+@pytest.mark.parametrize("unreadable", ["plan.json", "results.jsonl", "progress", "flags.json"])
+def test_a_disk_that_cannot_be_read_ends_the_job_and_nothing_is_deleted(
+    folder, out_dir, undisturbed, unreadable
+):
+    """Files are replaced by one whose reading is an error of the disk, and put back."""
+    *_, last = stop(folder, out_dir)
+    of_progress = [path for path in last.rglob("*") if path.is_file()]
+    files = of_progress if unreadable == "progress" else [out_dir / unreadable]
+    before = {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
+    for path in files:
+        path.unlink()
+        path.symlink_to("/proc/self/mem")
+    with pytest.raises(InputError, match=r"cannot be read \(.*Input/output error"):
+        run_job(folder, out_dir)
+    for path in files:
+        path.unlink()
+        path.write_bytes(before[path])
+    assert {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == before
+    assert run_job(folder, out_dir).said == []
+    assert_same(out_dir, undisturbed)
+
+
+def test_a_file_system_without_locks_and_syncing_of_folders_will_do(
+    folder, out_dir, undisturbed, monkeypatch
+):
+    sync = os.fsync
+
+    def flock(file, operation):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(os, "fsync", fsync)
+    (said,) = run_job(folder, out_dir, cache_dir=out_dir.with_name("cache")).said
+    assert said.startswith(f"the file system of {out_dir} has no locks: ")
+    assert_same(out_dir, undisturbed)
+
+
+def test_a_quota_is_named_as_a_full_disk_is(folder, out_dir, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError, match=r"out_dir=.*\(Disk quota exceeded\): make room"):
         run_job(folder, out_dir)
 
 

@@ -24,6 +24,7 @@ OTHERS = {
     "label_column": "stars",
     "truncate": "head",
     "readable": "all",
+    "bos": "no",
     "targets": "text=w1, w2",
     "gamma": "0,0.0001,auto,a/gpt2:3e+20",
     "constraint": "penalty,cell",
@@ -81,7 +82,7 @@ def test_a_setting_that_is_not_given_has_no_text():
     assert {name for name, text in texts.items() if text is None} == {
         *("data_dir", "prompt_length", "population", "mesh", "out_dir", "only", "shard", "reuse"),
         *("coordinator", "num_processes", "process_id", "assets_dir"),
-        *("text_column", "label_column"),
+        *("text_column", "label_column", "template"),
     }
 
 
@@ -115,11 +116,31 @@ def test_help_has_a_flag_with_form_and_default_for_every_setting(kind):
         (["--tensorboard", "--steps=7"], {"tensorboard": "true", "steps": "7"}),
         (["--notensorboard"], {"tensorboard": "false"}),
         (["--tensorboard=true", "--gamma", "0,auto"], {"tensorboard": "true", "gamma": "0,auto"}),
-        (["--seeds=1", "--seeds=2", "--targets=text=a, b"], {"seeds": "2", "targets": "text=a, b"}),
+        (["--seeds=1", "--targets=text=a, b"], {"seeds": "1", "targets": "text=a, b"}),
+        # A list that is given several times has all values.
+        (["--seeds=1", "--seeds=2,3"], {"seeds": "1,2,3"}),
+        (["--init=vocab", "--init", "random"], {"init": "vocab,random"}),
+        (["--only=", "--only=a", "--only=b"], {"only": "a,b"}),
     ],
 )
 def test_only_flags_on_the_command_line_are_given(words, given):
     assert json.loads(program(Settings, *words).stdout) == given
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--steps=7", "--steps=8"], "--steps=8: is given a second time, after 7: give it once"),
+        (["--steps=7", "--steps=7"], "--steps=7: is given a second time"),
+        (["--tensorboard", "--notensorboard"], "--tensorboard=false: is given a second time"),
+        (["--targets=a", "--targets=b"], "--targets=b: is given a second time"),
+        (["--mesh=runs:2", "--mesh=data:2"], "--mesh=data:2: is given a second time"),
+    ],
+)
+def test_other_flags_are_given_once(words, flag):
+    ended = program(Settings, *words)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {flag}")
 
 
 def test_values_are_what_their_texts_mean(others):

@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -57,6 +60,38 @@ def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
         run = found[row["id"]]
         assert run.checkpoint.is_dir()
         toy_job.assert_same_outcome(*toy_job.rows([run.record]), row)
+
+
+@pytest.mark.slow
+def test_the_tasks_of_one_step_do_a_shard_each(folder, whole):
+    """Both tasks of one `srun` run at once, with all variables by which they could join."""
+    out_dir = folder / "step"
+    changed = {**FLAGS, "seeds": "1,2", "targets": folder / "words.txt", "out_dir": out_dir}
+    started = []
+    for number in range(2):
+        slurm = {
+            "SLURM_JOB_ID": "77",
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": f"{number}",
+            "SLURM_LOCALID": f"{number}",
+            "SLURM_NODEID": "0",
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_TASKS_PER_NODE": "2",
+        }
+        # The two ways to write it are one.
+        shard = ("auto", "1/2")[number]
+        flags = toy_job.arguments(folder, **changed, shard=shard, n_eval=0, batch_size=4)
+        command = [sys.executable, "-m", "experiments.run", *flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, **pipes, env={**os.environ, **slurm}))
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert {path.name for path in out_dir.iterdir()} == {"shard-0-of-2", "shard-1-of-2"}
+    found = {run.record.id: run.record for run in read_jobs([out_dir])}
+    assert found.keys() == {row["id"] for row in whole}
+    for row in whole:
+        toy_job.assert_same_outcome(*toy_job.rows([found[row["id"]]]), row)
 
 
 def test_a_run_done_alone_sees_the_texts_that_it_sees_in_the_whole_job(folder, whole):

@@ -183,6 +183,20 @@ def test_an_embedding_table_smaller_than_the_tokenizer_is_refused(publish, token
     assert_refused(folder, tmp_path, str(folder), f"{tokens} tokens", f"only {tokens - 1}")
 
 
+def test_an_added_token_without_a_row_is_text_like_any_other(publish, tokenizer, tmp_path):
+    """transformers makes the id of the added token, for which the published table has no row."""
+    folder, _ = publish(GPT2Config(**{**GPT2, "vocab_size": len(tokenizer)}))
+    before = models.load(str(folder), cache_dir=tmp_path / "before").tokenizer
+    file = json.loads((folder / "tokenizer.json").read_text())
+    padding = {**file["added_tokens"][0], "content": "<pad>", "id": len(tokenizer)}
+    file["added_tokens"].append(padding)
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    loaded = models.load(str(folder), cache_dir=tmp_path / "cache")
+    for text in ("a <pad> b", "<pad>", "<|endoftext|>"):
+        assert loaded.tokenizer.encode(text) == before.encode(text)
+    assert loaded.tokenizer.vocab_size == len(tokenizer) == len(loaded.valid_tokens())
+
+
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "params/wpe.embedding.npy"])
 def test_a_broken_converted_model_is_refused(file, publish, tmp_path):
     folder, _ = publish(GPT2Config(**GPT2))
@@ -213,3 +227,18 @@ def test_code_in_the_folder_of_a_model_is_never_run(publish, tmp_path):
     edit_config(folder, model_type="mine")
     assert_refused(folder, tmp_path, str(folder), "code of its own, which is never run")
     assert not list(tmp_path.rglob("*.ran"))
+
+
+def test_bos_is_what_the_tokenizer_says_or_what_is_asked_for(publish, tmp_path):
+    """The published tokenizer begins no text with BOS, as GPT-2's, and the folder names one."""
+    folder, _ = publish(GPT2Config(**GPT2, bos_token_id=7, eos_token_id=0))
+    bos = {
+        each: models.load(str(folder), cache_dir=tmp_path / "cache", bos=each).bos_ids
+        for each in ("auto", "yes", "no")
+    }
+    assert bos == {"auto": (), "yes": (7,), "no": ()}
+    edit_config(folder, bos_token_id=None)
+    with pytest.raises(InputError, match=r"^bos='yes': .* use bos=no, or name one as bos_token_id"):
+        models.load(str(folder), cache_dir=tmp_path / "cache", bos="yes")
+    with pytest.raises(InputError, match=r"^bos=.maybe.: choose one of auto"):
+        models.load(str(folder), cache_dir=tmp_path / "cache", bos="maybe")

@@ -193,6 +193,41 @@ def test_sentencepiece_always_puts_a_space_first():
     assert without.decode(without.encode("  the")) == "  the"
 
 
+@pytest.mark.parametrize(
+    ("entries", "first"),
+    [
+        ({}, (1,)),  # llama.cpp's default for SentencePiece
+        ({"tokenizer.ggml.add_bos_token": True}, (1,)),
+        ({"tokenizer.ggml.add_bos_token": False}, ()),
+    ],
+)
+def test_texts_of_gguf_files_begin_with_bos_as_in_llama_cpp(entries, first):
+    ours = build_tokenizer({**sentencepiece_metadata(), **entries})
+    assert ours.first_ids == first
+    assert ours.bos_id == 1
+    without = sentencepiece_metadata()
+    del without["tokenizer.ggml.bos_token_id"]
+    assert build_tokenizer({**without, **entries}).first_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("rule", "entries", "begins"),
+    [
+        ("gpt-2", {}, False),
+        ("smollm", {}, False),
+        ("llama-bpe", {}, True),
+        ("gpt-2", {"tokenizer.ggml.add_bos_token": True}, True),
+        ("llama-bpe", {"tokenizer.ggml.add_bos_token": False}, False),
+    ],
+)
+def test_byte_level_texts_of_gguf_files_begin_with_bos_as_in_llama_cpp(
+    tokenizer, rule, entries, begins
+):
+    metadata = byte_level_metadata(tokenizer, rule)
+    ours = build_tokenizer({**metadata, "tokenizer.ggml.bos_token_id": 0, **entries})
+    assert ours.first_ids == ((0,) if begins else ())
+
+
 def byte_level_metadata(tokenizer, cut):
     """Describes a byte-level transformers tokenizer, whose token 0 is special, as GGUF does."""
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))

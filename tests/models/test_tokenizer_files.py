@@ -10,7 +10,16 @@ import safetensors.numpy
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from wayward_jax.errors import InputError
 from wayward_jax.models.formats import safetensors as folders
@@ -283,3 +292,17 @@ def test_special_and_reserved_tokens_stand_for_no_text():
     text = {ours.decode([id_]) for id_ in ours.text_ids}
     assert text == {"unused", "<b>", "[x]", "reserved", "<0x0A>", "<think>"}
     assert ours.ids == {*vocabulary.values(), backend.token_to_id("<think>")}
+
+
+@pytest.mark.parametrize("kind", [("bpe", "none", "gpt-2"), ("bpe", "none", "metaspace")])
+def test_the_tokens_that_begin_every_text_are_those_of_the_published_tokenizer(kind, tmp_path):
+    plain, with_bos = train(*kind), train(*kind)
+    with_bos.post_processor = processors.TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", with_bos.token_to_id("<eos>"))]
+    )
+    for backend in (plain, with_bos):
+        ours = Tokenizer(backend, 0)
+        for text in ("It was great", "x", "a b"):
+            assert [*ours.first_ids, *ours.encode(text)] == backend.encode(text).ids
+    assert Tokenizer(plain, 0).first_ids == ()
+    assert Tokenizer(with_bos, 0).first_ids == (with_bos.token_to_id("<eos>"),)

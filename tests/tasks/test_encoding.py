@@ -303,3 +303,17 @@ def test_texts_that_are_cut_are_counted(tokenizer):
         options = {"method": method, "max_tokens": 8}  # "It was terrible ." and EOS are 6
         assert count_truncated(TASKS["sst2"], texts, tokenizer, **options) == 3
         assert count_truncated(TASKS["sst2"], texts, tokenizer, method=method) == 0
+
+
+def test_labels_may_have_several_words_which_are_scored_each(tokenizer):
+    several = Task("own", ("bad", "good"), ("It was %s .",), (("terrible", "bad"), "great"))
+    single = own_task(("It was %s .",), ("terrible", "bad", "great"))
+    assert several.words == single.words
+    assert several.word_labels == (0, 0, 1)
+    found = encode(several, ["a text"], tokenizer, template=0)
+    assert found == encode(single, ["a text"], tokenizer, template=0)
+    with pytest.raises(InputError, match=r"^method='channel': task own has several words"):
+        encode(several, ["a text"], tokenizer, template=0, method="channel")
+    twice = Task("own", ("bad", "good"), ("It was %s .",), (("bad", "great"), "great"))
+    with pytest.raises(InputError, match=r"two label words of task own give the same tokens"):
+        encode(twice, ["a text"], tokenizer, template=0)

@@ -110,7 +110,7 @@ def test_rows_without_a_label_are_left_out_and_counted(hub):
         ),
         (
             RuntimeError("Dataset scripts are no longer supported, but found odd.py"),
-            r"it \(Dataset scripts are no longer supported.*\): check",
+            r"it \(Dataset scripts are no longer supported.*\): give it as hf:me/odd@refs/",
         ),
         (
             {

@@ -54,7 +54,7 @@ def evaluation_set(encoded, tokens):
     (made,) = evaluation_sets(
         [label_segments(encoded)],
         [labels],
-        len(encoded[0].contexts),
+        range(len(encoded[0].contexts)),
         prompt_length=max(LENGTHS),
         tokens=tokens,
     )
@@ -97,7 +97,7 @@ def test_sets_are_made_in_one_shape_and_nothing_is_lost(devices):
     made = evaluation_sets(
         [label_segments(examples) for examples in encoded],
         [np.zeros(len(examples), np.int32) for examples in encoded],
-        2,
+        range(2),
         prompt_length=5,
         tokens=100,
         devices=devices,
@@ -175,7 +175,7 @@ def test_the_label_of_lowest_score_is_predicted_and_the_first_of_equals():
         np.array([[[2.0, 1.0, 3.0, 1.0, 1.0, 1.0, 0.0, 0.0]]]),
         np.array([[[0.25, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]]]),
     ]
-    examples = EvaluationSet(parts, PackedShape(1, 8, 1, 8, 8), np.zeros(3, np.int32), n_labels=3)
+    examples = EvaluationSet(parts, PackedShape(1, 8, 1, 8, 8), np.zeros(3, np.int32), (0, 1, 2))
     expected = [[[2.0, 1.0, 3.0], [1.0, 1.0, 1.0], [0.75, 0.5, 0.5]]]
     np.testing.assert_array_equal(nll(losses, examples), expected)
     np.testing.assert_array_equal(predictions(losses, examples), [[1, 0, 1]])

@@ -20,7 +20,7 @@ from wayward_jax.sharding import make_mesh
 from wayward_jax.training import memory
 from wayward_jax.training.planning import plan_populations
 
-TRAIN = {100: gold_segments(toy_models.examples(40, n_labels=2, seed=0), [0] * 40)}
+TRAIN = {100: gold_segments(toy_models.examples(40, n_labels=2, seed=0), [0] * 40, range(2))}
 
 
 def zeros(config):

@@ -29,7 +29,9 @@ from wayward_jax.training.planning import (
 
 # Two choices of examples.
 EXAMPLES = {seed: toy_models.examples(10, n_labels=2, seed=seed) for seed in (100, 13)}
-TRAIN = {seed: gold_segments(chosen, [1] * len(chosen)) for seed, chosen in EXAMPLES.items()}
+TRAIN = {
+    seed: gold_segments(chosen, [1] * len(chosen), range(2)) for seed, chosen in EXAMPLES.items()
+}
 A_RUN = Run("model", "task", prompt_length=4, steps=3, batch_size=4)
 
 SHARED = ("steps", "batch_size", "method", "template", "k_shot")
@@ -188,7 +190,7 @@ def tokenizer(asset):
 
 @pytest.fixture(scope="module")
 def encoded(data_dir, tokenizer):
-    """Gives the training and test segments of a task, its test labels and their number."""
+    """Gives the training and test segments of a task, its test labels and those of words."""
 
     @functools.cache
     def encoded(name, k_shot):
@@ -196,8 +198,9 @@ def encoded(data_dir, tokenizer):
         train, test = (
             encode(data.task, examples.texts, tokenizer) for examples in (data.train, data.test)
         )
-        segments = gold_segments(train, data.train.labels), label_segments(test)
-        return *segments, data.test.labels, len(data.task.labels)
+        words = data.task.word_labels
+        segments = gold_segments(train, data.train.labels, words), label_segments(test)
+        return *segments, data.test.labels, words
 
     return encoded
 
@@ -233,9 +236,9 @@ def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, 
 
 @pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])
 def test_evaluation_computes_little_for_nothing(encoded, name):
-    _, test, labels, n_labels = encoded(name, 16)
+    _, test, labels, words = encoded(name, 16)
     (examples,) = evaluation_sets(
-        [test], [labels], n_labels, prompt_length=5, tokens=busy_tokens(make_mesh())
+        [test], [labels], words, prompt_length=5, tokens=busy_tokens(make_mesh())
     )
     needed = sum(len(p.ids) for part in examples.parts for pack in part for p in pack)
     computed = examples.shape.rows * examples.shape.slots * len(examples.parts)

@@ -19,7 +19,7 @@ from wayward_jax.training.step import train_steps
 from wayward_jax.training.trainer import init_population
 
 EXAMPLES = toy_models.examples(10, n_labels=2, seed=0)
-TRAIN = {100: gold_segments(EXAMPLES, [1] * len(EXAMPLES))}
+TRAIN = {100: gold_segments(EXAMPLES, [1] * len(EXAMPLES), range(2))}
 BATCH_SIZE = 3
 STEPS = 20
 OPTIMIZER = named_optimizer("adamw", STEPS)

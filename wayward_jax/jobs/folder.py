@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
@@ -21,6 +20,7 @@ from wayward_jax.jobs.object_stores import Mirror
 from wayward_jax.jobs.processes import on_primary, primary_context
 from wayward_jax.jobs.records import FinishedRun, Measured
 from wayward_jax.jobs.settings import Settings
+from wayward_jax.locks import locked
 from wayward_jax.runs import Run, RunRecord
 from wayward_jax.training.planning import PopulationPlan
 from wayward_jax.training.progress import TrainProgress
@@ -79,7 +79,6 @@ class JobFolder:
         """Touches nothing yet; a mirror is told when something was written."""
         self.layout = layout
         self._flags, self._mirror = settings.texts(), mirror
-        self._lock = FileLock(layout.lock)
 
     @on_primary
     def validate(self) -> None:
@@ -193,7 +192,12 @@ class JobFolder:
     def _lock_folder(self, content: str, note: Callable[[str], None]) -> Iterator[None]:
         with writing(self.layout.folder):
             self.layout.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with self._locked() as is_locked:
+            if not is_locked:
+                note(
+                    f"the file system of {self.layout.folder} has no locks: make sure that no two "
+                    "jobs share the folder"
+                )
             with writing(self.layout.folder):
                 if self.layout.flags.exists():
                     self._check_flags()
@@ -231,8 +235,8 @@ class JobFolder:
     def _read_plans(
         self, made_for: Mapping[str, Any], runs: Mapping[str, Run], left: set[str]
     ) -> Plans | None:
+        kept = self._read_plan()
         try:
-            kept = json.loads(self.layout.plan.read_text(encoding="utf-8"))
             planned = {run for population in kept["populations"] for run in population["runs"]}
             if kept["made_for"] != made_for or not left <= planned:
                 return None
@@ -240,8 +244,16 @@ class JobFolder:
                 (population.pop("task"), PopulationPlan.from_json(population, runs))
                 for population in kept["populations"]
             ]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return None
+
+    def _read_plan(self) -> Any:
+        """The content of the file of plans; None if there is none, or not all of it."""
+        with records.reading(self.layout.plan):
+            try:
+                return json.loads(self.layout.plan.read_text(encoding="utf-8"))
+            except (FileNotFoundError, ValueError):
+                return None
 
     def _add(self, finished: Sequence[RunRecord], load_prompt: Callable[[str], np.ndarray]) -> None:
         with writing(self.layout.folder):
@@ -261,9 +273,10 @@ class JobFolder:
             raise self._other_job(f"of other flags ({', '.join(differences)})")
 
     def _check_content(self, content: str) -> None:
+        plan = self._read_plan()
         try:
-            kept = json.loads(self.layout.plan.read_text(encoding="utf-8"))["made_for"]["content"]
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = plan["made_for"]["content"]
+        except (KeyError, TypeError):
             return  # nothing was begun
         if kept != content:
             differences = differing(read_flags(self.layout), self._flags, "results by content")
@@ -278,20 +291,18 @@ class JobFolder:
         )
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with writing(self.layout.folder):
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise InputError(
-                    "out_dir",
-                    str(self.layout.folder),
-                    "is in use by another process: wait for it, or name another folder",
-                ) from None
-        try:
-            yield
-        finally:
-            self._lock.release()
+    def _locked(self) -> Iterator[bool]:
+        with contextlib.ExitStack() as stack:
+            with writing(self.layout.folder):
+                try:
+                    is_locked = stack.enter_context(locked(self.layout.lock, wait=False))
+                except BlockingIOError:
+                    raise InputError(
+                        "out_dir",
+                        str(self.layout.folder),
+                        "is in use by another process: wait for it, or name another folder",
+                    ) from None
+            yield is_locked
 
 
 class InFlight:
@@ -311,12 +322,16 @@ class InFlight:
 
     @on_primary
     def restore(self, on_broken: Callable[[int], None]) -> dict[str, Any] | None:
-        """The last progress that can be read, as `TrainProgress.to_tree`; None without any.
+        """The last progress that is not broken, as `TrainProgress.to_tree`; None without any.
 
         Args:
-            on_broken: is told the step of each checkpoint that cannot be read.
+            on_broken: is told the step of each checkpoint that is broken.
+
+        Raises:
+            InputError: the disk does not let a checkpoint be read.
         """
-        return self._kept.restore(on_broken)
+        with records.reading(self._kept.folder):
+            return self._kept.restore(on_broken)
 
     @on_primary
     def save_progress(self, progress: TrainProgress) -> None:

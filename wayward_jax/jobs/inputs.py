@@ -83,6 +83,7 @@ class Loader:
                 dtype=self.dtype,
                 mesh=self.mesh,
                 readable=self._settings.readable,
+                bos=self._settings.bos,
             )
         return self._loaded
 
@@ -326,8 +327,12 @@ def _read_for(
     names = {start.source: name for name, start in starts.items()}
     inits = tuple(names.get(init, init) for init in settings.init)
     own_settings = dataclasses.replace(settings.of_model(source), init=inits)
+    templates = {
+        name: each.task.default_template if settings.template is None else settings.template
+        for name, each in ((name, next(iter(own.values()))) for name, own in datasets.items())
+    }
     planned = {}
-    for task in datasets:
+    for task, template in templates.items():
         texts = targets.load_texts(settings.targets, task=task, data_dir=settings.data_dir)
         found = [
             target
@@ -335,7 +340,11 @@ def _read_for(
             for target in targets.tokenize(texts, model.tokenizer, length)
         ]
         targets.require_readable(found, model.tokenizer, model.valid_tokens())
-        planned[task] = experiment.runs(own_settings, model, task, found)
+        of_task = dataclasses.replace(own_settings, template=template)
+        planned[task] = [
+            dataclasses.replace(run, bos_ids=model.bos_ids)
+            for run in experiment.runs(of_task, model, task, found)
+        ]
         _check_starts(starts, planned[task], model.embedding_table().shape[1])
         check_cells(model, planned[task])
     # Experiments put prompts before the examples of other tasks, too.
@@ -347,7 +356,7 @@ def _read_for(
             samples,
             prompt_length=longest,
             method=settings.method,
-            template=settings.template,
+            template=templates[task],
             n_eval=settings.n_eval,
             tokens=busy_tokens(mesh),
             devices=mesh.shape["data"],
@@ -360,14 +369,14 @@ def _read_for(
             test.texts,
             model.tokenizer,
             texts_b=test.texts_b,
-            template=settings.template,
+            template=templates[task],
             method=settings.method,
-            max_tokens=model.module.config.max_positions - longest,
+            max_tokens=model.module.config.max_positions - len(model.bos_ids) - longest,
         )
         if cut:
             watch.note(
-                f"{task}: {cut} of {len(test)} test examples are too long for {model.name}; the "
-                f"{settings.truncate} of their text is cut"
+                f"{task}: {cut} of {len(test)} test examples ({cut / len(test):.0%}) are too long "
+                f"for {model.name}; the {settings.truncate} of their text is cut"
             )
         fitting[task] = pack_tokens(model, encoded[task].train, planned[task], mesh)
     return ModelInputs(model.tokenizer, encoded, planned, fitting)

@@ -17,7 +17,7 @@ from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.object_stores import Mirror
 from wayward_jax.jobs.preemption import Interruption
 from wayward_jax.jobs.probes import ProbeContext
-from wayward_jax.jobs.processes import all_or_error, is_primary
+from wayward_jax.jobs.processes import all_or_error, check_alike, is_primary
 from wayward_jax.jobs.profiler import Profiler
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.records import Measured
@@ -76,6 +76,7 @@ def run_job(
             longer be written, and what was written stays.
         KeyboardInterrupt: the job was asked to stop, and has saved its progress.
     """
+    check_alike(settings.shared)
     with all_or_error():
         loader = Loader(settings)
     layout = JobLayout(out_dir)

@@ -3,22 +3,17 @@
 import contextlib
 import os
 import signal
-import socket
-import threading
 from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
 from wayward_jax.jobs.exit_codes import STOPPED
+from wayward_jax.jobs.signals import listening, stopping_signals
 
 
 class Interruption:
-    """Knows whether a job was asked to stop; the job asks after each chunk of steps.
-
-    Python runs handlers of signals only once the main thread returns from waiting for the devices.
-    So a separate thread listens here, to the socket that Python writes the signals' numbers to.
-    """
+    """Knows whether a job was asked to stop; the job asks after each chunk of steps."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -33,31 +28,35 @@ class Interruption:
 
     @contextlib.contextmanager
     def heed(self) -> Iterator[None]:
-        """Has SIGTERM and SIGINT only ask to stop for a while; a second SIGINT ends the process."""
-        if jax.distributed.is_initialized():  # JAX itself listens for SIGTERM
+        """Has signals only ask to stop for a while; a second SIGINT ends the process.
+
+        Of several processes, each has its signals `passed_on` anyway.
+        """
+        if jax.distributed.is_initialized():
             yield
             return
-        ours, pythons = socket.socketpair()
-        pythons.setblocking(False)
-        with ours, pythons:
-            listener = threading.Thread(target=self._listen, args=(ours,), daemon=True)
-            listener.start()
-            handlers = {
-                number: signal.signal(number, lambda *_: None)
-                for number in (signal.SIGINT, signal.SIGTERM)
-            }
-            fd = signal.set_wakeup_fd(pythons.fileno())
-            try:
-                yield
-            finally:
-                signal.set_wakeup_fd(fd)
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
-                pythons.shutdown(socket.SHUT_WR)
-                listener.join()
+        with listening(stopping_signals(), self._note):
+            yield
 
-    def _listen(self, ours: socket.socket) -> None:
-        while number := ours.recv(1):
-            if self._asked and number[0] == signal.SIGINT:
-                os._exit(STOPPED)
-            self._asked = True
+    def _note(self, number: int) -> None:
+        if self._asked and number == signal.SIGINT:
+            os._exit(STOPPED)
+        self._asked = True
+
+
+@contextlib.contextmanager
+def passed_on() -> Iterator[None]:
+    """Has all processes of a job know of signals to any of them; a second SIGINT ends this one.
+
+    JAX itself listens for SIGTERM, and tells the other processes. The other signals become SIGTERM.
+    """
+    passed: list[int] = []
+
+    def pass_on(number: int) -> None:
+        if passed and number == signal.SIGINT:
+            os._exit(STOPPED)
+        passed.append(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with listening([each for each in stopping_signals() if each != signal.SIGTERM], pass_on):
+        yield

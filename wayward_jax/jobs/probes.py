@@ -12,8 +12,9 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
-from wayward_jax.training.evaluation import EvaluationSet, score_prompts
+from wayward_jax.training.evaluation import EvaluationSet, score_prompts, with_room
 from wayward_jax.training.examples import EncodedTask
+from wayward_jax.training.memory import row_grain
 
 # Prompts that are longer than the tuned ones are padded to a multiple of this many tokens.
 GRAIN = 64
@@ -54,18 +55,23 @@ class ProbeContext:
     def score(self, prompts: Sequence[np.ndarray], examples: EvaluationSet) -> np.ndarray:
         """Scores examples with `evaluation.score_prompts`: `[N, E, C]` float32, nats a token.
 
-        Prompts are padded so that programs are compiled for few lengths.
+        BOS is put before each prompt if the model expects it there. Prompts are padded so that
+        programs are compiled for few lengths.
         """
         longest = max(len(prompt) for prompt in prompts)
         length = max(record.run.prompt_length for record in self.records)
         if longest > length:
             length = min(-(-longest // GRAIN) * GRAIN, self.max_positions)
-        return score_prompts(self.model, prompts, examples, self.mesh, length=length)
+            grain = row_grain(self.mesh)
+            examples = with_room(examples, length + len(self.model.bos_ids), grain)
+        inputs = [self.model.with_bos(prompt) for prompt in prompts]
+        length += len(self.model.bos_ids)
+        return score_prompts(self.model, inputs, examples, self.mesh, length=length)
 
     @property
     def max_positions(self) -> int:
-        """The largest number of tokens that the model can read."""
-        return self.model.module.config.max_positions
+        """The largest number of tokens that the model can read after BOS."""
+        return self.model.module.config.max_positions - len(self.model.bos_ids)
 
 
 def accuracy(scores: np.ndarray, examples: EvaluationSet) -> float:

@@ -21,8 +21,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from wayward_jax.errors import InputError
+from wayward_jax.errors import InputError, reason
 from wayward_jax.jobs.exit_codes import LOST
+from wayward_jax.jobs.preemption import passed_on
+from wayward_jax.jobs.schedulers import find_rank, own_gpus
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,19 +41,21 @@ def joined(place: Mapping[str, Any], *, independent: bool) -> Iterator[None]:
     """Joins the other processes of this job, if there are any, before JAX is used otherwise.
 
     From then on the others notice at once when this process fails, and this process notices when
-    another is gone.
+    another is gone. A signal that asks one to stop stops them all.
 
     Args:
         place: of this process among the others, as `jax.distributed.initialize` takes it; empty if
-            JAX is to find it.
-        independent: whether jobs beside this one, such as other shards, are not parts of it.
+            the scheduler says.
+        independent: whether the processes that the scheduler started with this one do other jobs,
+            such as other shards.
 
     Raises:
         InputError: the others cannot be found.
     """
     _join(place, independent)
     try:
-        yield
+        with passed_on() if jax.distributed.is_initialized() else contextlib.nullcontext():
+            yield
     except (InputError, KeyboardInterrupt):  # the others raise it, too
         raise
     except Exception as error:
@@ -134,38 +138,78 @@ def all_or_error() -> Iterator[None]:
         raise error
 
 
-def _join(place: Mapping[str, Any], independent: bool) -> None:
-    on_tpu = importlib.util.find_spec("libtpu") is not None
-    if not place and not on_tpu and not _in_cluster(independent):
+def check_alike(texts: Mapping[str, str | None]) -> None:
+    """Checks that all processes of a job were given the same, by the names of the flags.
+
+    Raises:
+        InputError: this or another process was given something else than the primary one.
+    """
+    if jax.process_count() == 1:
         return
+    first = _broadcast(dict(texts))
+    with all_or_error():
+        for name, text in texts.items():
+            if text != first[name]:
+                raise InputError(
+                    name,
+                    text,
+                    f"the first process of this job has {first[name]}: give all the same",
+                )
+
+
+def _join(place: Mapping[str, Any], independent: bool) -> None:
+    if place:
+        _initialize(cluster_detection_method="deactivate", **place)
+        return
+    rank = find_rank(os.environ)
+    if rank is None:
+        if _on_tpu() or (_on_kubernetes() and not independent):
+            _initialize()
+    elif rank.count > 1:
+        if not independent:
+            _initialize(
+                cluster_detection_method=rank.scheduler,
+                num_processes=rank.count,
+                process_id=rank.number,
+            )
+        # JAX gives each of several processes one GPU, though there may be more or only its own.
+        jax.config.update("jax_cuda_visible_devices", own_gpus(rank, os.environ))
+
+
+def _initialize(**place: Any) -> None:
     try:
         jax.distributed.initialize(
             **place,
-            cluster_detection_method="deactivate" if place else None,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=ENDING,
         )
-    except (ValueError, RuntimeError) as error:
-        if on_tpu and isinstance(error, ValueError):  # the TPU is not part of a slice
+    except Exception as error:  # each kind of cluster raises its own, also those of the network
+        # A TPU may be no part of a slice, and the server that knows the slice may be out of reach.
+        if not place and _on_tpu() and isinstance(error, ValueError | OSError):
             return
         raise InputError(
             "coordinator",
             place.get("coordinator_address"),
-            f"the processes of this job cannot find each other "
-            f"({str(error).splitlines()[0]}): start all of "
+            f"the processes of this job cannot find each other ({reason(error)}): start all of "
             "them, and give --coordinator, --num_processes and --process_id",
         ) from error
     # JAX aborts a process that has lost the others, and no handler of Python's runs in abort.
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _ON_ABORT)
 
 
-def _in_cluster(independent: bool) -> bool:
-    """Tells whether the environment belongs to one of several processes that JAX can find."""
-    for tasks in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
-        if tasks in os.environ:
-            return int(os.environ[tasks]) > 1
-    # Kubernetes does not say how many pods there are; each index may also be a shard.
-    return "JOB_COMPLETION_INDEX" in os.environ and not independent
+def _on_tpu() -> bool:
+    """Tells whether this host may be part of a TPU slice.
+
+    JAX sets `TPU_SKIP_MDS_QUERY` when it is imported and finds no TPU.
+    """
+    without_server = "TPU_SKIP_MDS_QUERY" in os.environ
+    named = {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"} & os.environ.keys()
+    return importlib.util.find_spec("libtpu") is not None and (bool(named) or not without_server)
+
+
+def _on_kubernetes() -> bool:
+    """Tells whether this is a pod of an Indexed Job. Kubernetes does not say of how many."""
+    return "JOB_COMPLETION_INDEX" in os.environ
 
 
 def _broadcast(value: T) -> T:

@@ -1,11 +1,12 @@
 """Records and measurements of finished runs on disk: JSON lines, appended, read and merged."""
 
+import contextlib
 import dataclasses
 import errno
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ class FinishedRun:
         return self.job.checkpoint(self.record.id)
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns an `OSError` into an `InputError` on a file or folder of a job."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            None,
+            path,
+            f"cannot be read ({error.strerror or reason(error)}): try again when the disk can be "
+            "read, or give another folder; nothing is lost",
+        ) from error
+
+
 def append_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
     """Appends objects to a file of JSON lines: all of them or, on an error, none.
 
@@ -57,9 +72,14 @@ def append_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
 
 
 def repair(path: Path) -> bool:
-    """Drops a last line that a crash left without its end, and returns whether there was one."""
+    """Drops a last line that a crash left without its end, and returns whether there was one.
+
+    Raises:
+        InputError: the disk does not let the file be read.
+    """
     with path.open("rb+") as file:
-        content = file.read()
+        with reading(path):
+            content = file.read()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             file.truncate(whole)
@@ -75,7 +95,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not os.path.isfile(path):
         raise InputError(None, path, "does not exist: give the --out_dir of a finished job")
     found = []
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 found.append(json.loads(line))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from wayward_jax.errors import InputError
+from wayward_jax.jobs.schedulers import find_shard
 
 AUTO = "auto"
 
@@ -56,7 +57,10 @@ class Kind(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A kind whose `read` raises a `ValueError` for text of another form."""
+    """A kind whose `read` raises a `ValueError` for text of another form.
+
+    An `InputError`, which is one, has its own message.
+    """
 
     form: str
     read: Callable[[str], Any]
@@ -66,6 +70,8 @@ class Value:
         """See `Kind`."""
         try:
             return self.read(text)
+        except InputError:
+            raise
         except ValueError:
             raise InputError(name, text, f"give {self.form}") from None
 
@@ -183,6 +189,10 @@ def read_size(text: str) -> int | None:
     return None if text == AUTO else whole(1).read(text)
 
 
+def read_index(text: str) -> int | None:
+    return None if text == AUTO else whole(0).read(text)
+
+
 def read_mesh(text: str) -> dict[str, int] | None:
     if text == AUTO:
         return None
@@ -197,6 +207,8 @@ def write_mesh(mesh: Mapping[str, int]) -> str:
 
 
 def read_shard(text: str) -> tuple[int, int]:
+    if text == AUTO:
+        return find_shard(os.environ)
     if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
         raise ValueError(text)
     number, count = map(int, text.split("/"))

@@ -27,6 +27,7 @@ from wayward_jax.jobs.setting import (
     one_of,
     read_address,
     read_gamma,
+    read_index,
     read_k_shot,
     read_mesh,
     read_path,
@@ -231,7 +232,11 @@ class Settings(CommonSettings):
         "direct",
         "Score p(label | prompt, text) or p(text | prompt, label).",
     )
-    template: int = setting(whole(0), "1", "Which of a task's templates.")
+    template: int | None = setting(
+        Value("a whole number from 0 on, or auto", read_index),
+        AUTO,
+        "Which of a task's templates; auto is the paper's, 1, or 0 where there is only one.",
+    )
     truncate: str = setting(
         one_of("tail", "head"),
         "tail",
@@ -256,6 +261,12 @@ class Settings(CommonSettings):
         "text",
         "Tokens that a prompt can be read as: those that stand for text, or all, with special and "
         "reserved ones.",
+    )
+    bos: str = setting(
+        one_of("auto", "yes", "no"),
+        "auto",
+        "Whether the token that begins a text stands before every prompt; auto is where the "
+        "model's tokenizer begins texts with it.",
     )
     k_shot: int = setting(
         Value("a number of examples a class, or -1 for all", read_k_shot),
@@ -315,13 +326,14 @@ class Settings(CommonSettings):
     )
     shard: tuple[int, int] | None = setting(
         Value(
-            "i/n, such as 0/8 for the first of eight parts",
+            "i/n, such as 0/8 for the first of eight parts, or auto",
             read_shard,
             lambda shard: f"{shard[0]}/{shard[1]}",
         ),
         None,
         "i/n, with i from 0 to n-1: of n equal parts of the list of runs, only this one is carried "
-        "out, in a folder of its own in --out_dir. The other flags are the same for all n.",
+        "out, in a folder of its own in --out_dir. The other flags are the same for all n. "
+        "auto takes both from Slurm or Open MPI.",
         decides="nothing",
     )
     coordinator: str | None = setting(
@@ -367,6 +379,16 @@ class Settings(CommonSettings):
         own = [gamma for gamma in self.gamma if gamma.model in ("", model)]
         weights = dict.fromkeys(gamma.weight for gamma in own)
         return dataclasses.replace(self, model=(model,), gamma=tuple(map(Gamma, weights)))
+
+    @property
+    def shared(self) -> dict[str, str | None]:
+        """The texts of the settings that are the same for all processes of a job.
+
+        Files may lie elsewhere on each host.
+        """
+        of_host = {"cache_dir", "assets_dir", "out_dir", "reuse", "process_id"}
+        names = {each.name for each in self.settings() if each.decides != "results by content"}
+        return {name: text for name, text in self.texts().items() if name in names - of_host}
 
     @property
     def place(self) -> dict[str, Any]:

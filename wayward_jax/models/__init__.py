@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from wayward_jax.cache import make_once
 from wayward_jax.errors import InputError
 from wayward_jax.models import conversion, sources
-from wayward_jax.models.language_model import READABLE, LanguageModel
+from wayward_jax.models.language_model import BOS, READABLE, LanguageModel
 from wayward_jax.sharding import make_mesh, place_params
 
 __all__ = ["LanguageModel", "default_dtype", "load"]
@@ -32,6 +32,7 @@ def load(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     readable: str = "text",
+    bos: str = "auto",
 ) -> LanguageModel:
     """Loads a language model. It is converted on first use, and read from the cache afterwards.
 
@@ -43,12 +44,16 @@ def load(
         dtype: the dtype of the weights.
         mesh: the mesh on which the weights are placed. None means one device.
         readable: the tokens that a prompt can be read as, see `LanguageModel.readable`.
+        bos: one of `BOS`: whether BOS stands before every prompt; `auto` is where the tokenizer
+            begins every text with it.
 
     Raises:
         InputError: there is no such model, or it cannot be used.
     """
     if readable not in READABLE:
         raise InputError("readable", readable, f"choose one of {', '.join(READABLE)}")
+    if bos not in BOS:
+        raise InputError("bos", bos, f"choose one of {', '.join(BOS)}")
     source = sources.locate(name, cache_dir, assets_dir)
     dtype = jnp.dtype(dtype)
     folder = make_once(
@@ -57,7 +62,25 @@ def load(
     )
     model = conversion.open_converted(folder, sources.short_name(name))
     params = place_params(model.params, mesh or make_mesh(), model.family.partition_spec)
-    return dataclasses.replace(model, params=params, readable=readable)
+    return dataclasses.replace(
+        model, params=params, readable=readable, bos_ids=_bos_ids(model, bos)
+    )
+
+
+def _bos_ids(model: LanguageModel, bos: str) -> tuple[int, ...]:
+    tokenizer = model.tokenizer
+    if bos == "no":
+        return ()
+    if bos == "auto" or tokenizer.first_ids:
+        return tokenizer.first_ids
+    if tokenizer.bos_id not in tokenizer.ids:
+        raise InputError(
+            "bos",
+            bos,
+            f"{model.name} names no token that begins a text: use --bos=no, or name one as "
+            "bos_token_id in its config.json",
+        )
+    return (tokenizer.bos_id,)
 
 
 def _cache_key(source: Path, dtype: str) -> str:

@@ -24,7 +24,7 @@ from wayward_jax.models.language_model import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 
 # To be raised with every change after which the same published model is converted differently.
-VERSION = 5
+VERSION = 6
 
 PARAMS, CONFIG, TOKENIZER = "params", "config.json", "tokenizer.json"
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -54,16 +54,18 @@ def convert(published: PublishedModel, dtype: np.dtype, folder: Path) -> None:
     except MISFIT_ERRORS as error:
         remedy = f"{reason(error)}: get the model's files again, or give another --model"
         raise InputError(None, published.path, remedy) from error
+    tokenizer = published.tokenizer.without_added_tokens(len(params["embed/embedding"]))
     config = {
         **published.config,
-        "eos_token_id": published.tokenizer.eos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "bos_token_id": tokenizer.bos_id,
         "params_dtype": dtype.name,
         "digest": digest,
         "params": [path.replace("/", ".") for path in params],
     }
     (folder / PARAMS).mkdir(parents=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
-    published.tokenizer.save(folder / TOKENIZER)
+    tokenizer.save(folder / TOKENIZER)
     for name, array in zip(config["params"], params.values(), strict=True):
         np.save(folder / PARAMS / name, array)
 
@@ -80,7 +82,9 @@ def open_converted(folder: Path, name: str) -> LanguageModel:
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tokenizer = Tokenizer.open(folder / TOKENIZER, config["eos_token_id"])
+        tokenizer = Tokenizer.open(
+            folder / TOKENIZER, config["eos_token_id"], config["bos_token_id"]
+        )
         dtype, digest = jnp.dtype(config["params_dtype"]), config["digest"]
         # The .npy format has no bfloat16 and stores it as two bytes without a type.
         flat = {
@@ -135,7 +139,8 @@ def _params(
     if unknown := sorted(tensors.keys() - set(names.values())):
         raise ValueError(f"{len(unknown)} tensors have no place, the first is {unknown[0]}")
 
-    tokens, rows = published.tokenizer.vocab_size, shapes["embed", "embedding"][0]
+    rows = shapes["embed", "embedding"][0]
+    tokens = published.tokenizer.without_added_tokens(rows).vocab_size
     if tokens > rows:
         raise ValueError(f"the tokenizer has {tokens} tokens, the embedding table only {rows}")
     if (eos := published.tokenizer.eos_id) not in range(tokens):

@@ -9,8 +9,11 @@ import numpy as np
 from wayward_jax.models.causal_lm import CausalLM
 from wayward_jax.models.family import Family
 from wayward_jax.models.tokenizer import Tokenizer
+from wayward_jax.projection import c_proj
+from wayward_jax.sharding import on_host
 
 READABLE = ("text", "all")
+BOS = ("auto", "yes", "no")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,8 @@ class LanguageModel:
             configuration nor the tokenizer. It is empty if the weights were not loaded from files.
         readable: the tokens that a prompt can be read as, one of `READABLE`: those of `text`, or
             `all`, with special and reserved ones.
+        bos_ids: the tokens that stand before every prompt, because the model expects every text to
+            begin with them.
     """
 
     name: str
@@ -40,10 +45,16 @@ class LanguageModel:
     tokenizer: Tokenizer
     digest: str = ""
     readable: str = "text"
+    bos_ids: tuple[int, ...] = ()
 
     def embedding_table(self) -> jax.Array:
         """Returns the embedding table `[V, D]`, in the weights' dtype."""
         return self.module.apply(self.params, method="embedding_table")
+
+    def with_bos(self, prompt: np.ndarray) -> np.ndarray:
+        """Puts the embeddings of `bos_ids` before a prompt `[L, D]`."""
+        before = on_host(c_proj(self.embedding_table(), np.asarray(self.bos_ids, np.int32)))
+        return np.concatenate([before, prompt])
 
     def valid_tokens(self) -> np.ndarray:
         """Returns `[V]` bool, True for the rows of the embedding table that are tokens.

@@ -1,6 +1,8 @@
 """Exact conversion of text to token ids and back."""
 
 import dataclasses
+import itertools
+import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -28,18 +30,33 @@ class Tokenizer:
     Attributes:
         backend: the tokenizer, which neither pads nor truncates.
         eos_id: the id of the token that ends a text.
+        bos_id: the id of the token that begins a text; None if the model has none.
     """
 
     backend: tokenizers.Tokenizer
     eos_id: int
+    bos_id: int | None = None
 
     @classmethod
-    def open(cls, path: Path, eos_id: int) -> "Tokenizer":
+    def open(cls, path: Path, eos_id: int, bos_id: int | None = None) -> "Tokenizer":
         """Opens a `tokenizer.json`, without the padding and truncation that it may ask for."""
         backend = tokenizers.Tokenizer.from_file(str(path))
         backend.no_padding()
         backend.no_truncation()
-        return cls(backend, eos_id)
+        return cls(backend, eos_id, bos_id)
+
+    def without_added_tokens(self, rows: int) -> "Tokenizer":
+        """Leaves out the added tokens that an embedding table of so many rows has no row for.
+
+        A folder may name such a token, for instance for padding, that its model was never given. A
+        text that spells it is encoded as any other text.
+        """
+        if self.vocab_size <= rows:
+            return self
+        content = json.loads(self.backend.to_str())
+        content["added_tokens"] = [each for each in content["added_tokens"] if each["id"] < rows]
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+        return dataclasses.replace(self, backend=backend)
 
     def save(self, path: Path) -> None:
         """Writes a `tokenizer.json`."""
@@ -84,6 +101,17 @@ class Tokenizer:
         """The ids of tokens that stand for no text."""
         added = self.backend.get_added_tokens_decoder()
         return frozenset(id_ for id_, token in added.items() if token.special)
+
+    @cached_property
+    def first_ids(self) -> tuple[int, ...]:
+        """The special tokens that the model's makers put before every text, mostly none or BOS."""
+        encoding = self.backend.encode(ANCHOR)
+        return tuple(
+            id_
+            for id_, _ in itertools.takewhile(
+                lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+            )
+        )
 
     @cached_property
     def ids(self) -> frozenset[int]:

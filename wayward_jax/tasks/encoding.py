@@ -41,12 +41,12 @@ class Tokenizer(Protocol):
 
 
 class Encoded(NamedTuple):
-    """The tokens of an example that follow the prompt, for each of the C labels.
+    """The tokens of an example that follow the prompt, for each of the W label words.
 
     Attributes:
-        contexts: `[C]` token tuples that are read but not scored. None is empty. With the direct
+        contexts: `[W]` token tuples that are read but not scored. None is empty. With the direct
             method they are all equal.
-        continuations: `[C]` token tuples that are scored. Each ends with EOS.
+        continuations: `[W]` token tuples that are scored. Each ends with EOS.
     """
 
     contexts: tuple[Tokens, ...]
@@ -64,11 +64,11 @@ def encode(
     max_tokens: int | None = None,
     truncate: str = "tail",
 ) -> list[Encoded]:
-    """Encodes each text with each label's template, as the paper's code does (`prepare_data`).
+    """Encodes each text with each label word's template, as the paper's code does (`prepare_data`).
 
     Direct: `text + " " + template + EOS`, scored from the first token at which the templates of the
-    labels differ. Channel: `template + " " + text + EOS`, scored from the text on. A template may
-    also say where the text is, with `{text}`, and where the second text of a pair is, with
+    label words differ. Channel: `template + " " + text + EOS`, scored from the text on. A template
+    may also say where the text is, with `{text}`, and where the second text of a pair is, with
     `{text_b}`. Direct templates then have the label word after the texts, and channel templates end
     with the text that is scored.
 
@@ -92,11 +92,17 @@ def encode(
 
     Raises:
         InputError: there is no such template, method or end, the template does not fit the method,
-            two label words give the same tokens, the template leaves no position for the text, or a
-            text has no tokens.
+            the channel method is to score several words a label, two label words give the same
+            tokens, the template leaves no position for the text, or a text has no tokens.
     """
     parts = _parts(task, template, method, bool(texts_b))
-    filled = [_encode_literals(parts, word, tokenizer) for word in task.label_words]
+    if method == "channel" and len(task.words) > len(task.labels):
+        remedy = (
+            f"task {task.name} has several words for a label, which the direct method alone sums "
+            "over: use --method=direct, or give one word for each"
+        )
+        raise InputError("method", method, remedy)
+    filled = [_encode_literals(parts, word, tokenizer) for word in task.words]
     # EOS takes part in the comparison of templates: it distinguishes a template from a longer one
     # that begins with it.
     if len({(*literals, tokenizer.eos_id) for literals in filled}) < len(filled):
@@ -137,7 +143,7 @@ def count_truncated(
 ) -> int:
     """Counts the texts, or pairs, that `encode` cuts. Arguments and errors are its own, too."""
     parts = _parts(task, template, method, bool(texts_b))
-    filled = [_encode_literals(parts, word, tokenizer) for word in task.label_words]
+    filled = [_encode_literals(parts, word, tokenizer) for word in task.words]
     longest = 1 + max(sum(map(len, literals)) for literals in filled)
     found = _encode_texts(task, parts, texts, texts_b, tokenizer)
     room = _text_room(task, template, longest, max_tokens, len(found))

@@ -139,7 +139,8 @@ def _join(parts: Sequence[Examples]) -> Examples:
 def read_task(folder: Path) -> tuple[Task, Columns]:
     """Reads the task that `folder/task.json` describes. Its name is the name of the folder.
 
-    The file is `{"templates": ["It was %s . "], "label_words": ["terrible", "great"]}`. It may add
+    The file is `{"templates": ["It was %s . "], "label_words": ["terrible", "great"]}`. A label may
+    have several words, as in `[["terrible", "bad"], "great"]`. The file may add
     `"labels"` (by default, `labels.json` names them), `"max_length"` (128 by default), and the
     names of columns, `"text_column"`, `"label_column"` and `"text_b_column"`. The examples are
     pairs if a template has `{text_b}`.
@@ -160,7 +161,7 @@ def read_task(folder: Path) -> tuple[Task, Columns]:
     for template in templates:
         if template.count("%s") != 1:
             raise InputError(None, path, f"template {template!r} needs one %s for the label word")
-    label_words = _strings(value.get("label_words"), '"label_words"', path)
+    label_words = _label_words(value.get("label_words"), path)
     if len(label_words) != len(labels):
         remedy = f"{len(label_words)} label_words for {len(labels)} labels: give one for each label"
         raise InputError(None, path, remedy)
@@ -188,6 +189,16 @@ def _label_names(value: Any, path: Path) -> tuple[str, ...]:
         if labels.count(label) > 1:
             raise InputError(None, path, f"label name {label!r} occurs twice: rename one")
     return labels
+
+
+def _label_words(value: Any, path: Path) -> tuple[str | tuple[str, ...], ...]:
+    nested = isinstance(value, list) and any(isinstance(own, list) for own in value)
+    if not nested:
+        return _strings(value, '"label_words"', path)
+    return tuple(
+        own if isinstance(own, str) and own else _strings(own, 'each of "label_words"', path)
+        for own in value
+    )
 
 
 def _strings(value: Any, what: str, path: Path) -> tuple[str, ...]:

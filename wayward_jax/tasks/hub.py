@@ -21,6 +21,9 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "dev"),
 }
 
+# The revision with the hub's conversion of data sets that are scripts.
+CONVERTED = "refs/convert/parquet"
+
 # The task is unknown, so these suit label words of any kind.
 TEMPLATES = ("%s . ", "Answer: %s . ", "Label: %s . ", "Category: %s . ")
 
@@ -48,7 +51,12 @@ def read(name: str, columns: Columns) -> tuple[Task, dict[str, Examples], list[s
         loaded = datasets.load_dataset(*address.split(":"), **options)
     except Exception as error:  # datasets raises exceptions of many kinds, also of its own
         first_line = str(error).partition("\n")[0]
-        remedy = f"datasets cannot load it ({first_line}): check the name and the network"
+        remedy = (
+            f"give it as hf:{address}@{CONVERTED}, which is the hub's own conversion to Parquet"
+            if "scripts are no longer supported" in first_line and not revision
+            else "check the name and the network"
+        )
+        remedy = f"datasets cannot load it ({first_line}): {remedy}"
         raise InputError("task", name, remedy) from error
     text, names = _columns(name, loaded, columns)
     splits, notes = {}, []

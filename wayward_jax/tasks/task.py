@@ -16,15 +16,30 @@ class Task:
         templates: texts with one `%s` each, which stands for the label word, and perhaps with
             `{text}` and `{text_b}`, see `encoding.encode`. Index 1 is the paper's default. A user's
             own task may have fewer templates.
-        label_words: the C words that stand for the labels in a template.
+        label_words: the C words that stand for the labels in a template. Several words for a label
+            are a tuple; the probability of the label is the sum over them.
         max_length: the most tokens of an input. A text may have 16 fewer.
     """
 
     name: str
     labels: tuple[str, ...]
     templates: tuple[str, ...]
-    label_words: tuple[str, ...]
+    label_words: tuple[str | tuple[str, ...], ...]
     max_length: int = 128
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The W words of all labels, in the order of the labels."""
+        return tuple(word for own in self._words_by_label for word in own)
+
+    @property
+    def word_labels(self) -> tuple[int, ...]:
+        """The label id of each of the W words."""
+        return tuple(label for label, own in enumerate(self._words_by_label) for _ in own)
+
+    @property
+    def _words_by_label(self) -> list[tuple[str, ...]]:
+        return [(own,) if isinstance(own, str) else own for own in self.label_words]
 
     @property
     def default_template(self) -> int:

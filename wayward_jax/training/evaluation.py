@@ -38,22 +38,22 @@ class EvaluationSet:
     """E examples with all their C labels, ready to be scored under any prompt.
 
     Attributes:
-        parts: the segments of X packs, for each part; their label numbers count up to `E * C`.
+        parts: the segments of X packs, for each part; their word numbers count up to `E * W`.
         shape: of every pack, for one run.
         labels: `[E]` int32, the gold labels.
-        n_labels: C.
+        word_labels: `[W]`, the label of each label word.
     """
 
     parts: tuple[tuple[tuple[Segment, ...], ...], ...]
     shape: PackedShape
     labels: np.ndarray
-    n_labels: int
+    word_labels: tuple[int, ...]
 
 
 def evaluation_sets(
     segments: Sequence[Sequence[Segment]],
     labels: Sequence[np.ndarray],
-    n_labels: int,
+    word_labels: Sequence[int],
     *,
     prompt_length: int,
     tokens: int,
@@ -65,7 +65,7 @@ def evaluation_sets(
     Args:
         segments: for each set, from `label_segments`.
         labels: for each set, `[E]` int32.
-        n_labels: C.
+        word_labels: `[W]`, the label of each label word.
         prompt_length: vectors of the longest prompt.
         tokens: the most tokens of a pack; the number that leaves fewest slots unused is chosen.
         devices: X, packs that are scored side by side.
@@ -98,10 +98,25 @@ def evaluation_sets(
             ),
             shape,
             right,
-            n_labels,
+            tuple(word_labels),
         )
         for of_set, right in zip(packs, labels, strict=True)
     ]
+
+
+def with_room(examples: EvaluationSet, prompt_length: int, row_grain: int = GRAIN) -> EvaluationSet:
+    """The same packs in a shape that has room for longer prompts.
+
+    Args:
+        examples: made for shorter prompts.
+        prompt_length: vectors of the longest prompt.
+        row_grain: see `packing.row_sizes`.
+    """
+    packs = [[pack] for part in examples.parts for pack in part]
+    longest = max(len(segment.ids) for (pack,) in packs for segment in pack)
+    slots = row_sizes(prompt_length + longest, max(row_grain, ROW_GRAIN))[0]
+    lengths = np.full((len(packs), 1), prompt_length)
+    return dataclasses.replace(examples, shape=fitting_shape(packs, lengths, slots))
 
 
 def start_scoring(
@@ -155,7 +170,8 @@ def _pack(
 def nll(parts: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
     """The mean negative log-likelihood of every label of every example under every prompt.
 
-    The mean is over the tokens from the first at which the labels differ to EOS.
+    The mean is over the tokens from the first at which the label words differ to EOS. The
+    probability of a label is the sum over its words.
 
     Args:
         parts: from `start_scoring`.
@@ -164,12 +180,20 @@ def nll(parts: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:
     Returns:
         `[R, E, C]` float32, nats a token.
     """
-    total = np.zeros((len(parts[0]), len(examples.labels) * examples.n_labels), np.float32)
+    word_labels = np.array(examples.word_labels)
+    total = np.zeros((len(parts[0]), len(examples.labels) * len(word_labels)), np.float32)
     for part, losses in zip(examples.parts, parts, strict=True):
         for pack, own in zip(part, on_host(losses).swapaxes(0, 1), strict=True):
             score = np.concatenate([segment.score for segment in pack])
             np.add.at(total, (slice(None), score), own[:, : len(score)])
-    return total.reshape(len(total), -1, examples.n_labels)
+    words = total.reshape(len(total), -1, len(word_labels))
+    return np.stack(
+        [
+            -np.logaddexp.reduce(-words[..., word_labels == label], axis=-1)
+            for label in range(word_labels.max() + 1)
+        ],
+        axis=-1,
+    )
 
 
 def predictions(parts: Sequence[jax.Array], examples: EvaluationSet) -> np.ndarray:

@@ -71,12 +71,13 @@ def encode_task(
         InputError: the model has no room for such prompts; see also `tasks.encode`.
     """
     positions = model.module.config.max_positions
+    prompt_length += len(model.bos_ids)
     if prompt_length >= positions:
         raise InputError(
             "targets",
             None,
-            f"a prompt would take {prompt_length} tokens, and {model.name} has {positions} "
-            "positions for prompt and text: choose shorter targets or --prompt_length",
+            f"a prompt would take {prompt_length} positions, and {model.name} has {positions} "
+            "for prompt and text: choose shorter targets or --prompt_length",
         )
 
     def encoded(data: TaskData, examples: Examples) -> list[Encoded]:
@@ -108,7 +109,7 @@ def encode_task(
     *of_samples, test, content_free = evaluation_sets(
         [label_segments(encoded(data, examples)) for data, examples in evaluated],
         [examples.labels for _, examples in evaluated],
-        len(last.task.labels),
+        last.task.word_labels,
         prompt_length=prompt_length,
         tokens=tokens,
         devices=devices,
@@ -116,7 +117,7 @@ def encode_task(
     )
     return EncodedTask(
         train={
-            seed: gold_segments(encoded(data, data.train), data.train.labels)
+            seed: gold_segments(encoded(data, data.train), data.train.labels, data.task.word_labels)
             for seed, data in samples.items()
         },
         dev_subset=dict(zip(samples, of_samples[: len(samples)], strict=True)),

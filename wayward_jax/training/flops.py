@@ -39,7 +39,7 @@ def step_cost(batches: Batches, plan: PopulationPlan) -> StepCost:
     """The cost of the steps of `planning.iter_batches`, which are still on the host."""
     packs = batches.packs
     real = packs.segment > 0
-    prompts = len(batches.run_index) * sum(run.prompt_length for run in plan.runs)
+    prompts = len(batches.run_index) * sum(run.input_length for run in plan.runs)
     return StepCost(
         tokens=int(real.sum()) + prompts,
         predictions=int((packs.weight > 0).sum()),

@@ -78,7 +78,7 @@ def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: M
     Raises:
         InputError: there is too little memory even for one run.
     """
-    longest_first = sorted(runs, key=lambda run: -run.prompt_length)
+    longest_first = sorted(runs, key=lambda run: -run.input_length)
     free = SHARE * free_bytes(mesh.local_devices[0]) * mesh.shape["model"]
     tokens = busy_tokens(mesh)
     while True:

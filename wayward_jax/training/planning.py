@@ -46,8 +46,8 @@ class PopulationPlan:
 
     Attributes:
         runs: sorted by prompt length.
-        prompt_length: L, of the array of all prompts. Shorter prompts are padded there, and nowhere
-            else.
+        prompt_length: L, of the array of all prompts, each of them with the vectors of BOS before
+            it. Shorter prompts are padded there, and nowhere else.
         run_shards: parts of the mesh that have runs of their own.
         data_shards: X, parts of the mesh among which the examples of each run are divided.
         packs_per_shard: P, packs that a run shard computes one after the other.
@@ -74,8 +74,8 @@ class PopulationPlan:
 
     @property
     def prompt_lengths(self) -> np.ndarray:
-        """The vectors of each prompt, with those of `padded_runs`: `[R]`."""
-        return np.array([run.prompt_length for run in self.padded_runs])
+        """The vectors of BOS and of each prompt, with those of `padded_runs`: `[R]`."""
+        return np.array([run.input_length for run in self.padded_runs])
 
     @property
     def padded_runs(self) -> list[Run]:
@@ -224,10 +224,10 @@ def _plan_group(
     row_grain: int,
 ) -> list[PopulationPlan]:
     """`plan_populations` of runs that can be tuned together; `train` is from `_sizes`."""
-    runs = sorted(runs, key=lambda run: run.prompt_length)
+    runs = sorted(runs, key=lambda run: run.input_length)
     run_shards, data_shards = mesh.shape["runs"], mesh.shape["data"]
     lengths = np.concatenate([each[:, 0] for each in train.values()])
-    run_tokens = lengths.mean() * runs[0].batch_size / data_shards + runs[-1].prompt_length
+    run_tokens = lengths.mean() * runs[0].batch_size / data_shards + runs[-1].input_length
     runs_per_pack = max(1, round(pack_tokens / run_tokens))
 
     most = population or runs_per_pack * run_shards
@@ -239,7 +239,7 @@ def _plan_group(
     plans = [
         PopulationPlan(
             runs=tuple(runs[first::n_groups]),
-            prompt_length=runs[-1].prompt_length,
+            prompt_length=runs[-1].input_length,
             run_shards=run_shards,
             data_shards=data_shards,
             packs_per_shard=packs,
@@ -248,7 +248,7 @@ def _plan_group(
         )
         for first in range(n_groups)
     ]
-    longest = runs[-1].prompt_length + int(lengths.max())
+    longest = runs[-1].input_length + int(lengths.max())
     sample = _demands(train, plans[:1], row_sizes(longest, row_grain), SAMPLE_STEPS)
     shapes, _ = choose_shapes(sample.reshape(len(sample), -1, 5), MAX_SHAPES)
     row_slots = sorted({shape.slots for shape in shapes})

@@ -29,8 +29,8 @@ from wayward_jax.sharding import BY_RUN
 class Population:
     """Everything that R runs are tuned with, apart from their examples.
 
-    target_ids: `[R, L]` int32 tokens, padded at the end to the longest.
-    mask: `[R, L]` bool, True on a run's own prompt length.
+    target_ids: `[R, L]` int32 tokens, after those of BOS and padded at the end to the longest.
+    mask: `[R, L]` bool, True on the vectors of a run's own prompt, which alone are trained.
     learning_rate: `[R]` float32, the peak of each run's.
     constraint: `[R]` int32, which of `constraints` each run has.
     constraints: the constraints of all runs, each once.
@@ -209,6 +209,7 @@ def train_steps(
             updates, optimizer_state = jax.vmap(optimizer.update)(
                 gradients, state.optimizer_state, state.prompts
             )
+            updates = jnp.where(population.mask[..., None], updates, 0)
             new_prompts = state.prompts + population.learning_rate[:, None, None] * updates
             distances = distance(state.prompts, targets.embeddings, population.mask)
             finite = jnp.isfinite(task_losses + distances)
@@ -271,7 +272,7 @@ def apply_constraints(
         own, new_state = jax.vmap(constraint.project, in_axes=(0, 0, TARGET_AXES, None))(
             state, prompts, targets, remaining
         )
-        mine = (population.constraint == number)[:, None, None]
+        mine = (population.constraint == number)[:, None, None] & population.mask[..., None]
         projected = jnp.where(mine, own, projected)
         new_states.append(new_state)
     return projected, tuple(new_states)

@@ -120,8 +120,10 @@ def init_population(
     runs = plan.padded_runs
     names = sorted({run.constraint for run in runs})
     population = Population(
-        target_ids=_padded([np.asarray(run.target_ids, np.int32) for run in runs], plan),
-        mask=_padded([np.ones(run.prompt_length, bool) for run in runs], plan),
+        target_ids=_padded(
+            [np.asarray((*run.bos_ids, *run.target_ids), np.int32) for run in runs], plan
+        ),
+        mask=_padded([np.arange(run.input_length) >= len(run.bos_ids) for run in runs], plan),
         learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
         constraint=jnp.asarray([names.index(run.constraint) for run in runs], jnp.int32),
         constraints=tuple(constraints[name] for name in names),
@@ -129,7 +131,13 @@ def init_population(
     )
     table = on_host(model.embedding_table()).astype(np.float32)
     vectors = [
-        starts[run.init] if run.init in starts else STARTS[run.init](run, table) for run in runs
+        np.concatenate(
+            [
+                table[list(run.bos_ids)],
+                starts[run.init] if run.init in starts else STARTS[run.init](run, table),
+            ]
+        )
+        for run in runs
     ]
     state = init_state(
         population,
@@ -238,7 +246,7 @@ def _make_records(
             diverged_at=int(diverged_at[r]) if diverged_at[r] >= 0 else None,
             seconds=0.0,
             curve=curves[r],
-            prompt=prompts[r, : run.prompt_length],
+            prompt=prompts[r, len(run.bos_ids) : run.input_length],
         )
         for r, run in enumerate(runs)
     ]
@@ -331,6 +339,6 @@ def _curves(
 def _read(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[ReadTokens]:
     """Reads the prompts of runs, whose nearest tokens are `[R, L]`."""
     return [
-        read_tokens(model.tokenizer, ids[: run.prompt_length], run.target)
+        read_tokens(model.tokenizer, ids[len(run.bos_ids) : run.input_length], run.target)
         for run, ids in zip(runs, on_host(nearest).tolist(), strict=False)
     ]

@@ -8,7 +8,7 @@ transformers uses another rule for `smollm` when it reads a GGUF file.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from wayward_jax.models.tokenizer import Tokenizer
@@ -74,7 +74,17 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
             "the file names no token that ends a text: name one with llama.cpp's "
             "gguf-new-metadata --special-token-by-id eos ID OLD.gguf NEW.gguf"
         )
-    return Tokenizer(backend, metadata["tokenizer.ggml.eos_token_id"])
+    bos = metadata.get("tokenizer.ggml.bos_token_id")
+    # The default is llama.cpp's.
+    kinds_with_bos = {"llama", "llama-bpe"}
+    by_default = not kinds_with_bos.isdisjoint(
+        (metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre"))
+    )
+    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", by_default):
+        backend.post_processor = processors.TemplateProcessing(
+            single=[tokens[bos], "$A"], special_tokens=[(tokens[bos], bos)]
+        )
+    return Tokenizer(backend, metadata["tokenizer.ggml.eos_token_id"], bos)
 
 
 def _byte_level(

@@ -111,7 +111,11 @@ def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     except Exception as error:  # tokenizers raises plain Exception
         remedy = f"the file cannot be read as a tokenizer ({reason(error)}): get it again"
         raise InputError(None, file, remedy) from error
-    return dataclasses.replace(tokenizer, eos_id=_eos_id(folder, tokenizer, config))
+    return dataclasses.replace(
+        tokenizer,
+        eos_id=_eos_id(folder, tokenizer, config),
+        bos_id=_first_id(config, "bos_token_id"),
+    )
 
 
 def _eos_id(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> int:
@@ -128,11 +132,16 @@ def _eos_id(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> int:
                 raise InputError(None, folder / name, remedy)
             return id_
     else:
-        ids = config.get("eos_token_id")
-        first = ids[0] if isinstance(ids, list) and ids else ids
-        if type(first) is int:
-            return first
+        if (id_ := _first_id(config, "eos_token_id")) is not None:
+            return id_
     raise InputError(None, folder, NO_EOS)
+
+
+def _first_id(config: dict[str, Any], name: str) -> int | None:
+    """The id, or the first of the ids, that a configuration has under this name."""
+    ids = config.get(name)
+    first = ids[0] if isinstance(ids, list) and ids else ids
+    return first if type(first) is int else None
 
 
 def _convert_tokenizer(folder: Path) -> Tokenizer:
@@ -160,4 +169,4 @@ def _convert_tokenizer(folder: Path) -> Tokenizer:
         raise InputError(None, folder, NO_EOS)
     backend.no_padding()
     backend.no_truncation()
-    return Tokenizer(backend, tokenizer.eos_token_id)
+    return Tokenizer(backend, tokenizer.eos_token_id, tokenizer.bos_token_id)
