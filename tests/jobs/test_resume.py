@@ -23,8 +23,8 @@ from wayward_jax.jobs.exit_codes import STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
 # Two populations of three runs, and two checkpoints each before the last step.
-CHANGED = {"gamma": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3}
-FLAGS = {"gamma": "0.5,0.1", "seeds": "1,2", "population": 3, "checkpoint_every": 5, "n_eval": 0}
+CHANGED = {"gamma": (0.5,), "seeds": (1, 2), "steps": 20, "population": 3}
+FLAGS = {"gamma": "0.5", "seeds": "1,2", "population": 3, "checkpoint_every": 5, "n_eval": 0}
 LONG = {**FLAGS, "steps": 200, "batch_size": 4}
 
 
@@ -203,7 +203,7 @@ def test_a_part_of_the_runs_can_be_done_first(folder, out_dir, undisturbed):
     ("changed", "said"),
     [
         ({"steps": 30}, "--steps was 20 and is 30"),
-        ({"gamma": (0.5,)}, "--gamma was 0.5,0.1 and is 0.5"),
+        ({"gamma": (0.5, 0.1)}, "--gamma was 0.5 and is 0.5,0.1"),
         ({"n_eval": 5}, "--n_eval was 0 and is 5"),
     ],
 )
