@@ -2,7 +2,8 @@
 
 Jobs are simulated whose truth is known. An example is predicted right if its easiness, which all
 prompts share, plus the prompt's ability plus chance is above 0. The accuracy of a run is that of
-its target (or p_star) plus noise of training; targets vary around the mean of their group.
+its target (or p_star) plus noise of training; targets vary around the mean of their group, and so
+do p_star and targets from one choice of training examples to the other.
 """
 
 import itertools
@@ -36,7 +37,11 @@ KINDS = {
     "shared": "a difference of groups that share a p_star",
     "own": "a difference of groups with p_stars of their own",
     "paired": "the same, target by target",
+    "choices": "a drop over five choices of training examples",
 }
+
+# The numbers of choices of training examples, and of the most targets that are tuned with each.
+CHOICES, MOST_WITH_CHOICES = 5, 9
 
 
 TITLE = """# How often intervals hold the truth
@@ -84,10 +89,10 @@ def simulate(
     best, other = next(right), next(right)
     first, second, same = ([next(right) for _ in range(most)] for _ in range(3))
     for n in targets:
-        a = [Compared(best, each, "first") for each in first[:n]]
-        sharing = [Compared(best, each, "first") for each in second[:n]]
-        own = [Compared(other, each, "second") for each in second[:n]]
-        again = [Compared(other, each, "second") for each in same[:n]]
+        a = [Compared(best, each, "first", i) for i, each in enumerate(first[:n])]
+        sharing = [Compared(best, each, "first", i) for i, each in enumerate(second[:n])]
+        own = [Compared(other, each, "second", i) for i, each in enumerate(second[:n])]
+        again = [Compared(other, each, "second", i) for i, each in enumerate(same[:n])]
         # The truth of a single target is its own, that of several the mean they vary around.
         means = [levels[0][0], levels[1][0]] if n == 1 else [FIRST[1], SECOND[1]]
         drop, shared, apart = (
@@ -104,6 +109,25 @@ def simulate(
         yield "own", n, _outcome(difference(a, own, paired=False, **settings), drop - apart)
         if n > 1:
             yield "paired", n, _outcome(difference(a, again, paired=True, **settings), drop - apart)
+    yield from _simulate_choices(case, tuple(n for n in targets if n <= MOST_WITH_CHOICES), rng)
+
+
+def _simulate_choices(
+    case: Case, targets: tuple[int, ...], rng: np.random.Generator
+) -> Iterator[tuple[str, int, Outcome]]:
+    """Simulates one job with several choices of training examples, as `simulate` does."""
+    most = max(targets)
+    levels = np.array([FIRST[0], *(FIRST[1] + rng.normal(0, case.spread, most))])
+    accuracies = levels + rng.normal(0, case.spread, (CHOICES, most + 1))
+    right = _predict(accuracies.ravel(), case, rng).reshape(*accuracies.shape, case.seeds, -1)
+    for n in targets:
+        compared = [
+            Compared(of_choice[0], of_choice[1 + i], choice, i, choice)
+            for choice, of_choice in enumerate(right)
+            for i in range(n)
+        ]
+        truth = 100 * (1 - (levels[1] if n == 1 else FIRST[1]) / FIRST[0])
+        yield "choices", n, _outcome(mean_drop(compared), truth)
 
 
 def _predict(accuracies: np.ndarray, case: Case, rng: np.random.Generator) -> np.ndarray:

@@ -94,16 +94,24 @@ class Comparison:
     @cached_property
     def beside_p_star(self) -> Compared:
         """The target's runs and p_star, for `statistics`."""
-        group = tuple(record.id for record in self.p_star)
-        return Compared(_correct(self.p_star), _correct(self.wayward), group)
+        return self._beside(self.p_star)
 
     @cached_property
     def beside_unconstrained(self) -> Compared | None:
         """The target's runs and those without the constraint; None if there are none."""
         if not self.unconstrained:
             return None
-        group = tuple(record.id for record in self.unconstrained)
-        return Compared(_correct(self.unconstrained), _correct(self.wayward), group)
+        return self._beside(self.unconstrained)
+
+    def _beside(self, records: Sequence[RunRecord]) -> Compared:
+        run = self.wayward[0].run
+        return Compared(
+            _correct(records),
+            _correct(self.wayward),
+            group=tuple(record.id for record in records),
+            text=(run.target_name, run.target_text, run.prompt_length),
+            choice=run.data_seed,
+        )
 
 
 def setting(record: RunRecord) -> tuple:
@@ -198,6 +206,18 @@ def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Compariso
 def is_unconstrained(record: RunRecord) -> bool:
     """True if nothing holds the run's prompt to its target, or if it has none."""
     return record.run.constraint == "penalty" and record.run.gamma == 0
+
+
+def by_target(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
+    """Groups the comparisons of a target and setting that differ in the training examples alone."""
+    found: dict[tuple, list[Comparison]] = {}
+    for comparison in comparisons:
+        first = comparison.wayward[0]
+        run = dataclasses.replace(first.run, data_seed=0)
+        held = tuple(getattr(run, name) for name in HELD_BY)
+        key = setting(dataclasses.replace(first, run=run)), run.target_name, run.target_text, held
+        found.setdefault(key, []).append(comparison)
+    return list(found.values())
 
 
 def _correct(records: Sequence[RunRecord]) -> np.ndarray:

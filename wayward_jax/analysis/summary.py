@@ -2,10 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from wayward_jax.analysis import statistics, tables
-from wayward_jax.analysis.selection import F1_THRESHOLD, Comparison, p_stars, setting
+from wayward_jax.analysis.selection import (
+    F1_THRESHOLD,
+    Comparison,
+    by_target,
+    p_stars,
+    setting,
+)
 from wayward_jax.readings import Reading
 from wayward_jax.runs import RunRecord
 
@@ -29,14 +36,17 @@ def summary(
     """
     said = [_scope(records)]
     said += _not_learned(comparisons)
-    comparisons = [c for c in comparisons if c.learned]
-    if comparisons:
-        alike = [c for c in comparisons if c.prompt_f1 >= F1_THRESHOLD]
-        found = [c.drop.verdict(margin) for c in alike]
-        free = [c for c in alike if c.drop.verdict(margin) == statistics.WITHIN]
+    pools = [pool for pool in by_target(comparisons) if all(c.learned for c in pool)]
+    if pools:
+        alike = [p for p in pools if np.mean([c.prompt_f1 for c in p]) >= F1_THRESHOLD]
+        found = [
+            statistics.mean_drop([c.beside_p_star for c in pool]).verdict(margin) for pool in alike
+        ]
+        verdicts = zip(alike, found, strict=True)
+        free = [pool[0] for pool, verdict in verdicts if verdict == statistics.WITHIN]
         by_task = by_task[by_task["verdict"] != tables.NOT_LEARNED]
         said.append(
-            f"Targets that can be read off their prompts: {len(alike)} of {len(comparisons)}. The "
+            f"Targets that can be read off their prompts: {len(alike)} of {len(pools)}. The "
             f"nearest tokens spell the text (prompt F1 of at least {F1_THRESHOLD:g})."
         )
         apart = [name for name in tables.differing(by_task) if name not in tables.ALWAYS_SHOWN]
@@ -110,13 +120,14 @@ def _cost(line: pd.Series, apart: Sequence[str]) -> str:
     verdict = line["verdict"]
     if line["would_take"]:
         verdict += f"; about {line['would_take']} would tell"
+    samples = f"{line['samples']} choices of training examples, " if line["samples"] > 1 else ""
     return (
         f"On {line['task']}, {line['model']} does the task with "
         f"accuracy {line['accuracy']:.3f} under the prompts with a target{which} and "
         f"{line['p_star']:.3f} under p_star: a "
         f"{'gain' if line['drop'] < 0 else 'drop'} of {abs(line['drop']):.1f} % "
         f"(95 % interval of the drop: {line['low']:.1f} to {line['high']:.1f}; "
-        f"{count(line['targets'], 'target')}, {count(line['seeds'], 'seed')}, "
+        f"{count(line['targets'], 'target')}, {count(line['seeds'], 'seed')}, {samples}"
         f"{count(line['runs'], 'run')}; tries: {line['tries']} a target, {line['p_star_tries']} of "
         f"p_star). Verdict: {verdict}.{_constraint_cost(line)}"
     )
