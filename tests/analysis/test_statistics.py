@@ -228,6 +228,15 @@ def test_the_interval_of_an_accuracy_is_wilsons_for_one_seed_of_many_examples():
     assert accuracy(runs(0.6, 0.8)).high - 0.7 > 0.5  # two seeds that far apart tell little
 
 
+def test_what_runs_gain_over_other_predictions_is_compared_example_by_example():
+    rng = np.random.default_rng(0)
+    right, beside = rng.random((1, 500)) < 0.7, rng.random(500) < 0.6
+    found = accuracy(right, beside)
+    differences = right[0] * 1.0 - beside
+    expected = stats.norm.interval(0.95, differences.mean(), stats.sem(differences))
+    assert (found.low, found.high) == pytest.approx(expected)
+
+
 def test_p_values_are_adjusted_as_benjamini_and_hochberg_have_it():
     # Sorted p times m / rank, never less than a later one: 0.01*3/1, 0.02*3/2, 0.5*3/3.
     found = adjusted([0.5, np.nan, 0.01, 0.02])

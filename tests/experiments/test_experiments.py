@@ -231,8 +231,20 @@ def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
 
 def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first", dtype="bfloat16")
-    with pytest.raises(InputError, match=r"reuse=.*first': has runs of dtype=bfloat16"):
+    with pytest.raises(
+        InputError, match=r"first.: .* dtype=bfloat16 there and float32 here"
+    ):
         run_job(folder, tmp_path / "again", dtype="float32", reuse=(tmp_path / "first",))
+    assert not (tmp_path / "again").exists()
+
+
+def test_runs_of_other_examples_in_the_same_numbers_are_not_taken_over(folder, tmp_path):
+    run_job(folder, tmp_path / "first")
+    shutil.copytree(folder / "mood", tmp_path / "mood")
+    path = tmp_path / "mood" / "test.jsonl"
+    path.write_text(path.read_text().replace("w5", "w6"))
+    with pytest.raises(InputError, match=r"reuse=.*: run .* has examples_digest="):
+        run_job(folder, tmp_path / "again", task=tmp_path / "mood", reuse=(tmp_path / "first",))
     assert not (tmp_path / "again").exists()
 
 

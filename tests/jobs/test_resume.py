@@ -216,6 +216,15 @@ def test_other_flags_are_refused_with_the_difference(folder, undisturbed, change
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
+def test_a_job_of_another_precision_under_the_same_flags_is_refused(folder, out_dir):
+    """As if auto had been bfloat16 on the machine where the job began."""
+    run_job(folder, out_dir, dtype="auto", steps=2)
+    plan = out_dir / "plan.json"
+    plan.write_text(plan.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    with pytest.raises(InputError, match="is a job of --dtype=bfloat16, and here it is float32"):
+        run_job(folder, out_dir, dtype="auto", steps=2)
+
+
 def test_flags_that_do_not_decide_results_may_change(folder, undisturbed):
     given = {"cache_dir": folder / "another", "checkpoint_every": 7, "mesh": "runs:1"}
     assert run_job(folder, undisturbed, **given).total == 0

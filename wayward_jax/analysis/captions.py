@@ -48,7 +48,8 @@ NOTES = (
     "constraint costs.",
     "Intervals are made to hold the truth in 95 % of cases. They add the variances over seeds, "
     "targets, choices of training examples and test examples, with the quantiles of Student's t, "
-    "and say what others of all these (other targets for a group alone) would give; docs/results/calibration.md has simulations. "
+    "and say what others of all these (other targets for a group alone) would give; "
+    "docs/results/calibration.md has simulations. "
     "With one seed, an interval is about these very prompts and other test examples: nothing can "
     "be said then of a text or a constraint, and there is no verdict.",
     "A drop is within the margin of {margin:g} % if its interval lies between -{margin:g} and "

@@ -88,8 +88,29 @@ class Comparison:
 
     @property
     def learned(self) -> bool:
-        """True if the interval of p_star's accuracy is above the share of the majority class."""
-        return accuracy(_correct(self.p_star)).low > self.p_star[0].majority
+        """True if p_star's accuracy is beyond that of the majority class and of no prompt at all.
+
+        That is, the intervals of p_star's accuracy, and of what it gains over no prompt, are.
+        """
+        return self.p_star_accuracy.low > self.p_star[0].majority and (
+            self.gain is None or self.gain.low > 0
+        )
+
+    @cached_property
+    def p_star_accuracy(self) -> Interval:
+        """The accuracy of p_star, as a share."""
+        return accuracy(_correct(self.p_star))
+
+    @cached_property
+    def gain(self) -> Interval | None:
+        """The accuracy of p_star less that without any prompt; None if that was not measured."""
+        unprompted = self.p_star[0].unprompted
+        return None if unprompted is None else accuracy(_correct(self.p_star), unprompted)
+
+    @property
+    def unprompted(self) -> float:
+        """The accuracy without any prompt; NaN if it was not measured."""
+        return self.best_accuracy - self.gain.value if self.gain else float("nan")
 
     @cached_property
     def beside_p_star(self) -> Compared:

@@ -180,10 +180,16 @@ def mean_of(values: np.ndarray) -> Interval:
     return Interval(float(np.mean(values)), error, n - 1, of_seeds=True)
 
 
-def accuracy(correct: np.ndarray) -> Interval:
-    """The mean accuracy of runs `[S, E]` with its interval over seeds and examples."""
+def accuracy(correct: np.ndarray, beside: np.ndarray | None = None) -> Interval:
+    """The mean accuracy of runs with its interval over seeds and examples, as a share.
+
+    Args:
+        correct: `[S, E]` bool, which of E examples each of S runs predicts right.
+        beside: `[E]` bool, other predictions whose accuracy is subtracted.
+    """
     runs = _Runs.of(correct)
-    over_examples = np.var(runs.by_example, ddof=1) / runs.examples
+    by_example = runs.by_example if beside is None else runs.by_example - beside
+    over_examples = np.var(by_example, ddof=1) / runs.examples
     several = runs.seeds > 1
     parts = [_Part(over_examples)]
     if several:
@@ -192,7 +198,13 @@ def accuracy(correct: np.ndarray) -> Interval:
         parts = [_Part(noise.variance / runs.seeds, noise.df), _Part(max(shared, 0.0))]
     error, df = _combine(parts)
     return Interval(
-        runs.mean, error, df, several, 0.0, float(over_examples), runs.seeds, runs.examples
+        float(by_example.mean()),
+        error,
+        df,
+        several,
+        by_examples=float(over_examples),
+        seeds=runs.seeds,
+        examples=runs.examples,
     )
 
 

@@ -19,6 +19,15 @@ from wayward_jax.runs import RunRecord
 # Longer lists are left to the tables.
 MOST_LINES = 6
 
+# What may differ between runs that are analyzed together, in words.
+MADE_WITH = {
+    "device": "kinds of devices",
+    "devices": "numbers of devices",
+    "version": "versions of wayward_jax",
+    "libraries": "versions of libraries",
+    "commit": "commits of the code",
+}
+
 
 def summary(
     records: Sequence[RunRecord],
@@ -88,6 +97,13 @@ def reservations(records: Sequence[RunRecord], readings: Mapping[str, Reading]) 
             "precision. Tables and figures have the reading from then, the strips of tokens have "
             "the reading from now."
         )
+    for name, text in MADE_WITH.items():
+        kinds = sorted({str(getattr(record.provenance, name)) or "unknown" for record in records})
+        if len(kinds) > 1:
+            said.append(
+                f"The runs were made with different {text} ({'; '.join(kinds)}). This should not "
+                "matter beyond rounding, which grows while a prompt is tuned."
+            )
     best = p_stars(records)
     if alone := [r for r in records if r.run.has_target and setting(r) not in best]:
         said.append(
@@ -145,15 +161,17 @@ def _constraint_cost(line: pd.Series) -> str:
 
 
 def _not_learned(comparisons: Sequence[Comparison]) -> list[str]:
-    """Says which tasks p_star does no better than a constant answer."""
+    """Says which tasks p_star does no better than a constant answer, or than no prompt at all."""
     said = {}
     for c in comparisons:
         if not c.learned:
-            run = c.p_star[0].run
+            run, found = c.p_star[0].run, c.p_star_accuracy
+            beside = f"majority class {c.p_star[0].majority:.3f}"
+            beside += f", no prompt {c.unprompted:.3f}" if c.gain else ""
             said[run.model, run.task] = (
                 f"{run.task} was not learned by {run.model} (accuracy of p_star "
-                f"{c.best_accuracy:.3f}, majority class {c.p_star[0].majority:.3f}): take more "
-                "steps, or another model. Nothing follows on what its prompts read as."
+                f"{found.value:.3f}, 95 % interval {found.low:.3f} to {found.high:.3f}; {beside}): "
+                "take more steps, or another model. Nothing follows on what its prompts read as."
             )
     return list(said.values())
 

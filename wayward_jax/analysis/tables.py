@@ -56,6 +56,7 @@ MEASURES = (
 # Readers see these names in place of the columns' names.
 NAMES = {
     "p_star": "p_star",
+    "unprompted": "no prompt",
     "drop": "drop, %",
     "difference": "difference, %",
     "gap": "gap, points",
@@ -77,7 +78,8 @@ NAMES = {
     "adjusted": "adjusted p",
 }
 FORMATS = {
-    **dict.fromkeys(("p_star", "accuracy", "majority", "f1", "p_value", "adjusted"), "{:.3f}"),
+    **dict.fromkeys(("p_star", "accuracy", "majority", "unprompted"), "{:.3f}"),
+    **dict.fromkeys(("f1", "p_value", "adjusted"), "{:.3f}"),
     **dict.fromkeys(("cost", "cost_low", "cost_high"), "{:+.1f}"),
     **dict.fromkeys(("prompt_f1", "token_f1", "reads_alike"), "{:.3f}"),
     **dict.fromkeys(
@@ -391,6 +393,7 @@ def _means(group: Sequence[Comparison], margin: float) -> dict[str, object]:
     p_stars = {record.id for c in group for record in c.p_star}
     return {
         "majority": np.mean([c.p_star[0].majority for c in group]),
+        "unprompted": np.mean([c.unprompted for c in group]),
         "p_star": np.mean([c.best_accuracy for c in group]),
         "accuracy": np.mean([c.accuracy for c in group]),
         **_drop(group, drop, margin),

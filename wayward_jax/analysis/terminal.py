@@ -15,7 +15,7 @@ from wayward_jax.runs import RunRecord
 
 # A terminal is narrow: only the files of tables have these columns.
 WIDE = [
-    *("majority", "tries", "p_star_tries", "would_take", "seeds", "samples", "runs"),
+    *("majority", "unprompted", "tries", "p_star_tries", "would_take", "seeds", "samples", "runs"),
     *("cost_low", "cost_high", "cost_verdict"),
 ]
 

@@ -18,10 +18,16 @@ from wayward_jax.initialization import STARTS
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.projection import c_proj, d_proj
+from wayward_jax.provenance import Provenance
 from wayward_jax.readings import ReadTokens, read_tokens
 from wayward_jax.runs import CurvePoint, Run, RunRecord
 from wayward_jax.sharding import BY_RUN, on_host, place
-from wayward_jax.training.evaluation import EvaluationSet, predictions, start_scoring
+from wayward_jax.training.evaluation import (
+    EvaluationSet,
+    predictions,
+    score_prompts,
+    start_scoring,
+)
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost, step_cost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
@@ -47,6 +53,7 @@ def tune_population(
     starts: Mapping[str, np.ndarray] = MappingProxyType({}),
     constraints: Mapping[str, Constraint] = MappingProxyType(CONSTRAINTS),
     optimizer: Optimizer | None = None,
+    unprompted: np.ndarray | None = None,
     resume_from: Mapping[str, Any] | None = None,
     on_steps: Callable[[StepMetrics], None] = lambda metrics: None,
     on_progress: Callable[[TrainProgress], None] = lambda progress: None,
@@ -65,6 +72,7 @@ def tune_population(
             names are those of `initialization.STARTS`.
         constraints: by the names that runs have for them.
         optimizer: of prompts, in place of the one that the runs name.
+        unprompted: `[n_eval]` bool, see `predict_unprompted`, for the records.
         resume_from: `TrainProgress.to_tree` of the same plan; the records are as if training had
             never been interrupted.
         on_steps: is called with the metrics of each call's steps.
@@ -105,7 +113,25 @@ def tune_population(
     on_steps(_metrics(progress, runs, cost))
     records = _make_records(model, task, plan, population, progress, mesh)
     seconds = (time.perf_counter() - began) / len(runs)
-    return [dataclasses.replace(record, seconds=seconds) for record in records]
+    return [
+        dataclasses.replace(record, seconds=seconds, unprompted=unprompted) for record in records
+    ]
+
+
+def predict_unprompted(
+    model: LanguageModel, task: EncodedTask, mesh: Mesh, *, length: int
+) -> np.ndarray:
+    """Tells which test examples are predicted right without any prompt: `[n_eval]` bool.
+
+    Args:
+        model: the frozen model.
+        task: its examples.
+        mesh: see `start_scoring`.
+        length: of prompts, for which the model has room beside the examples.
+    """
+    nothing = np.zeros((0, model.embedding_table().shape[1]), np.float32)
+    scores = score_prompts(model, [nothing], task.test, mesh, length=length)
+    return metrics.predict(scores[0]) == task.test.labels
 
 
 def init_population(
@@ -227,6 +253,7 @@ def _make_records(
             macro_f1=metrics.macro_f1(predicted[r], task.test.labels),
             majority=metrics.majority(task.test.labels),
             correct=predicted[r] == task.test.labels,
+            unprompted=None,
             dev_accuracy=dev_accuracies[r],
             text=readings[kept[r]][r].text,
             token_ids=readings[kept[r]][r].ids,
@@ -239,6 +266,7 @@ def _make_records(
             diverged_at=int(diverged_at[r]) if diverged_at[r] >= 0 else None,
             seconds=0.0,
             curve=curves[r],
+            provenance=Provenance.here(model, task.digests[run.data_seed], mesh),
             prompt=prompts[r, : run.prompt_length],
         )
         for r, run in enumerate(runs)
