@@ -39,16 +39,15 @@ LOG_GAMMA_TRAVEL = 30.0
 RISE = 3.0
 SETTLING = 0.25
 
-# This many nearest neighbors of a token are compared with it by exact differences; a matrix product
-# is precise enough for all others.
+# This many nearest neighbors of a token are compared with it by exact differences. All others are
+# compared by matrix products, whose rounding is taken off the cell.
 NEAREST = 32
 
-# The relative error that a matrix product may have in the distance of the last of those neighbors.
-PRODUCT_ERROR = 1e-3
+EPS = float(jnp.finfo(jnp.float32).eps)
 
 # The relative error of a float32 distance between points that are nearly equal: a sum of D squared
 # differences.
-ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)
+ROUNDING = 4 * EPS
 
 
 @struct.dataclass
@@ -269,17 +268,29 @@ def cell_exit(table: jax.Array, ids: jax.Array, nearest: jax.Array, prompt: jax.
     others = jnp.where(apart > 0, apart, jnp.inf)
     least = _nearest_wall(others, (ray[:, None] * gaps).sum(axis=-1), *lengths)
 
-    beyond = (1 - PRODUCT_ERROR) * apart.max(axis=1, keepdims=True)
+    # Distances do not change if everything is moved, and products are the more precise the shorter
+    # the vectors are. Embeddings often have a large part in common.
+    center = table.mean(axis=0, dtype=jnp.float32)
+    own = own - center
+    own_length, ray_length = (jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (own, ray))
+    # The error of a sum of D products grows like a random walk.
+    rounding = EPS * np.sqrt(table.shape[1])
+    compared = jnp.concatenate([nearest, ids[:, None]], axis=1)
+    each = jnp.arange(len(ids))[:, None]
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
     for start in range(0, len(table), BLOCK):
-        rows = table[start : start + BLOCK].astype(jnp.float32)
+        rows = table[start : start + BLOCK].astype(jnp.float32) - center
+        reach = jnp.linalg.norm(rows, axis=1) + own_length
         ahead = product(ray, rows.T) - (ray * own).sum(axis=-1, keepdims=True)
+        ahead += rounding * ray_length * reach
         apart = jnp.square(rows).sum(axis=1) - 2 * product(own, rows.T)
         apart += jnp.square(own).sum(axis=-1, keepdims=True)
-        others = jnp.where(apart < beyond, jnp.inf, apart)
+        apart = jnp.maximum(apart - rounding * jnp.square(reach), 0)
+        at = jnp.where(compared >= start, compared - start, len(rows))
+        others = apart.at[each, at].set(jnp.inf, mode="drop")
         least = jnp.minimum(least, _nearest_wall(others, ahead, *lengths))
     return least
 

@@ -231,9 +231,7 @@ def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
 
 def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first", dtype="bfloat16")
-    with pytest.raises(
-        InputError, match=r"first.: .* dtype=bfloat16 there and float32 here"
-    ):
+    with pytest.raises(InputError, match=r"first.: .* dtype=bfloat16 there and float32 here"):
         run_job(folder, tmp_path / "again", dtype="float32", reuse=(tmp_path / "first",))
     assert not (tmp_path / "again").exists()
 
