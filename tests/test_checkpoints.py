@@ -30,7 +30,10 @@ def progress(step):
     return TrainProgress(
         state=TrainState(
             prompts=prompts,
-            constraint_states=((), AdaptiveGammaState(random(3), random(3), cells)),
+            constraint_states=(
+                (),
+                AdaptiveGammaState(random(3), random(3), random(3) > 0, random(3) > 0, cells),
+            ),
             optimizer_state=jax.tree.map(lambda x: x + jnp.asarray(rng.integers(9), x.dtype), adam),
             step=jnp.asarray(step, jnp.int32),
             diverged_at=jnp.asarray(rng.integers(9, size=3), jnp.int32),

@@ -156,12 +156,16 @@ class AdaptiveGammaState:
     """An adaptive gamma and the cells that it watches.
 
     gamma: `[]` float32, the weight of the distance term.
-    rate: `[]` float32, the largest change of log gamma in a step while gamma falls.
+    steps: `[]` float32, of the whole training.
+    left: `[]` bool, whether a vector was ever outside the used fraction of its cell.
+    outside: `[]` bool, whether one was outside at the last step, before it was put back.
     cells: of the target's tokens.
     """
 
     gamma: jax.Array
-    rate: jax.Array
+    steps: jax.Array
+    left: jax.Array
+    outside: jax.Array
     cells: CellState
 
 
@@ -171,14 +175,16 @@ class AdaptiveGamma(Constraint):
 
     Gamma is the Lagrange multiplier of the constraint that the prompt reads as its target. A dual
     update raises it while a vector is outside the used fraction of its cell, and lowers it, by less
-    and less, while all vectors are inside.
+    and less, while all vectors are inside. It ends at a gamma that suffices, which need not be the
+    least. After the last step, vectors outside are put back, as `Cells` does after each.
     """
 
     def init(
         self, target: Target, gamma: jax.Array, margin: jax.Array, steps: int
     ) -> AdaptiveGammaState:
         cells = Cells().init(target, gamma, margin, steps)
-        return AdaptiveGammaState(gamma, jnp.float32(LOG_GAMMA_TRAVEL / steps), cells)
+        never = jnp.zeros((), bool)
+        return AdaptiveGammaState(gamma, jnp.float32(steps), never, never, cells)
 
     def penalty(self, state: AdaptiveGammaState, prompt: jax.Array, target: Target) -> jax.Array:
         return state.gamma * distance(prompt, target.embeddings, target.mask)
@@ -189,8 +195,15 @@ class AdaptiveGamma(Constraint):
         exit_at = cell_exit(target.table, target.ids, state.cells.nearest, prompt)
         outside = ((state.cells.fraction * exit_at < 1) & target.mask).any()
         direction = jnp.where(outside, RISE, -jnp.maximum(remaining - SETTLING, 0))
-        gamma = jnp.minimum(state.gamma * jnp.exp(state.rate * direction), MAX_GAMMA)
-        return prompt, AdaptiveGammaState(gamma, state.rate, state.cells)
+        rate = LOG_GAMMA_TRAVEL / state.steps
+        gamma = jnp.minimum(state.gamma * jnp.exp(rate * direction), MAX_GAMMA)
+        inside = retract(prompt, target.embeddings, exit_at, state.cells.fraction)
+        is_last = remaining * state.steps < 1.5  # it is 1 at the last step
+        prompt = jnp.where(is_last & target.mask[:, None], inside, prompt)
+        new_state = AdaptiveGammaState(
+            gamma, state.steps, state.left | outside, outside, state.cells
+        )
+        return prompt, new_state
 
 
 CONSTRAINTS: dict[str, Constraint] = {
@@ -199,6 +212,10 @@ CONSTRAINTS: dict[str, Constraint] = {
     "dual": AdaptiveGamma(),
 }
 """The built-in constraints by the names that runs have for them."""
+
+
+BY_CONSTRUCTION = ("cell", "dual")
+"""The constraints under which prompts end in the cells of their targets by construction."""
 
 
 def hold(constraint: str, gamma: float, margin: float) -> dict[str, Any]:

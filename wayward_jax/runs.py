@@ -152,6 +152,11 @@ class RunRecord:
         token_f1: F1 of the tokens; None without a target.
         distance: `objective.distance` to the target; None without a target.
         final_gamma: the last weight of the distance term, which may have been found while tuning.
+        gamma_found: what is known of a weight that was found while tuning: it `suffices`, was
+            `never needed`, because the prompt never left its cells, or is `too small`, because the
+            prompt was outside at the last step and had to be put back; None for other weights.
+        in_cells: True if the prompt reads as its target's tokens, which `BY_CONSTRUCTION` of
+            `constraints` promises; None under other constraints.
         kept_step: the step whose prompt was kept, see `Run.keep`.
         task_loss: mean training loss before that step, since the point of the curve before.
         diverged_at: the step whose loss or gradient was not finite, from which on the prompt stayed
@@ -179,6 +184,8 @@ class RunRecord:
     token_f1: float | None
     distance: float | None
     final_gamma: float
+    gamma_found: str | None
+    in_cells: bool | None
     kept_step: int
     task_loss: float
     diverged_at: int | None

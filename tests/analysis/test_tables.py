@@ -143,7 +143,10 @@ def test_a_gamma_that_was_found_is_shown_and_is_not_among_those_given():
     found = {"constraint": "dual", "gamma": 0.01, "margin": 0.01}
     made = [best(0.8), *(wayward(0.7, run={**found, "seed": seed}) for seed in (1, 2))]
     made = [dataclasses.replace(record, final_gamma=0.1 * i) for i, record in enumerate(made)]
-    assert tables.by_target(compare(made))["gamma"].tolist() == [pytest.approx(0.15)]
+    frame = tables.by_target(compare(made))
+    assert frame["gamma"].tolist() == [pytest.approx(0.15)]
+    assert tables.shown(frame)[0]["this gamma"].tolist() == ["suffices"]
+    assert "this gamma" not in tables.shown(tables.by_target(compare(finished())))[0]
     assert tables.by_gamma(made).empty
 
 

@@ -177,7 +177,7 @@ def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
         targets=str(folder / "words.txt"),
         prompt_length=(2, 3, 5),
     )
-    aimed = [row for row in rows if row["target_ids"]]
+    aimed = [row for row in rows if row["gamma"]]
     assert sorted((row["target_name"], row["target_text"]) for row in aimed) == [
         ("words/1", "w7 w8"),
         ("words/1", "w7 w8 w9"),
@@ -209,14 +209,15 @@ def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_p
 @pytest.mark.slow
 def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
     run_job(folder, tmp_path / "first", gamma=(0.5,))
-    run_job(folder, tmp_path / "second", gamma=(0.5, 0.1))
-    both = (tmp_path / "first", tmp_path / "second")
-    rows, steps = run_job(folder, tmp_path / "third", gamma=(0.5, 0.1), reuse=both)
-    assert (len(rows), steps) == (5, 0)
+    run_job(folder, tmp_path / "second", gamma=(0.5,), learning_rate=0.1)
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    both = (tmp_path / "first", tmp_path / "second", tmp_path / "copy")
+    given = {"gamma": (0.5,), "learning_rate": (0.01, 0.1)}
+    rows, steps = run_job(folder, tmp_path / "third", **given, reuse=both)
+    assert (len(rows), steps) == (6, 0)
     expected = {
         row["id"]: row for each in both for row in records.read_lines(each / "results.jsonl")
     }
-    # Both have the runs of the first, tuned the same; those of the first count.
     assert [{**row, "seconds": 0} for row in rows] == [
         {**expected[row["id"]], "seconds": 0} for row in rows
     ]

@@ -35,6 +35,8 @@ def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0, majority=0.1, unpr
         token_f1=f1,
         distance=0.5 if run.has_target else None,
         final_gamma=run.gamma,
+        gamma_found="suffices" if run.constraint == "dual" else None,
+        in_cells=True if run.constraint in ("cell", "dual") else None,
         task_loss=0.7,
         kept_step=run.steps,
         diverged_at=None,

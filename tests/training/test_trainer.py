@@ -105,6 +105,31 @@ def test_results_are_of_their_runs_and_complete(results, runs, model, task):
         assert result.curve[-1].task_loss == result.task_loss
 
 
+@pytest.mark.slow
+def test_a_gamma_that_is_found_is_near_the_least_that_suffices_from_the_first_step(model, task):
+    """The least of constant gammas, to a factor of two; docs/design.md has these figures."""
+    free = dataclasses.replace(toy_models.toy_runs(model, steps=100)[0], gamma=1.0)
+    held = {"constraint": "dual", "margin": 0.01}
+    runs = [dataclasses.replace(free, **held, init=init) for init in ("vocab", "target")]
+    for run, found in zip(runs, tuned(model, task, runs), strict=True):
+        assert (found.gamma_found, found.in_cells) == ("suffices", True)
+        factors = [2.0**k for k in range(-6, 3)]
+        gammas = [float(found.final_gamma * factor) for factor in factors]
+        constant = [dataclasses.replace(free, init=run.init, gamma=gamma) for gamma in gammas]
+        alike = [each.token_f1 == 1 for each in tuned(model, task, constant)]
+        least = factors[alike.index(True)]
+        assert 1 / 16 <= least <= 4
+        assert all(alike[alike.index(True) :])
+
+
+def test_a_gamma_that_was_not_needed_is_not_called_the_least(model, task):
+    run = dataclasses.replace(toy_models.toy_runs(model, steps=5)[1], learning_rate=0.0)
+    run = dataclasses.replace(run, constraint="dual", gamma=1.0, margin=0.01)
+    (found,) = tuned(model, task, [run], num_evals=1)
+    assert (found.gamma_found, found.in_cells) == ("never needed", True)
+    assert found.final_gamma < 1
+
+
 def test_examples_are_predicted_without_any_prompt_as_plain_passes_do(tmp_path):
     torch = pytest.importorskip("torch")
     model, data = toy_models.make("gpt2", tmp_path), toy_models.toy_data()

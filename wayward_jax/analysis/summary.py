@@ -87,6 +87,11 @@ def reservations(records: Sequence[RunRecord], readings: Mapping[str, Reading]) 
             f"{count(len(diverged), 'run')} diverged: the prompt stayed as it was from then on. "
             "Such a run is counted like the others."
         )
+    if outside := [record for record in records if record.in_cells is False]:
+        said.append(
+            f"{count(len(outside), 'prompt')} should read as their targets by construction and do "
+            "not. Take another --dtype or a larger --margin for their runs."
+        )
     read_now = [(record, readings[record.id]) for record in records if record.id in readings]
     if other := [
         record for record, found in read_now if tuple(found.ids[:, 0].tolist()) != record.token_ids

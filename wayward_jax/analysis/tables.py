@@ -64,6 +64,7 @@ NAMES = {
     "cost_low": "from ",
     "cost_high": "to ",
     "cost_verdict": "verdict ",
+    "gamma_found": "this gamma",
     "would_take": "a verdict would take",
     "p_star_tries": "tries of p_star",
     "low": "from",
@@ -145,6 +146,7 @@ def by_target(comparisons: Sequence[Comparison], margin: float = statistics.MARG
             "target": pool[0].wayward[0].run.target_name,
             "prompt_length": pool[0].wayward[0].run.prompt_length,
             "gamma": np.mean([_gamma(c.wayward) for c in pool]),
+            "gamma_found": _gamma_found(pool),
             **_means(pool, margin),
         }
         for pool in pool_by_target(comparisons)
@@ -351,6 +353,8 @@ def shown(
     hidden = {*SETTING_NAMES, "prompt_length"} - {*always} - {*differing(frame)}
     if "samples" in frame and (frame["samples"] == 1).all():
         hidden.add("samples")
+    if "gamma_found" in frame and (frame["gamma_found"] == "").all():
+        hidden.add("gamma_found")
     names = [name for name in frame if name not in hidden]
     texts = {
         NAMES.get(name, name.replace("_", " ")): [_text(name, value) for value in frame[name]]
@@ -483,6 +487,12 @@ def _gamma(records: Sequence[RunRecord]) -> float:
     """The gamma that was given, or the mean of those that were found while tuning."""
     found = [record.final_gamma for record in records if record.run.constraint == "dual"]
     return float(np.mean(found)) if found else records[0].run.gamma
+
+
+def _gamma_found(pool: Sequence[Comparison]) -> str:
+    """What is known of the gammas that a target's runs found, empty if they were given."""
+    found = {record.gamma_found for c in pool for record in c.wayward}
+    return ", ".join(sorted(each for each in found if each))
 
 
 def _groups(

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wayward_jax import assets, checkpoints, models, targets, tasks
-from wayward_jax.constraints import has_empty_cell
+from wayward_jax.constraints import BY_CONSTRUCTION, has_empty_cell
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.jobs.experiment import Experiment
@@ -390,7 +390,7 @@ def check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
         InputError: no vector reads as a token of a target.
     """
     readable = model.embedding_table()[: model.tokenizer.vocab_size]
-    with_cells = [run for run in runs if run.constraint in ("cell", "dual")]
+    with_cells = [run for run in runs if run.constraint in BY_CONSTRUCTION]
     constrained = {run.target_name: run.target_ids for run in with_cells}
     for name, ids in constrained.items():
         lacking = has_empty_cell(readable, np.asarray(ids))

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from wayward_jax import metrics
-from wayward_jax.constraints import CONSTRAINTS, Constraint
+from wayward_jax.constraints import BY_CONSTRUCTION, CONSTRAINTS, AdaptiveGammaState, Constraint
 from wayward_jax.initialization import STARTS
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
@@ -235,14 +235,16 @@ def _make_records(
     dev_accuracies = _accuracies(dev_nll, task.dev, plan)
     predicted = predictions(test_nll, task.test)
     targets = c_proj(model.embedding_table(), population.target_ids)
-    distances, prompts, diverged_at, gammas = on_host(
+    distances, prompts, diverged_at, gammas, constraint_states = on_host(
         (
             distance(prompts, targets, population.mask),
             prompts,
             state.diverged_at,
             _final_gammas(plan, population, state),
+            state.constraint_states,
         )
     )
+    of_constraint = population.constraint.tolist()
     return [
         RunRecord(
             run=run,
@@ -261,6 +263,10 @@ def _make_records(
             token_f1=readings[kept[r]][r].token_f1,
             distance=float(distances[r]) if run.has_target else None,
             final_gamma=float(gammas[r]),
+            gamma_found=_gamma_found(constraint_states[of_constraint[r]], r),
+            in_cells=readings[kept[r]][r].ids == run.target_ids
+            if run.constraint in BY_CONSTRUCTION
+            else None,
             kept_step=curves[r][kept[r]].step,
             task_loss=curves[r][kept[r]].task_loss,
             diverged_at=int(diverged_at[r]) if diverged_at[r] >= 0 else None,
@@ -300,6 +306,15 @@ def _final_gammas(plan: PopulationPlan, population: Population, state: TrainStat
         found = getattr(constraint_state, "gamma", gammas)
         gammas = jnp.where(population.constraint == number, found, gammas)
     return gammas
+
+
+def _gamma_found(state: Any, r: int) -> str | None:
+    """What is known of the gamma that run `r` found, see `RunRecord`; None if it found none."""
+    if not isinstance(state, AdaptiveGammaState):
+        return None
+    if not state.left[r]:
+        return "never needed"
+    return "too small" if state.outside[r] else "suffices"
 
 
 def _start_scoring_samples(
