@@ -221,7 +221,7 @@ def test_a_job_of_another_precision_under_the_same_flags_is_refused(folder, out_
     run_job(folder, out_dir, dtype="auto", steps=2)
     plan = out_dir / "plan.json"
     plan.write_text(plan.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
-    with pytest.raises(InputError, match="is a job of --dtype=bfloat16, and here it is float32"):
+    with pytest.raises(InputError, match="is a job of dtype=bfloat16, and here it is float32"):
         run_job(folder, out_dir, dtype="auto", steps=2)
 
 
