@@ -25,6 +25,7 @@ TARGETS = (1, 3, 9, 30)
 NOISES = (0.0, 0.01, 0.02, 0.03)
 SPREADS = (0.0, 0.02)
 EXAMPLES = (256, 872, 1821)
+SHARED = (0.0, 0.5)
 
 # Shares of the variance of what decides whether a prediction is right.
 EASINESS, CHANCE = 0.7, 0.3
@@ -54,14 +55,23 @@ The width is that of the intervals over the width of the narrowest intervals of 
 hold in 95 % of cases, for the T where it is largest.
 """
 
+SECTIONS = {
+    0.0: "## Noise that is independent from run to run",
+    0.5: "## Half of the noise's variance shared by all runs of a seed",
+}
+
 
 class Case(NamedTuple):
-    """A simulated case: numbers of seeds and examples, and standard deviations of accuracies."""
+    """A simulated case: numbers of seeds and examples, and standard deviations of accuracies.
+
+    Of the variance of the noise, all runs of a seed have the part `shared` in common.
+    """
 
     seeds: int
     examples: int
     noise: float
     spread: float
+    shared: float = 0.0
 
 
 class Outcome(NamedTuple):
@@ -133,7 +143,9 @@ def _simulate_choices(
 def _predict(accuracies: np.ndarray, case: Case, rng: np.random.Generator) -> np.ndarray:
     """Simulates which examples are predicted right: `[N, S, E]` bool for N accuracies."""
     shape = len(accuracies), case.seeds
-    of_runs = accuracies[:, None] + rng.normal(0, case.noise, shape)
+    own, shared = rng.normal(0, case.noise, shape), rng.normal(0, case.noise, case.seeds)
+    noise = np.sqrt(1 - case.shared) * own + np.sqrt(case.shared) * shared
+    of_runs = accuracies[:, None] + noise
     ability = special.ndtri(np.clip(of_runs, 0.01, 0.99)).astype(np.float32)
     easiness = np.sqrt(EASINESS) * rng.standard_normal(case.examples, np.float32)
     chance = rng.standard_normal((*shape, case.examples), np.float32)
@@ -146,7 +158,8 @@ def _outcome(found: Interval, truth: float) -> Outcome:
 
 def run_case(case: Case, trials: int, seed: int) -> dict[tuple[str, int], np.ndarray]:
     """Simulates jobs; for each kind and number of targets, misses and half-widths `[trials, 2]`."""
-    numbers = [case.seeds, case.examples, round(1000 * case.noise), round(1000 * case.spread)]
+    shares = (case.noise, case.spread, case.shared)
+    numbers = [case.seeds, case.examples, *(round(1000 * share) for share in shares)]
     rng = np.random.default_rng([seed, *numbers])
     found = defaultdict(list)
     for _ in range(trials):
@@ -173,25 +186,27 @@ def relative_width(outcomes: np.ndarray) -> float:
 def main(given: flags.Given) -> None:
     """Simulates all cases, and prints a table in Markdown."""
     settings = CalibrationSettings.parse(given)
-    cases = [
-        Case(seeds, examples, noise, spread)
-        for seeds, examples, noise, spread in itertools.product(SEEDS, EXAMPLES, NOISES, SPREADS)
-    ]
+    cases = [Case(*each) for each in itertools.product(SEEDS, EXAMPLES, NOISES, SPREADS, SHARED)]
     pooled = defaultdict(list)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         repeated = [settings.trials] * len(cases), [settings.seed] * len(cases)
         for found in zip(cases, pool.map(run_case, cases, *repeated), strict=True):
             case, by_kind = found
             for (kind, targets), outcomes in by_kind.items():
-                pooled[kind, case.seeds, targets].append(outcomes)
+                pooled[case.shared, kind, case.seeds, targets].append(outcomes)
     print(TITLE.format(trials=settings.trials, seed=settings.seed))
-    print("| interval of | seeds | " + " | ".join(f"T = {n}" for n in TARGETS) + " | width |")
-    print("|---|--:|" + "--:|" * (len(TARGETS) + 1))
-    for (kind, title), seeds in itertools.product(KINDS.items(), SEEDS):
-        cells = [np.concatenate(pooled.get((kind, seeds, n), [[]])) for n in TARGETS]
-        shares = " | ".join(f"{100 * coverage(each):.1f} %" if len(each) else "" for each in cells)
-        widest = max(relative_width(each) for each in cells if len(each))
-        print(f"| {title} | {seeds} | {shares} | {widest:.2f} |")
+    for shared, section in SECTIONS.items():
+        print(f"{section}\n")
+        print("| interval of | seeds | " + " | ".join(f"T = {n}" for n in TARGETS) + " | width |")
+        print("|---|--:|" + "--:|" * (len(TARGETS) + 1))
+        for (kind, title), seeds in itertools.product(KINDS.items(), SEEDS):
+            cells = [np.concatenate(pooled.get((shared, kind, seeds, n), [[]])) for n in TARGETS]
+            shares = " | ".join(
+                f"{100 * coverage(each):.1f} %" if len(each) else "" for each in cells
+            )
+            widest = max(relative_width(each) for each in cells if len(each))
+            print(f"| {title} | {seeds} | {shares} | {widest:.2f} |")
+        print()
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class AnalysisSettings(CommonSettings):
 class CalibrationSettings(Declared):
     """The settings of `experiments.calibration`."""
 
-    trials: int = setting(whole(1), "100", "Simulated jobs a case; there are 96 cases.")
+    trials: int = setting(whole(1), "100", "Simulated jobs a case; there are 192 cases.")
     seed: int = setting(SEED, "0", "Seed of the simulation.")
 
 
