@@ -149,6 +149,7 @@ class _Work:
         meter = ThroughputMeter(self.loader.dtype, self.loader.mesh)
         profiler = Profiler(self.folder.layout, self.settings.profile if is_primary() else 0)
         for (name, task), populations in itertools.groupby(plans, _model_and_task):
+            self.watch.doing(f"{name}, {task}, without a prompt")
             inputs = self.inputs.models[name]
             unprompted = predict_unprompted(
                 self.loader.model(name),

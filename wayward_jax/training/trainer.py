@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from wayward_jax import metrics
-from wayward_jax.constraints import BY_CONSTRUCTION, CONSTRAINTS, AdaptiveGammaState, Constraint
+from wayward_jax.constraints import BY_CONSTRUCTION, CONSTRAINTS, Constraint
 from wayward_jax.initialization import STARTS
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
@@ -235,16 +235,18 @@ def _make_records(
     dev_accuracies = _accuracies(dev_nll, task.dev, plan)
     predicted = predictions(test_nll, task.test)
     targets = c_proj(model.embedding_table(), population.target_ids)
-    distances, prompts, diverged_at, gammas, constraint_states = on_host(
+    gammas = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
+    never = jnp.zeros(len(gammas), bool)
+    distances, prompts, diverged_at, gammas, left, outside = on_host(
         (
             distance(prompts, targets, population.mask),
             prompts,
             state.diverged_at,
-            _final_gammas(plan, population, state),
-            state.constraint_states,
+            _in_constraint_states(population, state, "gamma", gammas),
+            _in_constraint_states(population, state, "left", never),
+            _in_constraint_states(population, state, "outside", never),
         )
     )
-    of_constraint = population.constraint.tolist()
     return [
         RunRecord(
             run=run,
@@ -263,7 +265,7 @@ def _make_records(
             token_f1=readings[kept[r]][r].token_f1,
             distance=float(distances[r]) if run.has_target else None,
             final_gamma=float(gammas[r]),
-            gamma_found=_gamma_found(constraint_states[of_constraint[r]], r),
+            gamma_found=_gamma_found(left[r], outside[r]) if run.constraint == "dual" else None,
             in_cells=readings[kept[r]][r].ids == run.target_ids
             if run.constraint in BY_CONSTRUCTION
             else None,
@@ -299,22 +301,21 @@ def _kept_prompts(plan: PopulationPlan, progress: TrainProgress, kept: Sequence[
     return prompts
 
 
-def _final_gammas(plan: PopulationPlan, population: Population, state: TrainState) -> jax.Array:
-    """The last gamma of each run `[R]`, which its constraint may have changed."""
-    gammas = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
+def _in_constraint_states(
+    population: Population, state: TrainState, name: str, default: jax.Array
+) -> jax.Array:
+    """A field of the states of the runs' constraints: `[R]`, `default` where there is none."""
     for number, constraint_state in enumerate(state.constraint_states):
-        found = getattr(constraint_state, "gamma", gammas)
-        gammas = jnp.where(population.constraint == number, found, gammas)
-    return gammas
+        found = getattr(constraint_state, name, default)
+        default = jnp.where(population.constraint == number, found, default)
+    return default
 
 
-def _gamma_found(state: Any, r: int) -> str | None:
-    """What is known of the gamma that run `r` found, see `RunRecord`; None if it found none."""
-    if not isinstance(state, AdaptiveGammaState):
-        return None
-    if not state.left[r]:
+def _gamma_found(left: bool, outside: bool) -> str:
+    """What is known of an adaptive gamma, see `RunRecord` and `AdaptiveGammaState`."""
+    if not left:
         return "never needed"
-    return "too small" if state.outside[r] else "suffices"
+    return "too small" if outside else "suffices"
 
 
 def _start_scoring_samples(
