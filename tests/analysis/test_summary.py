@@ -26,6 +26,10 @@ def test_nothing_but_that_is_said_of_a_task_that_was_not_learned(majority, unpro
     assert len(said([best(0.8), wayward(0.8)])) > 2
 
 
+def test_the_numerical_floor_stands_under_the_drops():
+    assert said([best(0.8), wayward(0.8)])[-1].startswith("Numerical floor: ")
+
+
 def test_devices_and_versions_that_differ_are_said():
     first, second = best(0.8), wayward(0.7)
     assert reservations([first, second], {}) == []

@@ -60,6 +60,13 @@ NOTES = (
 )
 """Paragraphs; `{select}` is the split on which gammas are chosen, `{margin}` that of verdicts."""
 
+NUMERICAL_FLOOR = (
+    "Numerical floor: sums may be taken in another order in another population, alone, and on "
+    "other devices, and training amplifies the rounding. The same run has then ended with an "
+    "accuracy that was up to 1.2 points off (docs/design.md). A drop of a single run that is "
+    "smaller says nothing; intervals over several seeds contain this."
+)
+
 MISSING_MODEL = (
     "The model {name} is not here ({reason}). Its prompts are shown as they were read when they "
     "were tuned, by token ids, without neighbors and margins."

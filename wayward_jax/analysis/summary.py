@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from wayward_jax.analysis import statistics, tables
+from wayward_jax.analysis import captions, statistics, tables
 from wayward_jax.analysis.selection import (
     F1_THRESHOLD,
     Comparison,
@@ -65,6 +65,7 @@ def summary(
             f"{margin:g} %, {found.count(statistics.BEYOND)} are beyond, and of "
             f"{found.count(statistics.CANNOT_TELL)} it cannot be told.{_moral(free)}"
         )
+        said.append(captions.NUMERICAL_FLOOR)
     return said
 
 
