@@ -254,6 +254,25 @@ def test_a_gamma_goes_up_outside_and_down_inside_worked_by_hand():
         np.testing.assert_allclose(constraint.penalty(state, prompt, target), gamma * at**2)
 
 
+def test_after_the_last_step_an_adaptive_gamma_puts_vectors_outside_back_worked_by_hand():
+    """The cell as above; whether the vector ever left it, and was outside at the end, is kept."""
+    target = Target(
+        ids=jnp.zeros(1, jnp.int32),
+        embeddings=jnp.zeros((1, 1)),
+        mask=jnp.ones(1, bool),
+        table=jnp.asarray([[0.0], [4.0]]),
+    )
+    constraint = AdaptiveGamma()
+    state = constraint.init(target, jnp.float32(1), jnp.float32(0.5), steps=3)
+    for at, remaining, expected, left, outside in (
+        *((0.9, 1, 0.9, False, False), (1.1, 2 / 3, 1.1, True, True)),
+        *((1.1, 1 / 3, 1.0, True, True), (0.9, 1 / 3, 0.9, True, False)),
+    ):
+        prompt, state = constraint.project(state, jnp.full((1, 1), at), target, remaining)
+        np.testing.assert_allclose(prompt, expected, rtol=1e-5)
+        assert (bool(state.left), bool(state.outside)) == (left, outside)
+
+
 @pytest.mark.slow
 def test_the_distance_term_pulls_the_prompt_to_its_target(model):
     table, readable = model.embedding_table(), model.valid_tokens()
