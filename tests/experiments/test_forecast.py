@@ -153,6 +153,17 @@ def test_a_topology_that_is_none_is_refused_with_those_that_are(topology):
         find(topology)
 
 
+@pytest.mark.parametrize(
+    ("topology", "extra"), [("v5e:2x4", "forecast-tpu"), ("h100", "forecast-gpu")]
+)
+def test_a_missing_compiler_is_named_with_the_command_that_installs_it(
+    topology, extra, monkeypatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=rf"pip install -e '\.\[{extra}\]'"):
+        find(topology)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install .[forecast-tpu]"
