@@ -8,15 +8,17 @@ import dataclasses
 import json
 import os
 
-from experiments import flags
 from experiments.forecast.environment import ENVIRONMENT
+
+os.environ |= ENVIRONMENT  # the modules below import JAX
+
+from experiments import flags
 from wayward_jax.jobs.settings import ForecastSettings
 
 
 def main(given: flags.Given) -> None:
     """Forecasts one job, and shows and saves what it would take."""
     settings = flags.job_settings(given, ForecastSettings)
-    os.environ |= ENVIRONMENT  # before anything imports JAX
     from rich.console import Console
 
     from experiments.forecast.forecast import forecast
