@@ -168,15 +168,16 @@ def test_a_missing_compiler_is_named_with_the_command_that_installs_it(
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install .[forecast-tpu]"
 )
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_step_compiles_for_a_tpu_with_the_kernel_and_without_collectives(family):
-    words = [sys.executable, "-m", "tests.helpers.compile_for_tpu", family]
-    found = json.loads(
-        subprocess.run(words, check=True, capture_output=True, env=os.environ | ENVIRONMENT).stdout
-    )
+@pytest.mark.parametrize(
+    ("family", "axis"), [("gpt2", "runs"), ("llama", "runs"), ("llama", "model")]
+)
+def test_steps_compile_for_a_tpu_with_the_kernel_and_runs_never_communicate(family, axis):
+    words = [sys.executable, "-m", "tests.helpers.compile_for_tpu", family, axis]
+    done = subprocess.run(words, check=True, capture_output=True, env=os.environ | ENVIRONMENT)
+    found = json.loads(done.stdout)
     # Two layers, forward and backward; scoring has no backward pass.
     assert found["train"]["attention kernel"] == 2 * 2
     assert found["score"]["attention kernel"] == 2
     for program in found.values():
-        assert program["collectives"] == 0  # of runs on different chips
+        assert (program["collectives"] > 0) == (axis == "model")
         assert 0 < program["memory"] < 64 * 2**20

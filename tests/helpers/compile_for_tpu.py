@@ -23,29 +23,31 @@ from wayward_jax.sharding import make_mesh
 from wayward_jax.training.evaluation import evaluation_sets
 from wayward_jax.training.planning import PopulationPlan
 
-# Two layers of two heads of 64.
+# Two layers, of two heads of 64 and of four heads of 128 with two key heads.
 CONFIGS = {
     "gpt2": {"n_embd": 128, "n_layer": 2, "n_head": 2, "vocab_size": 512, "n_positions": 256},
     "llama": {
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
         "vocab_size": 512,
         "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e4,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
     },
 }
 
 
-def main(name: str) -> None:
+def main(name: str, axis: str = "runs") -> None:
     family = FAMILIES[name]
     module = family.module_of(CONFIGS[name])
     _, devices = find("v5e:2x2")
-    mesh = make_mesh(runs=len(devices), devices=devices)
+    sizes = {"runs": 4} if axis == "runs" else {"runs": 2, axis: 2}
+    mesh = make_mesh(**sizes, devices=devices)
     ids = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
     params = abstract_params(shapes, family, jnp.dtype(jnp.bfloat16), mesh)
@@ -54,17 +56,23 @@ def main(name: str) -> None:
     plan = PopulationPlan(
         runs=tuple(Run(name, "task", 5, seed=seed, steps=2) for seed in range(8)),
         prompt_length=5,
-        run_shards=len(devices),
-        data_shards=1,
+        run_shards=mesh.shape["runs"],
+        data_shards=mesh.shape["data"],
         packs_per_shard=1,
-        runs_per_pack=2,
+        runs_per_pack=8 // mesh.shape["runs"],
         eval_steps=(2,),
         steps_per_call=2,
         shapes=(PackedShape(rows=8, slots=128, copies=4, queries=32, predictions=32),),
     )
     encoded, labels = examples(8, 2, seed=0), np.zeros(8, np.int32)
     (scored,) = evaluation_sets(
-        [label_segments(encoded)], [labels], (0, 1), prompt_length=5, tokens=512, row_grain=128
+        [label_segments(encoded)],
+        [labels],
+        (0, 1),
+        prompt_length=5,
+        tokens=512,
+        row_grain=128,
+        devices=mesh.shape["data"],
     )
     compiled = {
         "train": compile_training(model, plan, plan.shapes[0], mesh),
