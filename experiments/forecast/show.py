@@ -66,10 +66,15 @@ def _rows(part: Forecast) -> list[tuple[str, str]]:
         ("a step", _time(part.step_seconds) if estimated else ""),
         ("utilization", f"{part.utilization:.2f}" if estimated else ""),
         *((f"  {kind}", f"{part.shares[kind]:.1%}" if estimated else "") for kind in KINDS),
-        ("laying out a step, host", _time(part.host_seconds) if estimated else ""),
+        ("laying out a step, host", _host_time(part) if estimated else ""),
         ("evaluation of a population", _time(part.evaluation_seconds) if estimated else ""),
         ("all populations", _time(part.seconds) if estimated else ""),
     ]
+
+
+def _host_time(part: Forecast) -> str:
+    longer = part.host_seconds > part.step_seconds
+    return _time(part.host_seconds) + (", longer than the step" if longer else "")
 
 
 def _memory(size: int, part: Forecast) -> str:

@@ -1,20 +1,26 @@
 """Forecasts: what is read from compiled programs, and programs compiled for a TPU without one."""
 
+import dataclasses
 import importlib.util
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from rich.console import Console
 
 from experiments.forecast.environment import ENVIRONMENT
 from experiments.forecast.estimates import KERNEL_EFFICIENCY, estimate
-from experiments.forecast.hlo import Program, count_bytes, product_flops
+from experiments.forecast.forecast import Forecast
+from experiments.forecast.hlo import KINDS, Program, count_bytes, product_flops
 from experiments.forecast.machines import GPUS, TPUS, find
 from experiments.forecast.shapes import SHAPES
+from experiments.forecast.show import table, total
 from wayward_jax.errors import InputError
 from wayward_jax.models.families import FAMILIES
 
@@ -151,6 +157,38 @@ def test_shapes_have_as_many_parameters_as_the_published_models(name, parameters
 def test_a_topology_that_is_none_is_refused_with_those_that_are(topology):
     with pytest.raises(InputError, match="v5e:2x4"):
         find(topology)
+
+
+def test_a_job_costs_the_hours_of_all_devices_and_one_that_does_not_fit_has_no_cost():
+    part = Forecast(
+        model="gpt2",
+        task="sst2",
+        populations=2,
+        runs=30,
+        steps=100,
+        programs=3,
+        device_memory=16 * 2**30,
+        step_memory=4 * 2**30,
+        evaluation_memory=2**30,
+        refusal="",
+        step_seconds=0.04,
+        shares=dict.fromkeys(KINDS, 0.1),
+        host_seconds=0.1,
+        compile_seconds=600,
+        seconds=3000,
+    )
+    refused = dataclasses.replace(part, refusal="takes 17.0 GiB", step_seconds=0)
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(table({"v5e:2x4": part, "v5e:2x2": refused}))
+    console.print(total({"v5e:2x4": (8, [part]), "v5e:2x2": (4, [refused])}, 1.5))
+    rows = [re.split(r"\s{2,}", line.strip()) for line in console.export_text().splitlines()]
+    shown = {label: values for label, *values in rows}
+    assert shown["cost"] == ["12.00"]  # an hour of 8 devices
+    assert shown["together"] == ["60 min"]
+    assert shown["tuning and evaluation"] == ["50 min", "does not fit"]
+    assert shown["fits"] == ["yes", "takes 17.0 GiB"]
+    assert shown["memory of the largest step"][0] == "4.0 of 16.0 GiB"
+    assert shown["laying out a step, host"] == ["100 ms, longer than the step"]
 
 
 @pytest.mark.parametrize(
