@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
 from wayward_jax.models.tokenizer import Tokenizer
+from wayward_jax.prompt_files import SavedPrompt, fit_prompt, read_prompt
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import TaskData
@@ -132,29 +132,14 @@ class Inputs:
 
 
 @on_primary
-def read_starts(settings: Settings) -> dict[str, Start]:
-    """The prompts that `--init` names beside kinds of starts, by what `Run.init` says of them.
+def read_starts(settings: Settings) -> list[SavedPrompt]:
+    """Reads the prompts that `--init` names beside kinds of starts.
 
     Raises:
-        InputError: there is no such prompt, or it is given twice.
+        InputError: there is no such prompt.
     """
-    found: dict[str, Start] = {}
-    for source in settings.init:
-        if source in STARTS:
-            continue
-        path = Path(os.path.expanduser(source))
-        if not os.path.isdir(path):
-            raise InputError(
-                "init", source, f"choose from {', '.join(STARTS)}, or a checkpoint's folder"
-            )
-        prompt = checkpoints.load_prompt(path)
-        name = f"checkpoint:{checkpoints.prompt_digest(prompt)}"
-        if name in found:
-            raise InputError(
-                "init", source, f"holds the same prompt as --init={found[name].source}: give one"
-            )
-        found[name] = Start(source, prompt)
-    return found
+    sources = [source for source in settings.init if source not in STARTS]
+    return [read_prompt(source, "init", list(STARTS)) for source in sources]
 
 
 @on_primary
@@ -167,7 +152,7 @@ def read_inputs(
     settings: Settings,
     experiment: Experiment,
     loader: Loader,
-    starts: Mapping[str, Start],
+    saved: Sequence[SavedPrompt],
     watch: ProgressReporter,
 ) -> Inputs:
     """Reads everything else that the job needs, and lists its runs; each model is loaded once.
@@ -180,12 +165,15 @@ def read_inputs(
     samples = [data for each in datasets.values() for data in each.values()]
     for note in dict.fromkeys(note for data in samples for note in data.notes):
         watch.note(note)
-    inputs = {
-        name: _read_for(
-            loader.model(name), source, settings, experiment, datasets, starts, loader.mesh, watch
+    starts: dict[str, Start] = {}
+    inputs = {}
+    for name, source in loader.names.items():
+        model = loader.model(name)
+        own = _fit_starts(saved, model, watch)
+        inputs[name] = _read_for(
+            model, source, settings, experiment, datasets, own, loader.mesh, watch
         )
-        for name, source in loader.names.items()
-    }
+        starts |= own
     runs = [run for each in inputs.values() for own in each.runs.values() for run in own]
     chosen = {run.id: run for run in select_part(settings, runs)}
     narrowed = {
@@ -197,7 +185,7 @@ def read_inputs(
         )
         for name, each in inputs.items()
     }
-    return Inputs(narrowed, dict(starts), chosen, _content(runs, datasets))
+    return Inputs(narrowed, starts, chosen, _content(runs, datasets))
 
 
 @on_primary
@@ -345,7 +333,7 @@ def _read_for(
             dataclasses.replace(run, bos_ids=model.bos_ids)
             for run in experiment.runs(of_task, model, task, found)
         ]
-        _check_starts(starts, planned[task], model.embedding_table().shape[1])
+        _check_starts(starts, planned[task])
         check_cells(model, planned[task])
     # Experiments put prompts before the examples of other tasks, too.
     longest = max(run.prompt_length for runs in planned.values() for run in runs)
@@ -417,17 +405,35 @@ def check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
             )
 
 
-def _check_starts(starts: Mapping[str, Start], runs: Sequence[Run], width: int) -> None:
+def _fit_starts(
+    saved: Sequence[SavedPrompt], model: LanguageModel, watch: ProgressReporter
+) -> dict[str, Start]:
+    """The prompts that a model's runs start from, by what `Run.init` says of them."""
+    found: dict[str, Start] = {}
+    for each in saved:
+        prompt = fit_prompt(each, model)
+        name = f"checkpoint:{checkpoints.prompt_digest(prompt)}"
+        if name in found:
+            raise InputError(
+                "init",
+                each.source,
+                f"holds the same prompt as --init={found[name].source}: give one",
+            )
+        found[name] = Start(each.source, prompt)
+        if doubt := each.doubt(model):
+            watch.note(doubt)
+    return found
+
+
+def _check_starts(starts: Mapping[str, Start], runs: Sequence[Run]) -> None:
     for run in runs:
         if run.init not in starts:
             continue
         source, prompt = starts[run.init]
-        if prompt.shape != (run.prompt_length, width):
-            length, own = prompt.shape
+        if len(prompt) != run.prompt_length:
             raise InputError(
                 "init",
                 source,
-                f"has {length} tokens of width {own}, target {run.target_name} for {run.model} has "
-                f"{run.prompt_length} of {width}: choose targets of its length or --prompt_length, "
-                "and the model that it was tuned for",
+                f"has {len(prompt)} vectors, target {run.target_name} for {run.model} has "
+                f"{run.prompt_length} tokens: choose targets of its length or --prompt_length",
             )

@@ -246,7 +246,9 @@ class Settings(CommonSettings):
         Listed(TEXT),
         "target",
         "Where prompts for targets start: at their target, at random common tokens (vocab), at "
-        "random vectors (random), or at the prompt of an earlier run's checkpoint (its path). "
+        "random vectors (random), or at a saved prompt: a path to a PEFT adapter, a .safetensors, "
+        ".npy or .npz file or an earlier run's checkpoint, or text=... for the embeddings of a "
+        "text. "
         "p_star, which has no target, starts at vocab unless this is random alone.",
         decides="results by content",
     )
