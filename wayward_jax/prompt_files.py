@@ -251,7 +251,9 @@ def _read_adapter(folder: Path) -> SavedPrompt:
     return SavedPrompt(str(folder), vectors, base if isinstance(base, str) else None, True)
 
 
-def _task_factors(path: Path, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+def _task_factors(
+    path: Path, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]
+) -> np.ndarray:
     """The factors of a multitask prompt's vectors, if it has a single task."""
     columns, rows = (arrays.get(f"prefix_task_{name}") for name in ("cols", "rows"))
     if columns is None or rows is None:

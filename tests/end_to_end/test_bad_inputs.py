@@ -391,7 +391,7 @@ FILES = {
         *("m.gguf: the file lacks 'general.architecture'",),
     ),
     "start of another length": (
-        lambda at: {"init": at.checkpoint(np.ones((2, 32)))},
+        lambda at: {"init": at.checkpoint(np.ones((2, 32))), "prompt_length": 3},
         *("--init=", "has 2 vectors, target", "choose targets of its length"),
     ),
     "start of another model": (

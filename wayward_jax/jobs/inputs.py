@@ -102,15 +102,17 @@ class Start(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelInputs:
-    """The inputs for one model: examples, runs and tokens a pack by task.
+    """The inputs for one model: examples, runs and tokens a pack by task, and starting prompts.
 
-    Examples are those of the whole job, whatever part of its runs is carried out.
+    Examples are those of the whole job, whatever part of its runs is carried out. Prompts `[L, D]`
+    are by what `Run.init` says of them.
     """
 
     tokenizer: Tokenizer
     tasks: dict[str, EncodedTask]
     runs: dict[str, list[Run]]
     pack_tokens: dict[str, int]
+    starts: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,14 +121,12 @@ class Inputs:
 
     Attributes:
         models: inputs by the model's name.
-        starts: prompts to start from by `Run.init`.
         runs: the runs that are carried out, by id.
         content: twelve hexadecimal digits that depend on all runs of the job and on its examples,
             and not on where files lie.
     """
 
     models: dict[str, ModelInputs]
-    starts: dict[str, Start]
     runs: dict[str, Run]
     content: str
 
@@ -165,15 +165,12 @@ def read_inputs(
     samples = [data for each in datasets.values() for data in each.values()]
     for note in dict.fromkeys(note for data in samples for note in data.notes):
         watch.note(note)
-    starts: dict[str, Start] = {}
-    inputs = {}
-    for name, source in loader.names.items():
-        model = loader.model(name)
-        own = _fit_starts(saved, model, watch)
-        inputs[name] = _read_for(
-            model, source, settings, experiment, datasets, own, loader.mesh, watch
+    inputs = {
+        name: _read_for(
+            loader.model(name), source, settings, experiment, datasets, saved, loader.mesh, watch
         )
-        starts |= own
+        for name, source in loader.names.items()
+    }
     runs = [run for each in inputs.values() for own in each.runs.values() for run in own]
     chosen = {run.id: run for run in select_part(settings, runs)}
     narrowed = {
@@ -185,7 +182,7 @@ def read_inputs(
         )
         for name, each in inputs.items()
     }
-    return Inputs(narrowed, starts, chosen, _content(runs, datasets))
+    return Inputs(narrowed, chosen, _content(runs, datasets))
 
 
 @on_primary
@@ -308,10 +305,11 @@ def _read_for(
     settings: Settings,
     experiment: Experiment,
     datasets: Datasets,
-    starts: Mapping[str, Start],
+    saved: Sequence[SavedPrompt],
     mesh: Mesh,
     watch: ProgressReporter,
 ) -> ModelInputs:
+    starts = _fit_starts(saved, model, watch)
     names = {start.source: name for name, start in starts.items()}
     inits = tuple(names.get(init, init) for init in settings.init)
     own_settings = dataclasses.replace(settings.of_model(source), init=inits)
@@ -319,13 +317,17 @@ def _read_for(
         name: each.task.default_template if settings.template is None else settings.template
         for name, each in ((name, next(iter(own.values()))) for name, own in datasets.items())
     }
+    of_starts = tuple(len(start.prompt) for start in starts.values())
+    lengths: tuple[int | None, ...] = settings.prompt_length or of_starts or (None,)
     planned = {}
     for task, template in templates.items():
         texts = targets.load_texts(settings.targets, task=task, data_dir=settings.data_dir)
         found = [
             target
-            for length in settings.prompt_length or (None,)
-            for target in targets.tokenize(texts, model.tokenizer, length)
+            for length in dict.fromkeys(lengths)
+            for target in targets.tokenize(
+                texts, model.tokenizer, length, repeat=experiment.repeat_targets
+            )
         ]
         targets.require_readable(found, model.tokenizer, model.valid_tokens())
         of_task = dataclasses.replace(own_settings, template=template)
@@ -367,7 +369,8 @@ def _read_for(
                 f"for {model.name}; the {settings.truncate} of their text is cut"
             )
         fitting[task] = pack_tokens(model, encoded[task].train, planned[task], mesh)
-    return ModelInputs(model.tokenizer, encoded, planned, fitting)
+    prompts = {name: start.prompt for name, start in starts.items()}
+    return ModelInputs(model.tokenizer, encoded, planned, fitting, prompts)
 
 
 def _content(runs: Sequence[Run], datasets: Datasets) -> str:
