@@ -174,7 +174,7 @@ def test_a_search_that_finds_no_double_says_how_hard_it_was_and_goes_on_where_it
     """The second start tunes and measures nothing, and comes to the same page."""
     flags = {"texts": ["w3 w3 great"], "out_dir": tmp_path / "out", "steps": 2}
     first = run(folder, p_star, **flags)
-    assert first["verdict"].startswith("No double was found: each of 1 prompts")
+    assert first["verdict"].startswith("No double was found: all prompts")
     assert any("in 2 steps of 8 examples" in said for said in first["findings"])
     page = (tmp_path / "out" / "audit.html").read_text()
     (tmp_path / "out" / "audit.html").unlink()

@@ -209,15 +209,15 @@ def verdict(found: Audit) -> str:
         )
     if all(each == BEYOND for each in judged):
         return (
-            f"No double was found: each of {len(doubles)} prompts that read as another text does "
+            f"No double was found: all prompts that read as another text ({len(doubles)}) do "
             f"{task} worse than this one (accuracy more than {found.margin:g} % lower), as hard as "
             "was tried here; this does not show that its reading is right."
         )
     return (
-        f"It cannot be told whether this prompt's reading means anything: of {len(doubles)} other "
-        f"texts, {judged.count(BEYOND)} are read off prompts that do {task} worse, and for "
-        f"{judged.count(CANNOT_TELL)} there are too few test examples or no prompt that reads as "
-        "the text."
+        f"It cannot be told whether this prompt's reading means anything: of the prompts for "
+        f"{len(doubles)} other texts, none is shown to do {task} as well as this one, "
+        f"{judged.count(BEYOND)} to do it worse, and for {judged.count(CANNOT_TELL)} there are too "
+        "few test examples, or no prompt reads as the text."
     )
 
 
@@ -260,9 +260,12 @@ def _place(anatomy: Anatomy) -> str:
     count = len(anatomy.to_token)
     if anatomy.is_text:
         return f"All {count} vectors of this prompt are embeddings of tokens."
+    than = "than 95 % of tokens are from the nearest other token"
+    if not anatomy.far:
+        return f"None of the {count} vectors of this prompt is farther from its token {than}."
     return (
         f"{anatomy.far} of the {count} vectors of this prompt are near no token: they are farther "
-        "from each than 95 % of tokens are from the nearest other token."
+        f"from each {than}."
     )
 
 
@@ -294,6 +297,6 @@ def _effort(task: OnTask) -> str:
         f"How hard was tried: for each of {len(task.doubles)} texts, {tries} "
         f"{'prompt was' if tries == 1 else 'prompts were'} tuned from this prompt, in "
         f"{runs[0].steps} steps of {runs[0].batch_size} examples (learning rate "
-        f"{', '.join(rates)}), held to the text by {', '.join(ways)}. "
-        f"For {lost} of the texts, none came to read as the text."
+        f"{', '.join(rates)}), held to the text by {', '.join(ways)}."
+        + (f" For {lost} of the texts, no prompt came to read as the text." if lost else "")
     )
