@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import toy_models
 from wayward_jax.constraints import AdaptiveGamma, Target
-from wayward_jax.packing import example_order, gold_segments
+from wayward_jax.packing import PackedShape, example_order, gold_segments
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
