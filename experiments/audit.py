@@ -13,7 +13,7 @@ from experiments import flags, grid
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.settings import AuditSettings, Settings
-from wayward_jax.runs import Run
+from wayward_jax.runs import Run, write_bits
 from wayward_jax.targets import Target, load_texts
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def measure(context: "ProbeContext") -> Iterator["Measurement"]:
 
 def _measure_references(context: "ProbeContext", prompt: Any, task: str) -> list[dict[str, Any]]:
     from wayward_jax import metrics
-    from wayward_jax.analysis.audit import to_digits
     from wayward_jax.readings import read_prompts
 
     examples = context.tasks[task].test
@@ -57,7 +56,7 @@ def _measure_references(context: "ProbeContext", prompt: Any, task: str) -> list
     scores = context.score(list(prompts.values()), examples)
     correct = metrics.predict(scores) == examples.labels
     return [
-        {"prompt": name, **common, "accuracy": float(own.mean()), "correct": to_digits(own)}
+        {"prompt": name, **common, "accuracy": float(own.mean()), "correct": write_bits(own)}
         for name, own in zip(prompts, correct, strict=True)
     ]
 

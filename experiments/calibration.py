@@ -2,7 +2,8 @@
 
 Jobs are simulated whose truth is known. An example is predicted right if its easiness, which all
 prompts share, plus the prompt's ability plus chance is above 0. The accuracy of a run is that of
-its target (or p_star) plus noise of training; targets vary around the mean of their group.
+its target (or p_star) plus noise of training; targets vary around the mean of their group, and so
+do p_star and targets from one choice of training examples to the other.
 """
 
 import itertools
@@ -24,6 +25,7 @@ TARGETS = (1, 3, 9, 30)
 NOISES = (0.0, 0.01, 0.02, 0.03)
 SPREADS = (0.0, 0.02)
 EXAMPLES = (256, 872, 1821)
+SHARED = (0.0, 0.5)
 
 # Shares of the variance of what decides whether a prediction is right.
 EASINESS, CHANCE = 0.7, 0.3
@@ -36,7 +38,11 @@ KINDS = {
     "shared": "a difference of groups that share a p_star",
     "own": "a difference of groups with p_stars of their own",
     "paired": "the same, target by target",
+    "choices": "a drop over five choices of training examples",
 }
+
+# The numbers of choices of training examples, and of the most targets that are tuned with each.
+CHOICES, MOST_WITH_CHOICES = 5, 9
 
 
 TITLE = """# How often intervals hold the truth
@@ -49,14 +55,23 @@ The width is that of the intervals over the width of the narrowest intervals of 
 hold in 95 % of cases, for the T where it is largest.
 """
 
+SECTIONS = {
+    0.0: "## Noise that is independent from run to run",
+    0.5: "## Half of the noise's variance shared by all runs of a seed",
+}
+
 
 class Case(NamedTuple):
-    """A simulated case: numbers of seeds and examples, and standard deviations of accuracies."""
+    """A simulated case: numbers of seeds and examples, and standard deviations of accuracies.
+
+    Of the variance of the noise, all runs of a seed have the part `shared` in common.
+    """
 
     seeds: int
     examples: int
     noise: float
     spread: float
+    shared: float = 0.0
 
 
 class Outcome(NamedTuple):
@@ -84,10 +99,10 @@ def simulate(
     best, other = next(right), next(right)
     first, second, same = ([next(right) for _ in range(most)] for _ in range(3))
     for n in targets:
-        a = [Compared(best, each, "first") for each in first[:n]]
-        sharing = [Compared(best, each, "first") for each in second[:n]]
-        own = [Compared(other, each, "second") for each in second[:n]]
-        again = [Compared(other, each, "second") for each in same[:n]]
+        a = [Compared(best, each, "first", i) for i, each in enumerate(first[:n])]
+        sharing = [Compared(best, each, "first", i) for i, each in enumerate(second[:n])]
+        own = [Compared(other, each, "second", i) for i, each in enumerate(second[:n])]
+        again = [Compared(other, each, "second", i) for i, each in enumerate(same[:n])]
         # The truth of a single target is its own, that of several the mean they vary around.
         means = [levels[0][0], levels[1][0]] if n == 1 else [FIRST[1], SECOND[1]]
         drop, shared, apart = (
@@ -104,12 +119,33 @@ def simulate(
         yield "own", n, _outcome(difference(a, own, paired=False, **settings), drop - apart)
         if n > 1:
             yield "paired", n, _outcome(difference(a, again, paired=True, **settings), drop - apart)
+    yield from _simulate_choices(case, tuple(n for n in targets if n <= MOST_WITH_CHOICES), rng)
+
+
+def _simulate_choices(
+    case: Case, targets: tuple[int, ...], rng: np.random.Generator
+) -> Iterator[tuple[str, int, Outcome]]:
+    """Simulates one job with several choices of training examples, as `simulate` does."""
+    most = max(targets)
+    levels = np.array([FIRST[0], *(FIRST[1] + rng.normal(0, case.spread, most))])
+    accuracies = levels + rng.normal(0, case.spread, (CHOICES, most + 1))
+    right = _predict(accuracies.ravel(), case, rng).reshape(*accuracies.shape, case.seeds, -1)
+    for n in targets:
+        compared = [
+            Compared(of_choice[0], of_choice[1 + i], choice, i, choice)
+            for choice, of_choice in enumerate(right)
+            for i in range(n)
+        ]
+        truth = 100 * (1 - (levels[1] if n == 1 else FIRST[1]) / FIRST[0])
+        yield "choices", n, _outcome(mean_drop(compared), truth)
 
 
 def _predict(accuracies: np.ndarray, case: Case, rng: np.random.Generator) -> np.ndarray:
     """Simulates which examples are predicted right: `[N, S, E]` bool for N accuracies."""
     shape = len(accuracies), case.seeds
-    of_runs = accuracies[:, None] + rng.normal(0, case.noise, shape)
+    own, shared = rng.normal(0, case.noise, shape), rng.normal(0, case.noise, case.seeds)
+    noise = np.sqrt(1 - case.shared) * own + np.sqrt(case.shared) * shared
+    of_runs = accuracies[:, None] + noise
     ability = special.ndtri(np.clip(of_runs, 0.01, 0.99)).astype(np.float32)
     easiness = np.sqrt(EASINESS) * rng.standard_normal(case.examples, np.float32)
     chance = rng.standard_normal((*shape, case.examples), np.float32)
@@ -122,7 +158,8 @@ def _outcome(found: Interval, truth: float) -> Outcome:
 
 def run_case(case: Case, trials: int, seed: int) -> dict[tuple[str, int], np.ndarray]:
     """Simulates jobs; for each kind and number of targets, misses and half-widths `[trials, 2]`."""
-    numbers = [case.seeds, case.examples, round(1000 * case.noise), round(1000 * case.spread)]
+    shares = (case.noise, case.spread, case.shared)
+    numbers = [case.seeds, case.examples, *(round(1000 * share) for share in shares)]
     rng = np.random.default_rng([seed, *numbers])
     found = defaultdict(list)
     for _ in range(trials):
@@ -149,25 +186,27 @@ def relative_width(outcomes: np.ndarray) -> float:
 def main(given: flags.Given) -> None:
     """Simulates all cases, and prints a table in Markdown."""
     settings = CalibrationSettings.parse(given)
-    cases = [
-        Case(seeds, examples, noise, spread)
-        for seeds, examples, noise, spread in itertools.product(SEEDS, EXAMPLES, NOISES, SPREADS)
-    ]
+    cases = [Case(*each) for each in itertools.product(SEEDS, EXAMPLES, NOISES, SPREADS, SHARED)]
     pooled = defaultdict(list)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         repeated = [settings.trials] * len(cases), [settings.seed] * len(cases)
         for found in zip(cases, pool.map(run_case, cases, *repeated), strict=True):
             case, by_kind = found
             for (kind, targets), outcomes in by_kind.items():
-                pooled[kind, case.seeds, targets].append(outcomes)
+                pooled[case.shared, kind, case.seeds, targets].append(outcomes)
     print(TITLE.format(trials=settings.trials, seed=settings.seed))
-    print("| interval of | seeds | " + " | ".join(f"T = {n}" for n in TARGETS) + " | width |")
-    print("|---|--:|" + "--:|" * (len(TARGETS) + 1))
-    for (kind, title), seeds in itertools.product(KINDS.items(), SEEDS):
-        cells = [np.concatenate(pooled.get((kind, seeds, n), [[]])) for n in TARGETS]
-        shares = " | ".join(f"{100 * coverage(each):.1f} %" if len(each) else "" for each in cells)
-        widest = max(relative_width(each) for each in cells if len(each))
-        print(f"| {title} | {seeds} | {shares} | {widest:.2f} |")
+    for shared, section in SECTIONS.items():
+        print(f"{section}\n")
+        print("| interval of | seeds | " + " | ".join(f"T = {n}" for n in TARGETS) + " | width |")
+        print("|---|--:|" + "--:|" * (len(TARGETS) + 1))
+        for (kind, title), seeds in itertools.product(KINDS.items(), SEEDS):
+            cells = [np.concatenate(pooled.get((shared, kind, seeds, n), [[]])) for n in TARGETS]
+            shares = " | ".join(
+                f"{100 * coverage(each):.1f} %" if len(each) else "" for each in cells
+            )
+            widest = max(relative_width(each) for each in cells if len(each))
+            print(f"| {title} | {seeds} | {shares} | {widest:.2f} |")
+        print()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def measure(context: ProbeContext) -> Iterator[Measurement]:
             yield record.id, functools.partial(_measure_prompt, context, record)
     for task in context.tasks:
         own = [record for record in context.own_records if record.run.task == task]
-        key = " ".join(map(str, _setting(own[0]).values()))
+        key = " ".join(map(str, (*_setting(own[0]).values(), own[0].provenance.dtype)))
         yield f"{key} zero-shot", functools.partial(_measure_zero_shot, context, own[0])
         first = {(record.run.data_seed, record.run.seed): record for record in reversed(own)}
         for (data_seed, seed), record in sorted(first.items()):
@@ -86,8 +86,8 @@ def _accuracies(
 
 def _setting(record: RunRecord) -> dict[str, Any]:
     """The settings that the accuracy of a reference depends on."""
-    names = ("model", "model_digest", "task", "method", "template")
-    return {name: getattr(record.run, name) for name in names}
+    names = ("model", "model_digest", "task", "method", "template", "k_shot")
+    return {name: getattr(record.run, name) for name in names} | {"n_eval": record.n_eval}
 
 
 def calibrate(scores: np.ndarray, prior: np.ndarray) -> np.ndarray:

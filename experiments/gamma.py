@@ -13,6 +13,6 @@ EXPERIMENT = Experiment(
     defaults={
         "targets": "instructions:3",
         "init": "vocab",
-        "gamma": "0,1e-4,5e-4,1e-3,3e-3,5e-3,0.01,0.03,0.1,0.3,1",
+        "gamma": "1e-4,5e-4,1e-3,3e-3,5e-3,0.01,0.03,0.1,0.3,1",
     },
 )

@@ -1,26 +1,30 @@
 """The runs of nearly all experiments: every target in every way, and p_star beside them."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wayward_jax.constraints import hold
 from wayward_jax.jobs.settings import Settings
-from wayward_jax.runs import Run
+from wayward_jax.runs import Run, other_seed
 from wayward_jax.targets import Target
 
 if TYPE_CHECKING:
     from wayward_jax.models import LanguageModel
 
+# The attributes of a `Run` that nothing holds to its target.
+UNCONSTRAINED = hold("penalty", 0.0, 0.0)
+
 
 def runs(
     settings: Settings, model: "LanguageModel", task: str, targets: Sequence[Target]
 ) -> list[Run]:
-    """Lists a p_star of each length, and each target under each constraint, with all repetitions.
+    """Lists p_stars of each length, and each target under each constraint, with all repetitions.
 
     Repetitions differ in learning rate, choice of examples and seed. Targets are tuned from each
-    start. p_star, which has no target, starts at common tokens, unless the starts are random
-    vectors alone.
+    start, and also without a constraint (gamma 0), beside which one sees what a constraint costs.
+    p_star, which has no target, starts at common tokens, unless the starts are random vectors
+    alone. It gets as many attempts, at other starts and orders of examples, as a target has gammas.
 
     Args:
         settings: of the job, for this model alone.
@@ -50,24 +54,35 @@ def runs(
     ]
     start = "random" if settings.init == ("random",) else "vocab"
     lengths = dict.fromkeys(len(target.ids) for target in targets)
+    constraints = _constraints(settings)
     p_star = [
-        Run(**common, prompt_length=length, init=start, **repetition)
+        Run(**common, prompt_length=length, init=start, **_attempt(repetition, attempt))
         for length in lengths
+        for attempt in range(_gammas(constraints))
         for repetition in repetitions
     ]
-    constraints = _constraints(settings)
     wayward = [
         Run.towards(target, **common, init=init, **constraint, **repetition)
         for target in targets
         for init in settings.init
-        for constraint in constraints
+        for constraint in (*constraints, UNCONSTRAINED)
         for repetition in repetitions
     ]
     return p_star + wayward
 
 
+def _gammas(constraints: Sequence[Mapping[str, Any]]) -> int:
+    """The number of gammas of which a target's best one is chosen; 1 if there are none."""
+    return max(sum(each["constraint"] == "penalty" for each in constraints), 1)
+
+
+def _attempt(repetition: Mapping[str, Any], attempt: int) -> dict[str, Any]:
+    """The repetition of a p_star with the seed of one of its attempts."""
+    return {**repetition, "attempt": attempt, "seed": other_seed(repetition["seed"], attempt)}
+
+
 def _constraints(settings: Settings) -> list[dict[str, Any]]:
-    """The ways of keeping a prompt to its target that are asked for, as attributes of `Run`."""
+    """The constraints that are asked for, as attributes of `Run`; gamma 0 is none."""
     asked = []
     if "penalty" in settings.constraint:
         asked += [
@@ -76,4 +91,5 @@ def _constraints(settings: Settings) -> list[dict[str, Any]]:
         ]
     if "cell" in settings.constraint:
         asked.append(("cell", 0.0))
-    return [hold(constraint, gamma, settings.margin) for constraint, gamma in asked]
+    held = [hold(constraint, gamma, settings.margin) for constraint, gamma in asked]
+    return [each for each in held if each != UNCONSTRAINED]

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wayward_jax import checkpoints as checkpoints_module
 from wayward_jax.checkpoints import ProgressCheckpoints
 from wayward_jax.constraints import AdaptiveGammaState, CellState
+from wayward_jax.errors import InputError
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.progress import TrainProgress
 from wayward_jax.training.step import Losses, TrainState
@@ -30,7 +32,10 @@ def progress(step):
     return TrainProgress(
         state=TrainState(
             prompts=prompts,
-            constraint_states=((), AdaptiveGammaState(random(3), random(3), cells)),
+            constraint_states=(
+                (),
+                AdaptiveGammaState(random(3), random(3), random(3) > 0, random(3) > 0, cells),
+            ),
             optimizer_state=jax.tree.map(lambda x: x + jnp.asarray(rng.integers(9), x.dtype), adam),
             step=jnp.asarray(step, jnp.int32),
             diverged_at=jnp.asarray(rng.integers(9, size=3), jnp.int32),
@@ -109,6 +114,29 @@ def test_what_goes_on_from_a_checkpoint_is_kept_with_all_that_was_before(tmp_pat
     save(checkpoints, joined(progress(15)))
     checkpoints.close()
     assert_same(restored(tmp_path)[0], progress(15))
+
+
+def test_what_another_version_wrote_is_refused_and_kept(again, monkeypatch):
+    folder = again()
+    monkeypatch.setattr(checkpoints_module, "__version__", "9.9")
+    with pytest.raises(InputError, match=r"was written by version 0.* continue with that version"):
+        restored(folder)
+    monkeypatch.undo()
+    assert restored(folder)[0].step == 15
+
+
+def test_a_state_whose_leaves_have_other_names_is_not_taken_for_another(tmp_path):
+    """Two leaves of the same shape that change places would go unnoticed by their order."""
+    tree = progress(15).to_tree()
+    state = tree["state"]["constraint_states"]["1"]
+    renamed = {**state, "gamma": state["steps"], "steps": state["gamma"]}
+    tree["state"]["constraint_states"]["1"] = renamed
+    found = TrainProgress.from_tree(tree, progress(5).state).state.constraint_states[1]
+    np.testing.assert_array_equal(found.gamma, progress(15).state.constraint_states[1].steps)
+    tree["state"]["constraint_states"]["1"] = {**state, "rate": state["steps"]}
+    del tree["state"]["constraint_states"]["1"]["steps"]
+    with pytest.raises(ValueError, match="steps"):
+        TrainProgress.from_tree(tree, progress(5).state)
 
 
 def test_only_the_last_two_are_kept(saved):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from wayward_jax.constraints import cell_exit, has_empty_cell, nearest_tokens, retract
@@ -69,6 +69,55 @@ def test_vectors_within_their_fraction_stay_and_others_end_on_their_ray(crowd):
     assert (lengths[0] <= lengths[1]).all()
     cosines = ((back - own) * (prompts - own)).sum(axis=1)[moved] / np.prod(lengths, axis=0)
     np.testing.assert_allclose(cosines[lengths[0] > 1e-3], 1, atol=1e-3)
+
+
+@st.composite
+def dense_crowds(draw):
+    """Rows within a small part of their norm, copies among them, and rows elsewhere."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    crowd, dim = draw(st.sampled_from([10, 100, 5000])), draw(st.sampled_from([16, 64]))
+    center = rng.normal(size=dim)
+    away = np.linalg.norm(center) * draw(st.sampled_from([1e-3, 3e-3, 1e-2])) / dim**0.5
+    table = np.concatenate(
+        [center + away * rng.normal(size=(crowd, dim)), rng.normal(size=(200, dim))]
+    )
+    copies = rng.integers(0, crowd, draw(st.sampled_from([0, 5])))
+    table[rng.integers(0, crowd, len(copies))] = table[copies]
+    table += draw(st.sampled_from([0, 30, 1000])) * rng.normal(size=dim)
+    dtype = draw(st.sampled_from([jnp.float32, jnp.bfloat16]))
+    table = jnp.asarray(rng.permutation(table), dtype)
+    ids = jnp.asarray(rng.integers(0, len(table), 8), jnp.int32)
+    ids = ids[~has_empty_cell(table, ids)]
+    assume(len(ids))
+    own, others = (c_proj(table, i) for i in (ids, rng.integers(0, len(table), len(ids))))
+    ahead = draw(st.sampled_from([0.4, 0.6, 3])) * (others - own)
+    aside = away * draw(st.sampled_from([0, 1, 30])) * rng.normal(size=own.shape)
+    return table, ids, jnp.float32(own + ahead + aside)
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(dense_crowds())
+def test_what_is_put_back_among_many_near_tokens_reads_as_its_token(crowd):
+    table, ids, prompts = crowd
+    back = kept(table, ids, prompts, fraction=0.99)
+    assert (differences(table, ids, back) >= 0).all()
+    np.testing.assert_array_equal(d_proj(table, back, np.ones(len(table), bool)), ids)
+
+
+def test_cells_are_hardly_smaller_than_they_are_in_truth():
+    """Where embeddings are as far apart as real ones, and have a large part in common."""
+    rng = np.random.default_rng(0)
+    table = np.float32(rng.normal(size=(2000, 64)) + 20 * rng.normal(size=64))
+    ids, prompts = np.arange(20), np.float32(table[:20] + rng.normal(size=(20, 64)))
+    own, ray = np.float64(table[:20]), np.float64(prompts) - table[:20]
+    gaps = np.float64(table) - own[:, None]
+    ahead = (ray[:, None] * gaps).sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        walls = np.where(ahead > 0, np.square(gaps).sum(axis=-1) / 2 / ahead, np.inf)
+    found = exits(jnp.asarray(table), jnp.asarray(ids), jnp.asarray(prompts))
+    np.testing.assert_allclose(found, walls.min(axis=1), rtol=1e-3)
+    assert (found <= walls.min(axis=1)).all()
 
 
 def test_walls_worked_by_hand():

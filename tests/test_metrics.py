@@ -1,5 +1,9 @@
 """Metrics against cases worked out by hand, and their properties."""
 
+import re
+import string
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -47,6 +51,44 @@ def test_prompt_f1_is_squads(text, target, expected):
 )
 def test_a_target_of_only_punctuation_or_articles_is_compared_unchanged(text, target, expected):
     assert prompt_f1(text, target) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "expected"),
+    [
+        ("写一个故事", "写一个故事。", 1.0),
+        ("写一首诗", "写一个故事", 4 / 9),  # two of four and of five characters
+        ("物語を書いて!", "物語を書いて!", 1.0),
+        ("詩を書いて", "物語を書いて", 8 / 11),
+        ("写 story", "写 a story", 1.0),
+        ("이야기를 써", "시를 써", 0.5),  # Korean has spaces
+        ("напиши рассказ", "напиши стих", 0.5),
+        ("เขียนที่", "เขียน", 8 / 9),  # of four and five characters with their marks
+        ("कहानी लिखो।", "कहानी लिखो", 1.0),
+        ("اكتب قصة؟", "اكتب قصة", 1.0),
+        ("¿Qué?", "Qué", 0.0),  # as the paper's code has it
+        ("“story” — poem", "story poem", 2 / 5),
+    ],
+)
+def test_words_of_every_script_are_told_apart(text, target, expected):
+    assert prompt_f1(text, target) == pytest.approx(expected)
+
+
+def squad_words(text):
+    """`normalize_answer` of the paper's code."""
+    text = "".join(c for c in text.lower() if c not in set(string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+LATIN = st.text(st.characters(max_codepoint=0x24F), max_size=30) | st.just("The naïve—“œuvre”")
+
+
+@given(LATIN, LATIN)
+def test_the_words_of_latin_text_are_those_of_the_papers_code(text, target):
+    words, wanted = squad_words(text), squad_words(target)
+    if wanted:
+        common = sum((Counter(words) & Counter(wanted)).values())
+        assert prompt_f1(text, target) == 2 * common / (len(words) + len(wanted))
 
 
 @given(TOKENS, TOKENS)

@@ -241,13 +241,28 @@ def test_a_batch_of_two_runs_by_hand():
         segment=[[0, 0, 1, 1, 1, 1, 0], [0, 0, 2, 2, 0, 0, 0], [0, 3, 3, 3, 0, 0, 0]],
         branch=[[0, 0, 0, 0, 1, 2, 0], [0, 0, 0, 1, 0, 0, 0], [0] * 7],
         prompt_lengths=[2, 1],
-        copies=[[7, 0], [14, -1]],
+        copies=[[0, 7], [14, -1]],
         query=[3, 4, 5, 9, 10, 17, 0, 0],
         of=[0, 1, 0, 2, 3, 4, 5, 0],
         target=[7, 9, 8, 9, 3, 9, 9, 0],
         score=[0, 0, 1, 1, 2, 2, 0, 0],
         weight=[0.5] * 6 + [1, 0],
     )
+
+
+def test_the_packs_of_a_step_share_its_rows():
+    shape = PackedShape(rows=4, slots=7, copies=2, queries=8, predictions=8)
+    whole = packed(BY_HAND, [2, 1], shape)
+    halves = pack_segments([BY_HAND], np.array([[2, 1]]), shape._replace(rows=2), packs=2)
+    for name in ("ids", "positions", "run", "branch"):
+        np.testing.assert_array_equal(np.concatenate(getattr(halves, name)), getattr(whole, name))
+    np.testing.assert_array_equal(halves.copies, [[[0, 7], [-1, -1]], [[-1, -1], [0, -1]]])
+    np.testing.assert_array_equal(halves.prompt_lengths, [[2, 1], [2, 1]])
+    np.testing.assert_array_equal(
+        halves.query, [[3, 4, 5, 9, 10, 0, 0, 0], [3, 0, 0, 0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(halves.target[halves.weight > 0], [7, 9, 8, 9, 3, 9, 9])
+    np.testing.assert_array_equal(halves.of[1], [0] * 8)
 
 
 def test_slots_attend_to_their_prompt_the_context_and_their_own_branch():

@@ -136,3 +136,13 @@ def test_tokens_project_to_themselves():
     prompts = c_proj(table, ids)
     assert prompts.dtype == jnp.float32
     np.testing.assert_array_equal(d_proj(table, prompts, np.ones(131, bool)), ids)
+
+
+def test_what_all_embeddings_have_in_common_does_not_matter():
+    """Their distances are a millionth of their squared lengths, where products have no digits."""
+    rng = np.random.default_rng(0)
+    table = np.float32(rng.normal(size=(300, 16)) + 3000 * rng.normal(size=16))
+    prompts = np.float32((table[:60] + table[60:120]) / 2 + rng.normal(size=(60, 16)))[None]
+    valid = np.ones(300, bool)
+    ids, _ = neighbors(table, prompts, valid, k=3)
+    np.testing.assert_array_equal(ids, brute_force(table, prompts, valid, 3, "euclidean")[0])

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from tests.helpers.finished_runs import PROVENANCE
 from wayward_jax.runs import CurvePoint, Run, RunRecord
 from wayward_jax.targets import Target
 
@@ -22,6 +23,7 @@ RECORD = RunRecord(
     macro_f1=0.7,
     majority=6 / 11,
     correct=np.arange(11) < 8,
+    unprompted=np.arange(11) < 3,
     dev_accuracy=0.5,
     text="one two",
     token_ids=(5, 4),
@@ -29,11 +31,14 @@ RECORD = RunRecord(
     token_f1=0.5,
     distance=1.25,
     final_gamma=0.1,
+    gamma_found=None,
+    in_cells=None,
     kept_step=10,
     task_loss=0.3,
     diverged_at=None,
     seconds=1.5,
     curve=(CurvePoint(5, 0.5, 2.0, 0.25, 0.0), CurvePoint(10, math.nan, 1.25, 0.5, 2 / 3)),
+    provenance=PROVENANCE,
     prompt=np.ones((2, 3), np.float32),
 )
 
@@ -44,6 +49,8 @@ def test_a_record_comes_back_from_a_line_of_json_but_for_its_prompt():
     assert back.prompt is None
     np.testing.assert_array_equal(back.correct, RECORD.correct)
     assert back.correct.dtype == bool
+    assert back.unprompted.sum() == 3
+    assert back.provenance == PROVENANCE
     assert json.dumps(back.to_json()) == json.dumps(RECORD.to_json())
 
 
@@ -60,6 +67,7 @@ def test_a_record_without_one_of_its_entries_is_refused(name):
     [
         {"correct": 5},
         {"correct": "xy"},
+        {"unprompted": "xy"},
         {"curve": [5]},
         {"curve": [{"step": 5}]},
         {"token_ids": 5},

@@ -67,8 +67,8 @@ def prompt_digest(prompt: np.ndarray) -> str:
 class ProgressCheckpoints:
     """The last checkpoints of a population in training, written in the background.
 
-    A checkpoint is a tree of arrays in dicts and lists. Each has a digest of its numbers, because
-    Orbax does not notice every change of its files, and of the version that wrote it, because
+    A checkpoint is a tree of arrays in dicts and lists. Each has a digest of its names and numbers,
+    because Orbax does not notice every change of its files, and the version that wrote it, because
     another version may continue otherwise.
 
     Attributes:
@@ -100,7 +100,8 @@ class ProgressCheckpoints:
         Raises:
             OSError: this checkpoint, or the one before, cannot be written.
         """
-        item = ocp.args.PyTreeSave({"tree": tree, "digest": _digest(tree)})
+        saved = {"tree": tree, "version": np.frombuffer(__version__.encode(), np.uint8)}
+        item = ocp.args.PyTreeSave({**saved, "digest": _digest(saved)})
         with _os_errors():
             self._manager.save(step, args=ocp.args.Composite(progress=item))
 
@@ -113,20 +114,36 @@ class ProgressCheckpoints:
             on_broken: is called with the step of each broken one.
 
         Raises:
+            InputError: another version wrote it, which may continue it.
             OSError: the disk does not let one be read, which may be sound.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            for file in (self.folder / str(step)).rglob("*"):
-                if file.is_file():
-                    file.read_bytes()  # because Orbax does not tell a disk's errors from others
-            # Orbax raises all kinds of exceptions on what is broken.
-            with contextlib.suppress(Exception):
-                item = ocp.args.Composite(progress=ocp.args.PyTreeRestore())
-                saved = self._manager.restore(step, args=item).progress
-                if (saved["digest"] == _digest(saved["tree"])).all():
-                    return saved["tree"]
+            saved = self._read(step)
+            if saved is not None:
+                if (version := bytes(saved["version"]).decode()) != __version__:
+                    raise InputError(
+                        None,
+                        self.folder,
+                        f"was written by version {version} of wayward_jax: continue with that "
+                        "version, or remove this folder to begin its prompts again",
+                    )
+                return saved["tree"]
             on_broken(step)
             self._manager.delete(step)
+        return None
+
+    def _read(self, step: int) -> dict[str, Any] | None:
+        """What was saved at a step; None if it is broken. Raises an OSError if the disk fails."""
+        for file in (self.folder / str(step)).rglob("*"):
+            if file.is_file():
+                file.read_bytes()  # because Orbax does not tell a disk's errors from others
+        # Orbax raises all kinds of exceptions on what is broken.
+        with contextlib.suppress(Exception):
+            item = ocp.args.Composite(progress=ocp.args.PyTreeRestore())
+            saved = self._manager.restore(step, args=item).progress
+            digest = saved.pop("digest")
+            if saved.keys() == {"tree", "version"} and (digest == _digest(saved)).all():
+                return saved
         return None
 
     def wait(self) -> None:
@@ -160,10 +177,11 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def _digest(tree: dict[str, Any]) -> np.ndarray:
-    """A digest `[32]` uint8 that any change of a leaf, or of the version, changes."""
-    digest = hashlib.sha256(__version__.encode())
-    for leaf in map(np.asarray, jax.tree.leaves(tree)):
-        digest.update(f"{leaf.dtype} {leaf.shape}".encode())
+    """A digest `[32]` uint8 that any change of a leaf or of its name changes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).data)
     return np.frombuffer(digest.digest(), np.uint8)
 

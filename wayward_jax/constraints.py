@@ -39,16 +39,15 @@ LOG_GAMMA_TRAVEL = 30.0
 RISE = 3.0
 SETTLING = 0.25
 
-# This many nearest neighbors of a token are compared with it by exact differences; a matrix product
-# is precise enough for all others.
+# This many nearest neighbors of a token are compared with it by exact differences. All others are
+# compared by matrix products, whose rounding is taken off the cell.
 NEAREST = 32
 
-# The relative error that a matrix product may have in the distance of the last of those neighbors.
-PRODUCT_ERROR = 1e-3
+EPS = float(jnp.finfo(jnp.float32).eps)
 
 # The relative error of a float32 distance between points that are nearly equal: a sum of D squared
 # differences.
-ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)
+ROUNDING = 4 * EPS
 
 
 @struct.dataclass
@@ -158,12 +157,16 @@ class AdaptiveGammaState:
     """An adaptive gamma and the cells that it watches.
 
     gamma: `[]` float32, the weight of the distance term.
-    rate: `[]` float32, the largest change of log gamma in a step while gamma falls.
+    steps: `[]` float32, of the whole training.
+    left: `[]` bool, whether a vector was ever outside the used fraction of its cell.
+    outside: `[]` bool, whether one was outside at the last step, before it was put back.
     cells: of the target's tokens.
     """
 
     gamma: jax.Array
-    rate: jax.Array
+    steps: jax.Array
+    left: jax.Array
+    outside: jax.Array
     cells: CellState
 
 
@@ -173,14 +176,16 @@ class AdaptiveGamma(Constraint):
 
     Gamma is the Lagrange multiplier of the constraint that the prompt reads as its target. A dual
     update raises it while a vector is outside the used fraction of its cell, and lowers it, by less
-    and less, while all vectors are inside.
+    and less, while all vectors are inside. It ends at a gamma that suffices, which need not be the
+    least. After the last step, vectors outside are put back, as `Cells` does after each.
     """
 
     def init(
         self, target: Target, gamma: jax.Array, margin: jax.Array, steps: int
     ) -> AdaptiveGammaState:
         cells = Cells().init(target, gamma, margin, steps)
-        return AdaptiveGammaState(gamma, jnp.float32(LOG_GAMMA_TRAVEL / steps), cells)
+        never = jnp.zeros((), bool)
+        return AdaptiveGammaState(gamma, jnp.float32(steps), never, never, cells)
 
     def penalty(self, state: AdaptiveGammaState, prompt: jax.Array, target: Target) -> jax.Array:
         return state.gamma * distance(prompt, target.embeddings, target.mask)
@@ -191,8 +196,15 @@ class AdaptiveGamma(Constraint):
         exit_at = cell_exit(target.table, target.ids, state.cells.nearest, prompt)
         outside = ((state.cells.fraction * exit_at < 1) & target.mask).any()
         direction = jnp.where(outside, RISE, -jnp.maximum(remaining - SETTLING, 0))
-        gamma = jnp.minimum(state.gamma * jnp.exp(state.rate * direction), MAX_GAMMA)
-        return prompt, AdaptiveGammaState(gamma, state.rate, state.cells)
+        rate = LOG_GAMMA_TRAVEL / state.steps
+        gamma = jnp.minimum(state.gamma * jnp.exp(rate * direction), MAX_GAMMA)
+        inside = retract(prompt, target.embeddings, exit_at, state.cells.fraction)
+        is_last = remaining * state.steps < 1.5  # it is 1 at the last step
+        prompt = jnp.where(is_last & target.mask[:, None], inside, prompt)
+        new_state = AdaptiveGammaState(
+            gamma, state.steps, state.left | outside, outside, state.cells
+        )
+        return prompt, new_state
 
 
 CONSTRAINTS: dict[str, Constraint] = {
@@ -201,6 +213,10 @@ CONSTRAINTS: dict[str, Constraint] = {
     "dual": AdaptiveGamma(),
 }
 """The built-in constraints by the names that runs have for them."""
+
+
+BY_CONSTRUCTION = ("cell", "dual")
+"""The constraints under which prompts end in the cells of their targets by construction."""
 
 
 def hold(constraint: str, gamma: float, margin: float) -> dict[str, Any]:
@@ -270,17 +286,29 @@ def cell_exit(table: jax.Array, ids: jax.Array, nearest: jax.Array, prompt: jax.
     others = jnp.where(apart > 0, apart, jnp.inf)
     least = _nearest_wall(others, (ray[:, None] * gaps).sum(axis=-1), *lengths)
 
-    beyond = (1 - PRODUCT_ERROR) * apart.max(axis=1, keepdims=True)
+    # Distances do not change if everything is moved, and products are the more precise the shorter
+    # the vectors are. Embeddings often have a large part in common.
+    center = table.mean(axis=0, dtype=jnp.float32)
+    own = own - center
+    own_length, ray_length = (jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (own, ray))
+    # The error of a sum of D products grows like a random walk.
+    rounding = EPS * np.sqrt(table.shape[1])
+    compared = jnp.concatenate([nearest, ids[:, None]], axis=1)
+    each = jnp.arange(len(ids))[:, None]
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
     for start in range(0, len(table), BLOCK):
-        rows = table[start : start + BLOCK].astype(jnp.float32)
+        rows = table[start : start + BLOCK].astype(jnp.float32) - center
+        reach = jnp.linalg.norm(rows, axis=1) + own_length
         ahead = product(ray, rows.T) - (ray * own).sum(axis=-1, keepdims=True)
+        ahead += rounding * ray_length * reach
         apart = jnp.square(rows).sum(axis=1) - 2 * product(own, rows.T)
         apart += jnp.square(own).sum(axis=-1, keepdims=True)
-        others = jnp.where(apart < beyond, jnp.inf, apart)
+        apart = jnp.maximum(apart - rounding * jnp.square(reach), 0)
+        at = jnp.where(compared >= start, compared - start, len(rows))
+        others = apart.at[each, at].set(jnp.inf, mode="drop")
         least = jnp.minimum(least, _nearest_wall(others, ahead, *lengths))
     return least
 

@@ -5,21 +5,48 @@ All of them are computed by NumPy on the host.
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+# ASCII punctuation, and the same characters in full width.
+_NO_PUNCTUATION = str.maketrans(
+    "", "", string.punctuation + "".join(chr(ord(c) + 0xFEE0) for c in string.punctuation)
+)
+
+# Punctuation of these characters is left as it is, because it occurs in Latin text, where the
+# paper's F1 keeps it: all before Greek, and from General to Supplemental Punctuation.
+_LATIN = (range(0x0370), range(0x2000, 0x2E80))
+
+# Scripts that are written without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Han
+# characters, Kana and Bopomofo. Their marks belong to the character before.
+_WITHOUT_SPACES = (
+    *(range(0x0E00, 0x10A0), range(0x1780, 0x1800), range(0x2E80, 0x3000), range(0x3005, 0x3008)),
+    *(range(0x3021, 0x3100), range(0x3105, 0x3130), range(0x31F0, 0x3200), range(0x3400, 0x4DC0)),
+    *(range(0x4E00, 0xA000), range(0xF900, 0xFB00), range(0xFF66, 0xFFA0)),
+    range(0x20000, 0x32400),
+)
+_MARKS = "".join(
+    chr(code) for code in range(0x0300, 0x3100) if unicodedata.category(chr(code))[0] == "M"
+)
+_CHARACTERS = re.compile(
+    f"[{''.join(f'{chr(each[0])}-{chr(each[-1])}' for each in _WITHOUT_SPACES)}][{_MARKS}]*"
+)
 
 
 def prompt_f1(text: str, target: str) -> float:
     """Computes the F1 of the words of a reading and of its target, as for SQuAD answers (paper).
 
-    Words are lower-cased, and punctuation and articles are removed. If that leaves nothing of the
-    target, as of `*` or `// `, then both texts are split at white space and nothing is removed, so
-    that two different such texts do not have an F1 of 1.
+    Words are lower-cased, and punctuation and articles are removed. Words end at spaces, as in the
+    paper; in scripts that are written without spaces, such as Chinese or Thai, each character with
+    its marks is a word. Punctuation is that of ASCII, as in the paper, the same in full width, and
+    that of other scripts. If that leaves nothing of the target, as of `*` or `// `, then both texts
+    are split at white space and nothing is removed, so that two different such texts do not have an
+    F1 of 1.
     """
     words = _words(target)
     if words:
@@ -70,7 +97,18 @@ def accuracy_drop(best: float, accuracy: float) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+    text = text.lower().translate(_NO_PUNCTUATION)
+    if not text.isascii():
+        text = "".join(character for character in text if not _is_punctuation(character))
+        text = _CHARACTERS.sub(r" \g<0> ", text)
+    return _ARTICLES.sub(" ", text).split()
+
+
+def _is_punctuation(character: str) -> bool:
+    """True for punctuation of scripts other than Latin."""
+    if any(ord(character) in each for each in _LATIN):
+        return False
+    return unicodedata.category(character)[0] == "P"
 
 
 def _f1(found: Sequence[Hashable], wanted: Sequence[Hashable]) -> float:

@@ -64,7 +64,9 @@ def neighbors(
     `[..., L, V]`. Distances from these products suffer from cancellation. The shortlist is
     therefore ordered by distances that do not, so that equal rows of the table are exactly equally
     near. (Rounding in the products may tell equal rows apart: if there are more than `SHORTLIST`
-    of them, the nearest may be another than the first.)
+    of them, the nearest may be another than the first.) Euclidean distances do not change if
+    everything is moved, and the products are then of differences from the mean embedding, because
+    what all embeddings have in common would only be rounded.
 
     Args:
         table: `[V, D]` embeddings.
@@ -100,11 +102,12 @@ def _neighbors(
 ) -> tuple[jax.Array, jax.Array]:
     """Computes `neighbors` of one prompt `[L, D]`."""
     prompt = prompt.astype(jnp.float32)
+    center = table.mean(axis=0, dtype=jnp.float32) if metric == "euclidean" else 0.0
     best = jnp.zeros((len(prompt), 0), jnp.float32)
     best_ids = jnp.zeros((len(prompt), 0), jnp.int32)
     for start in range(0, len(table), BLOCK):
-        rows = table[start : start + BLOCK].astype(jnp.float32)
-        block = _rough_distances(prompt, rows, metric)
+        rows = table[start : start + BLOCK].astype(jnp.float32) - center
+        block = _rough_distances(prompt - center, rows, metric)
         block = jnp.where(valid[start : start + BLOCK], block, jnp.inf)
         ids = jnp.arange(start, start + len(rows), dtype=jnp.int32)
         best = jnp.concatenate([best, block], axis=1)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from wayward_jax import __version__
+from wayward_jax.provenance import Provenance
 from wayward_jax.targets import Target
 
 P_STAR = "p_star"
@@ -151,6 +151,7 @@ class RunRecord:
         majority: the share of the most frequent label among the test examples, which is the
             accuracy of a constant answer.
         correct: `[n_eval]` bool, which test examples are predicted right, in the task's order.
+        unprompted: `[n_eval]` bool, the same without any prompt; None if it was not measured.
         dev_accuracy: on the dev examples; what choices between runs go by.
         text: what the prompt reads as: the text of the tokens nearest to its vectors.
         token_ids: those L tokens.
@@ -158,13 +159,18 @@ class RunRecord:
         token_f1: F1 of the tokens; None without a target.
         distance: `objective.distance` to the target; None without a target.
         final_gamma: the last weight of the distance term, which may have been found while tuning.
+        gamma_found: what is known of a weight that was found while tuning: it `suffices`, was
+            `never needed`, because the prompt never left its cells, or is `too small`, because the
+            prompt was outside at the last step and had to be put back; None for other weights.
+        in_cells: True if the prompt reads as its target's tokens, which `BY_CONSTRUCTION` of
+            `constraints` promises; None under other constraints.
         kept_step: the step whose prompt was kept, see `Run.keep`.
         task_loss: mean training loss before that step, since the point of the curve before.
         diverged_at: the step whose loss or gradient was not finite, from which on the prompt stayed
             as it was; None if that never happened.
         seconds: the run's share of its population's time.
         curve: the run while it was tuned.
-        version: of wayward_jax that made it.
+        provenance: what made it.
         prompt: `[L, D]` float32; None where the record was read from a file, for the prompt is in a
             checkpoint then.
     """
@@ -177,6 +183,7 @@ class RunRecord:
     macro_f1: float
     majority: float
     correct: np.ndarray
+    unprompted: np.ndarray | None
     dev_accuracy: float
     text: str
     token_ids: tuple[int, ...]
@@ -184,12 +191,14 @@ class RunRecord:
     token_f1: float | None
     distance: float | None
     final_gamma: float
+    gamma_found: str | None
+    in_cells: bool | None
     kept_step: int
     task_loss: float
     diverged_at: int | None
     seconds: float
     curve: tuple[CurvePoint, ...]
-    version: str = __version__
+    provenance: Provenance
     prompt: np.ndarray | None = None
 
     @property
@@ -200,16 +209,20 @@ class RunRecord:
     def to_json(self) -> dict[str, Any]:
         """A flat object of plain values: the id, the run's attributes, then the record's own.
 
-        The prompt is left out, and `correct` is in hexadecimal digits, a bit an example.
+        The prompt is left out. `correct` and `unprompted` are in hexadecimal digits, a bit an
+        example.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del values["run"], values["prompt"]
+        for name in ("run", "provenance", "prompt"):
+            del values[name]
         return {
             "id": self.id,
             **dataclasses.asdict(self.run),
             **values,
-            "correct": np.packbits(self.correct).tobytes().hex(),
+            "correct": write_bits(self.correct),
+            "unprompted": None if self.unprompted is None else write_bits(self.unprompted),
             "curve": [dataclasses.asdict(point) for point in self.curve],
+            **dataclasses.asdict(self.provenance),
         }
 
     @classmethod
@@ -220,23 +233,41 @@ class RunRecord:
             ValueError: `row` lacks an entry, an entry is of the wrong kind, or the id is not the
                 run's.
         """
-        names = {field.name for kind in (Run, cls) for field in dataclasses.fields(kind)}
-        if missing := sorted((names | {"id"}) - {"run", "prompt"} - row.keys()):
+        kinds = (Run, Provenance, cls)
+        names = {field.name for kind in kinds for field in dataclasses.fields(kind)} | {"id"}
+        if missing := sorted(names - {"run", "provenance", "prompt"} - row.keys()):
             raise ValueError(f"lacks {', '.join(missing)}")
         try:
-            run = Run(**{field.name: row[field.name] for field in dataclasses.fields(Run)})
+            run = Run(**_entries(Run, row))
+            provenance = Provenance(**_entries(Provenance, row))
             run = dataclasses.replace(
                 run, target_ids=tuple(run.target_ids), bos_ids=tuple(run.bos_ids)
             )
-            bits = np.frombuffer(bytes.fromhex(row["correct"]), np.uint8)
-            own = {field.name: row[field.name] for field in dataclasses.fields(cls)[1:-1]}
+            own = {field.name: row[field.name] for field in dataclasses.fields(cls)[1:-2]}
             own |= {
-                "correct": np.unpackbits(bits, count=row["n_eval"]).astype(bool),
+                "correct": read_bits(row["correct"], row["n_eval"]),
                 "token_ids": tuple(row["token_ids"]),
                 "curve": tuple(CurvePoint(**point) for point in row["curve"]),
             }
+            if row["unprompted"] is not None:
+                own["unprompted"] = read_bits(row["unprompted"], row["n_eval"])
         except TypeError as error:
             raise ValueError(f"has an entry of the wrong kind ({error})") from error
         if row["id"] != run.id:
             raise ValueError("has an id that is not its run's")
-        return cls(run, **own)
+        return cls(run, provenance=provenance, **own)
+
+
+def _entries(kind: type, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a row that are attributes of `Run` or `Provenance`."""
+    return {field.name: row[field.name] for field in dataclasses.fields(kind)}
+
+
+def write_bits(values: np.ndarray) -> str:
+    """Writes `[N]` bool in hexadecimal digits, a bit each."""
+    return np.packbits(values).tobytes().hex()
+
+
+def read_bits(text: str, count: int) -> np.ndarray:
+    """Reads `count` values that `write_bits` wrote: `[count]` bool."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)

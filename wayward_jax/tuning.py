@@ -29,7 +29,7 @@ from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
 from wayward_jax.training.optimizers import Optimizer
 from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.progress import StepMetrics
-from wayward_jax.training.trainer import tune_population
+from wayward_jax.training.trainer import predict_unprompted, tune_population
 
 
 class Records(list[RunRecord]):
@@ -37,7 +37,7 @@ class Records(list[RunRecord]):
 
     def to_frame(self) -> pd.DataFrame:
         """A row a run, as in a job's results file, without nested values."""
-        nested = ("curve", "correct", "target_ids", "token_ids", "bos_ids")
+        nested = ("curve", "correct", "unprompted", "target_ids", "token_ids", "bos_ids")
         rows = [record.to_json() for record in self]
         return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
 
@@ -259,10 +259,11 @@ def _tune_runs(
     """The records of runs, in order; `options` are those of `tune_population`."""
     mesh = mesh_of(model)
     check_cells(model, runs)
+    longest = max(run.prompt_length for run in runs)
     encoded = encode_task(
         model,
         {task.data_seed: task},
-        prompt_length=max(run.prompt_length for run in runs),
+        prompt_length=longest,
         method=runs[0].method,
         template=runs[0].template,
         n_eval=n_eval,
@@ -279,6 +280,7 @@ def _tune_runs(
         mesh=mesh,
         row_grain=row_grain(mesh),
     )
+    unprompted = predict_unprompted(model, encoded, mesh, length=longest)
     meter = ThroughputMeter(model.embedding_table().dtype, mesh)
     records: dict[str, RunRecord] = {}
     with ProgressReporter(console) as reporter:
@@ -292,6 +294,8 @@ def _tune_runs(
                 if callback is not None:
                     callback(found)
 
-            tuned = tune_population(model, encoded, plan, mesh, on_steps=on_steps, **options)
+            tuned = tune_population(
+                model, encoded, plan, mesh, unprompted=unprompted, on_steps=on_steps, **options
+            )
             records |= {record.id: record for record in tuned}
     return [records[run.id] for run in runs]

@@ -1,5 +1,6 @@
 """Verdicts of audits, on results made by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from wayward_jax.analysis import audit, audit_page
 from wayward_jax.analysis.anatomy import Anatomy
 from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN
 from wayward_jax.readings import Reading
+from wayward_jax.runs import write_bits
 
 N = 2000
 
@@ -23,7 +25,7 @@ def right(share, count=N, seed=0):
 def double(share, name="own/1", prompt_f1=1.0, **changed):
     record = finished_runs.wayward(0.5, name=name, prompt_f1=prompt_f1, **changed)
     correct = right(share)
-    return audit.dataclasses.replace(record, correct=correct, accuracy=float(correct.mean()))
+    return dataclasses.replace(record, correct=correct, accuracy=float(correct.mean()))
 
 
 def found(records, share=0.9, majority=0.5, to_token=(1.0, 3.0), margin=2.0):
@@ -34,7 +36,7 @@ def found(records, share=0.9, majority=0.5, to_token=(1.0, 3.0), margin=2.0):
             "task": "mood",
             "n_eval": N,
             "majority": majority,
-            "correct": audit.to_digits(right(own)),
+            "correct": write_bits(right(own)),
         }
         for name, own in (("prompt", share), ("reading", 0.6), ("none", 0.5))
     ]

@@ -92,7 +92,10 @@ def test_the_interval_of_a_target_is_students_if_runs_differ_and_examples_hardly
 def test_the_interval_of_a_group_is_students_over_targets_if_runs_do_not_differ():
     levels = (0.70, 0.75, 0.72, 0.79)
     p_star = runs(0.8, 0.8, examples=10**6)
-    group = [Compared(p_star, runs(level, level, examples=10**6)) for level in levels]
+    group = [
+        Compared(p_star, runs(level, level, examples=10**6), text=i)
+        for i, level in enumerate(levels)
+    ]
     drop = mean_drop(group)
     found = stats.ttest_1samp(100 * (1 - np.array(levels) / 0.8), 0).confidence_interval()
     assert (drop.low, drop.high) == pytest.approx((found.low, found.high), rel=0.01)
@@ -103,7 +106,7 @@ def test_own_p_stars_of_targets_are_not_counted_twice():
     rng = np.random.default_rng(0)
     accuracies = rng.normal(0.8, 0.03, (6, 2, 2))
     group = [
-        Compared(runs(*own[0], examples=10**5), runs(*own[1], examples=10**5), i)
+        Compared(runs(*own[0], examples=10**5), runs(*own[1], examples=10**5), i, text=i)
         for i, own in enumerate(accuracies)
     ]
     drops = [100 * (1 - own[1].mean() / own[0].mean()) for own in accuracies]
@@ -121,8 +124,8 @@ def test_a_p_star_that_groups_share_does_not_make_their_difference_uncertain():
     shared, other = runs(0.75, 0.85), runs(0.7, 0.9)
     narrow, wide = (
         difference(
-            [Compared(shared, each, "a") for each in first],
-            [Compared(p_star, each, group) for each in second],
+            [Compared(shared, each, "a", i) for i, each in enumerate(first)],
+            [Compared(p_star, each, group, i) for i, each in enumerate(second)],
             paired=False,
             same_examples=True,
         )
@@ -130,6 +133,57 @@ def test_a_p_star_that_groups_share_does_not_make_their_difference_uncertain():
     )
     assert narrow.value == pytest.approx(wide.value)
     assert narrow.error < 0.3 * wide.error
+
+
+def test_the_interval_of_a_target_is_students_over_choices_of_examples_if_all_else_is_certain():
+    """Each choice has a p_star of its own, and its runs do not differ between seeds."""
+    pairs = ((0.80, 0.70), (0.84, 0.78), (0.82, 0.71), (0.78, 0.75), (0.83, 0.80))
+    drop = mean_drop(
+        [
+            Compared(runs(p, p, examples=10**6), runs(w, w, examples=10**6), c, choice=c)
+            for c, (p, w) in enumerate(pairs)
+        ]
+    )
+    drops = [100 * (1 - w / p) for p, w in pairs]
+    found = stats.ttest_1samp(drops, 0).confidence_interval()
+    assert drop.value == pytest.approx(np.mean(drops))
+    assert (drop.low, drop.high) == pytest.approx((found.low, found.high), rel=0.01)
+
+
+def test_the_variance_of_crossed_targets_and_choices_is_that_of_their_mean_squares():
+    """As of a two-way table without replication: (MS_rows + MS_columns - MS_rest) / cells."""
+    rng = np.random.default_rng(3)
+    rows, columns = rng.normal(0, 0.03, (8, 1)), rng.normal(0, 0.02, 6)
+    levels = 0.6 + rows + columns + rng.normal(0, 0.01, (8, 6))
+    table = [
+        Compared(runs(0.8, 0.8, examples=10**6), runs(w, w, examples=10**6), c, text=t, choice=c)
+        for (t, c), w in np.ndenumerate(levels)
+    ]
+    rest = levels - levels.mean(axis=0) - levels.mean(axis=1, keepdims=True) + levels.mean()
+    squares = 6 * levels.mean(axis=1).var(ddof=1) + 8 * levels.mean(axis=0).var(ddof=1)
+    variance = (squares - (rest**2).sum() / 35) / 48
+    assert mean_drop(table).error == pytest.approx(100 / 0.8 * variance**0.5, rel=0.1)
+
+
+def test_choices_that_both_groups_share_do_not_make_their_difference_uncertain():
+    rng = np.random.default_rng(0)
+    of_choice = rng.normal(0, 0.05, 5)
+
+    def group(level, choices):
+        return [
+            Compared(
+                *(runs(0.8, 0.8), runs(*[level + of_choice[c]] * 2)),
+                *(("p", c), 0, names),
+            )
+            for c, names in enumerate(choices)
+        ]
+
+    same = difference(group(0.6, range(5)), group(0.5, range(5)), paired=True, same_examples=True)
+    others = difference(
+        group(0.6, range(5)), group(0.5, range(5, 10)), paired=False, same_examples=True
+    )
+    assert same.value == pytest.approx(others.value) == pytest.approx(-12.5)
+    assert same.error < 0.5 * others.error
 
 
 def test_a_p_star_that_is_never_right_has_no_drop():
@@ -172,6 +226,15 @@ def test_the_interval_of_an_accuracy_is_wilsons_for_one_seed_of_many_examples():
     wilson = stats.binomtest(int(right.sum()), 1000).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high), abs=0.002)
     assert accuracy(runs(0.6, 0.8)).high - 0.7 > 0.5  # two seeds that far apart tell little
+
+
+def test_what_runs_gain_over_other_predictions_is_compared_example_by_example():
+    rng = np.random.default_rng(0)
+    right, beside = rng.random((1, 500)) < 0.7, rng.random(500) < 0.6
+    found = accuracy(right, beside)
+    differences = right[0] * 1.0 - beside
+    expected = stats.norm.interval(0.95, differences.mean(), stats.sem(differences))
+    assert (found.low, found.high) == pytest.approx(expected)
 
 
 def test_p_values_are_adjusted_as_benjamini_and_hochberg_have_it():

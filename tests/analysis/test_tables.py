@@ -35,6 +35,26 @@ def test_a_group_has_the_mean_drop_and_counts_what_is_behind_it():
     assert frame.loc["one", "low"] < 25 < frame.loc["one", "high"]
 
 
+def test_choices_of_training_examples_are_pooled_and_counted():
+    sampled = [
+        record
+        for data_seed in (13, 21, 42)
+        for record in finished(names=["one/1", "one/2"], seeds=(1, 2), data_seed=data_seed)
+    ]
+    (group,) = tables.by_group(compare(sampled)).itertuples()
+    assert (group.data_seed, group.samples, group.targets, group.runs) == ("13, 21, 42", 3, 2, 18)
+    assert tables.by_target(compare(sampled))["samples"].tolist() == [3, 3]
+    assert tables.between_groups(compare(sampled)).empty
+    shown = tables.shown(tables.by_group(compare(sampled)))[0]
+    assert shown["samples"].tolist() == ["3"]
+    assert "samples" not in tables.shown(tables.by_group(compare(finished())))[0]
+
+
+def test_targets_with_other_choices_of_training_examples_are_groups_of_their_own():
+    both = [*finished(names=["one/1"]), *finished(names=["one/2"], data_seed=13)]
+    assert tables.by_group(compare(both))["targets"].tolist() == [1, 1]
+
+
 def test_target_sets_are_compared_unpaired():
     frame = tables.between_groups(compare(finished()))
     (line,) = frame.itertuples()
@@ -123,7 +143,10 @@ def test_a_gamma_that_was_found_is_shown_and_is_not_among_those_given():
     found = {"constraint": "dual", "gamma": 0.01, "margin": 0.01}
     made = [best(0.8), *(wayward(0.7, run={**found, "seed": seed}) for seed in (1, 2))]
     made = [dataclasses.replace(record, final_gamma=0.1 * i) for i, record in enumerate(made)]
-    assert tables.by_target(compare(made))["gamma"].tolist() == [pytest.approx(0.15)]
+    frame = tables.by_target(compare(made))
+    assert frame["gamma"].tolist() == [pytest.approx(0.15)]
+    assert tables.shown(frame)[0]["this gamma"].tolist() == ["suffices"]
+    assert "this gamma" not in tables.shown(tables.by_target(compare(finished())))[0]
     assert tables.by_gamma(made).empty
 
 

@@ -20,7 +20,7 @@ from wayward_jax.jobs.progress_bar import ProgressReporter
 
 # Different shapes, the same again and again.
 JOBS = (
-    {"gamma": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3, "checkpoint_every": 5},
+    {"gamma": (0.5,), "seeds": (1, 2), "steps": 20, "population": 3, "checkpoint_every": 5},
     {"targets": "text=w1 w2 w3 w4 w5", "steps": 12, "init": ("random",), "checkpoint_every": 3},
     {"seeds": (1, 2, 3), "k_shot": 8, "data_seed": (1, 2), "method": "channel", "steps": 5},
 )

@@ -19,6 +19,8 @@ from wayward_jax import targets
 from wayward_jax.errors import InputError
 from wayward_jax.models import conversion, families
 from wayward_jax.models.formats import gguf as gguf_format
+from wayward_jax.models.formats.gguf_architectures import HARMLESS, LLAMA_ENTRIES, UNDERSTOOD
+from wayward_jax.models.rope import SCALINGS
 from wayward_jax.targets import files
 from wayward_jax.tasks import folders, readers
 
@@ -287,7 +289,7 @@ ENTRIES = SCALARS | st.one_of(
 NAMES = sorted(
     {
         *(BYTE_LEVEL.keys() | SENTENCEPIECE.keys()),
-        *(f"llama.{name}" for name in (*gguf_format.CONFIG_NAMES, *gguf_format.CHECKED_NAMES)),
+        *(f"llama.{name}" for name in (*LLAMA_ENTRIES, *UNDERSTOOD, *HARMLESS)),
         "split.count",
     }
 )
@@ -305,20 +307,37 @@ def test_any_metadata_of_a_gguf_file_is_read_or_refused(folder, metadata, withou
     opens(gguf_file(folder / "other.gguf", changed))
 
 
+ROTARY = {
+    "vocab_size": 9,
+    "max_position_embeddings": 8,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+OPT = {"vocab_size": 9, "max_position_embeddings": 8, "hidden_size": 8, "num_attention_heads": 2}
 HF_CONFIGS = {
+    **dict.fromkeys(families.FAMILIES, ROTARY),
     "gpt2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 9},
-    "llama": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
-    "mistral": {"hidden_size": 8, "num_attention_heads": 2, "sliding_window": None},
+    "opt": {**OPT, "num_hidden_layers": 1, "ffn_dim": 8},
 }
 HF_NAMES = (
     *("n_embd", "n_layer", "n_head", "n_positions", "vocab_size", "n_inner", "layer_norm_epsilon"),
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "mlp_bias"),
     *("activation_function", "hidden_act", "tie_word_embeddings", "sliding_window"),
+    *("use_sliding_window", "max_window_layers", "layer_types", "sliding_window_pattern"),
+    *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("no_rope_layers", "no_rope_layer_interval", "partial_rotary_factor", "rotary_pct"),
+    *("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier"),
+    *("max_position_embeddings", "original_max_position_embeddings", "word_embed_proj_dim"),
 )
-ROPE_NAMES = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+ROPE_NAMES = (
+    *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "short_factor"),
+)
 ROPE = st.fixed_dictionaries(
-    {"rope_type": st.sampled_from(["default", "linear", "llama3"]) | VALUES},
+    {"rope_type": st.sampled_from([*SCALINGS]) | VALUES},
     optional=dict.fromkeys((*ROPE_NAMES, "rope_theta"), VALUES),
 )
 

@@ -42,6 +42,14 @@ FIELDS = [
     "distance",
     "task_loss",
     "seconds",
+    "unprompted",
+    "dtype",
+    "examples_digest",
+    "device",
+    "devices",
+    "version",
+    "libraries",
+    "commit",
 ]
 
 
@@ -61,7 +69,7 @@ def finished(folder):
 
 def test_a_row_says_everything_that_users_rely_on(finished):
     rows = records.read_lines(finished[0] / "results.jsonl")
-    assert len(rows) == 4  # p_star and one target, two seeds
+    assert len(rows) == 6  # p_star, and one target with and without a constraint, two seeds
     for row in rows:
         assert set(FIELDS) <= set(row)
         assert row["n_train"] == 40
@@ -75,7 +83,7 @@ def test_a_row_says_which_examples_were_predicted_right(finished):
 
 
 def test_a_strong_pull_makes_the_prompt_read_as_its_target(finished):
-    rows = [r for r in records.read_lines(finished[0] / "results.jsonl") if r["target_ids"]]
+    rows = [r for r in records.read_lines(finished[0] / "results.jsonl") if r["gamma"]]
     assert [row["prompt_f1"] for row in rows] == [1.0, 1.0]
     assert {row["text"] for row in rows} == {"w7 w8 w9"}
 

@@ -119,15 +119,33 @@ def test_every_target_and_p_star_is_tuned_at_every_learning_rate(folder):
     settings = toy_job.settings(folder, None, learning_rate=(0.01, 0.3), seeds=(1, 2))
     runs = grid.runs(settings, Named("gpt2"), "mood", [Target("one", "a b", (1, 2))])
     found = [(run.target_name, run.learning_rate, run.seed) for run in runs]
-    names = itertools.product(("p_star", "one"), (0.01, 0.3), (1, 2))
+    names = itertools.product(("p_star", "one", "one"), (0.01, 0.3), (1, 2))
     assert sorted(found) == sorted(names)
+
+
+def test_p_star_has_as_many_attempts_as_a_target_has_gammas(folder):
+    settings = toy_job.settings(folder, None, gamma=(0.0, 0.1, 0.2), seeds=(1, 2))
+    runs = grid.runs(settings, Named("gpt2"), "mood", [Target("one", "a b", (1, 2))])
+    p_star = [run for run in runs if not run.target_ids]
+    assert [run.attempt for run in p_star] == [0, 0, 1, 1]
+    assert [run.seed for run in p_star[:2]] == [1, 2]
+    assert len({run.seed for run in p_star}) == 4
+    assert {run.gamma for run in runs if run.target_ids} == {0.0, 0.1, 0.2}
+
+
+def test_each_target_is_tuned_from_its_start_without_a_constraint_too(folder):
+    settings = toy_job.settings(folder, None, gamma=(0.1,), init=("target", "vocab"))
+    runs = grid.runs(settings, Named("gpt2"), "mood", [Target("one", "a b", (1, 2))])
+    free = [(run.init, run.seed) for run in runs if run.target_ids and run.gamma == 0]
+    held = [(run.init, run.seed) for run in runs if run.gamma]
+    assert free == held
 
 
 def test_how_prompts_are_optimized_is_part_of_every_run(folder):
     chosen = {"optimizer": "sgd", "warmup": 1, "weight_decay": 0.25, "keep": "best"}
     settings = toy_job.settings(folder, None, **chosen)
     runs = grid.runs(settings, Named("gpt2"), "mood", [Target("one", "a b", (1, 2))])
-    assert len(runs) == 2
+    assert len(runs) == 3
     for run in runs:
         assert {name: getattr(run, name) for name in chosen} == chosen
 
@@ -137,7 +155,7 @@ def test_several_models_are_tuned_in_one_job_as_each_alone(folder, tmp_path):
     models = ("gpt2", "llama")
     paths = [folder / model for model in models]
     together, _ = run_job(folder, tmp_path / "both", model=paths, population=2)
-    assert [row["model"] for row in together] == [models[0]] * 2 + [models[1]] * 2
+    assert [row["model"] for row in together] == [models[0]] * 3 + [models[1]] * 3
     for model in models:
         alone, _ = run_job(folder, tmp_path / model, model=folder / model, population=2)
         own = [row for row in together if row["model"] == model]
@@ -159,7 +177,7 @@ def test_every_target_is_cut_to_every_length_that_it_has(folder, tmp_path):
         targets=str(folder / "words.txt"),
         prompt_length=(2, 3, 5),
     )
-    aimed = [row for row in rows if row["target_ids"]]
+    aimed = [row for row in rows if row["gamma"]]
     assert sorted((row["target_name"], row["target_text"]) for row in aimed) == [
         ("words/1", "w7 w8"),
         ("words/1", "w7 w8 w9"),
@@ -178,7 +196,8 @@ def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_p
     )
     assert steps == 2
     assert again[: len(first)] == first
-    assert [row["gamma"] for row in again[len(first) :]] == [0.1]
+    new = [(row["attempt"], row["gamma"]) for row in again[len(first) :]]
+    assert sorted(new) == [(0, 0.1), (1, 0.0)]  # p_star has a second attempt
     for row in first:
         taken, given = (
             checkpoints.load_prompt(tmp_path / name / "checkpoints" / row["id"])
@@ -190,14 +209,15 @@ def test_runs_of_earlier_jobs_are_taken_over_and_the_rest_is_tuned(folder, tmp_p
 @pytest.mark.slow
 def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
     run_job(folder, tmp_path / "first", gamma=(0.5,))
-    run_job(folder, tmp_path / "second", gamma=(0.1,))
-    both = (tmp_path / "first", tmp_path / "second")
-    rows, steps = run_job(folder, tmp_path / "third", gamma=(0.5, 0.1), reuse=both)
-    assert (len(rows), steps) == (3, 0)
+    run_job(folder, tmp_path / "second", gamma=(0.5,), learning_rate=0.1)
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    both = (tmp_path / "first", tmp_path / "second", tmp_path / "copy")
+    given = {"gamma": (0.5,), "learning_rate": (0.01, 0.1)}
+    rows, steps = run_job(folder, tmp_path / "third", **given, reuse=both)
+    assert (len(rows), steps) == (6, 0)
     expected = {
         row["id"]: row for each in both for row in records.read_lines(each / "results.jsonl")
     }
-    # Both have a p_star, tuned the same; that of the first counts.
     assert [{**row, "seconds": 0} for row in rows] == [
         {**expected[row["id"]], "seconds": 0} for row in rows
     ]
@@ -212,8 +232,18 @@ def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
 
 def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first", dtype="bfloat16")
-    with pytest.raises(InputError, match=r"reuse=.*first': has runs of dtype=bfloat16"):
+    with pytest.raises(InputError, match=r"first.: .* dtype=bfloat16 there and float32 here"):
         run_job(folder, tmp_path / "again", dtype="float32", reuse=(tmp_path / "first",))
+    assert not (tmp_path / "again").exists()
+
+
+def test_runs_of_other_examples_in_the_same_numbers_are_not_taken_over(folder, tmp_path):
+    run_job(folder, tmp_path / "first")
+    shutil.copytree(folder / "mood", tmp_path / "mood")
+    path = tmp_path / "mood" / "test.jsonl"
+    path.write_text(path.read_text().replace("w5", "w6"))
+    with pytest.raises(InputError, match=r"reuse=.*: run .* has examples_digest="):
+        run_job(folder, tmp_path / "again", task=tmp_path / "mood", reuse=(tmp_path / "first",))
     assert not (tmp_path / "again").exists()
 
 

@@ -4,14 +4,18 @@ import dataclasses
 
 import numpy as np
 
+from wayward_jax.provenance import Provenance
 from wayward_jax.runs import CurvePoint, Run, RunRecord
 from wayward_jax.targets import Target
 
 COMMON = {"model": "gpt2", "task": "sst2"}
 N_EVAL = 10
+PROVENANCE = Provenance(
+    "float32", "text", "0" * 16, "cpu", 1, "0.2.0", "jax 0.10.2, jaxlib 0.10.2, optax 0.2.8", ""
+)
 
 
-def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0, majority=0.1):
+def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0, majority=0.1, unprompted=0.0):
     """A run with ten test examples, of which the first ones are predicted right."""
     f1 = prompt_f1 if run.has_target else None
     return RunRecord(
@@ -23,6 +27,7 @@ def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0, majority=0.1):
         macro_f1=accuracy,
         majority=majority,
         correct=np.arange(N_EVAL) < N_EVAL * accuracy,
+        unprompted=np.arange(N_EVAL) < N_EVAL * unprompted,
         dev_accuracy=dev_accuracy,
         text=run.target_text,
         token_ids=run.target_ids,
@@ -30,11 +35,14 @@ def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0, majority=0.1):
         token_f1=f1,
         distance=0.5 if run.has_target else None,
         final_gamma=run.gamma,
+        gamma_found="suffices" if run.constraint == "dual" else None,
+        in_cells=True if run.constraint in ("cell", "dual") else None,
         task_loss=0.7,
         kept_step=run.steps,
         diverged_at=None,
         seconds=1.0,
         curve=(CurvePoint(5, 0.7, 0.5 if run.has_target else None, dev_accuracy, f1),),
+        provenance=PROVENANCE,
     )
 
 

@@ -30,7 +30,7 @@ def monitored(folder):
     """A job of two populations, and its log."""
     out_dir, log = folder / "monitored", io.StringIO()
     settings = toy_job.settings(
-        folder, out_dir, seeds=(1, 2), steps=8, population=2, tensorboard=True, profile=4
+        folder, out_dir, gamma=0, seeds=(1, 2), steps=8, population=2, tensorboard=True, profile=4
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress_bar, "SECONDS_BETWEEN_LINES", 0)

@@ -16,7 +16,7 @@ from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.records import read_jobs
 
 STORE = fsspec.filesystem("memory")
-FLAGS = {"gamma": (0.5, 0.1), "steps": 20, "population": 2, "checkpoint_every": 5}
+FLAGS = {"gamma": (0.5,), "steps": 20, "population": 2, "checkpoint_every": 5}
 
 
 @pytest.fixture(scope="module")

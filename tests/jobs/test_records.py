@@ -1,12 +1,13 @@
 """Rows on disk: all that were added or none, and what a crash leaves of them."""
 
+import dataclasses
 import errno
 import json
 import resource
 
 import pytest
 
-from tests.helpers.finished_runs import record
+from tests.helpers.finished_runs import best, record, wayward
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import records
 from wayward_jax.jobs.layout import JobLayout
@@ -54,6 +55,35 @@ def test_rows_of_the_old_format_are_refused_with_a_remedy(tmp_path):
 def read_back(folder, row):
     (folder / "results.jsonl").write_text(json.dumps(row) + "\n")
     return records.read_records(JobLayout(folder))
+
+
+def job_of(folder, *made):
+    folder.mkdir()
+    records.append_lines(folder / "results.jsonl", [each.to_json() for each in made])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("dtype", "bfloat16"), ("readable", "all"), ("examples_digest", "f" * 16)],
+)
+def test_jobs_made_of_other_data_or_in_other_precision_are_not_merged(tmp_path, name, other):
+    first, second = best(0.8), wayward(0.7)
+    second = dataclasses.replace(
+        second, provenance=dataclasses.replace(second.provenance, **{name: other})
+    )
+    folders = [job_of(tmp_path / "a", first), job_of(tmp_path / "b", second)]
+    with pytest.raises(InputError, match=rf"b: run .* has {name}={other}, and run .*/a has"):
+        records.read_jobs(folders)
+
+
+def test_jobs_of_other_devices_and_versions_are_merged(tmp_path):
+    first, again = best(0.8), best(0.8)
+    again = dataclasses.replace(
+        again, provenance=dataclasses.replace(again.provenance, device="TPU v5", version="9")
+    )
+    folders = [job_of(tmp_path / "a", first), job_of(tmp_path / "b", again)]
+    assert len(records.read_jobs(folders)) == 1
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4])

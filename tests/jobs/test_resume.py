@@ -26,8 +26,8 @@ from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.locks import locked
 
 # Two populations of three runs, and two checkpoints each before the last step.
-CHANGED = {"gamma": (0.5, 0.1), "seeds": (1, 2), "steps": 20, "population": 3}
-FLAGS = {"gamma": "0.5,0.1", "seeds": "1,2", "population": 3, "checkpoint_every": 5, "n_eval": 0}
+CHANGED = {"gamma": (0.5,), "seeds": (1, 2), "steps": 20, "population": 3}
+FLAGS = {"gamma": "0.5", "seeds": "1,2", "population": 3, "checkpoint_every": 5, "n_eval": 0}
 LONG = {**FLAGS, "steps": 200, "batch_size": 4}
 
 
@@ -206,7 +206,7 @@ def test_a_part_of_the_runs_can_be_done_first(folder, out_dir, undisturbed):
     ("changed", "said"),
     [
         ({"steps": 30}, "--steps was 20 and is 30"),
-        ({"gamma": (0.5,)}, "--gamma was 0.5,0.1 and is 0.5"),
+        ({"gamma": (0.5, 0.1)}, "--gamma was 0.5 and is 0.5,0.1"),
         ({"n_eval": 5}, "--n_eval was 0 and is 5"),
     ],
 )
@@ -217,6 +217,15 @@ def test_other_flags_are_refused_with_the_difference(folder, undisturbed, change
     assert said in error.value.as_flag()
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+def test_a_job_of_another_precision_under_the_same_flags_is_refused(folder, out_dir):
+    """As if auto had been bfloat16 on the machine where the job began."""
+    run_job(folder, out_dir, dtype="auto", steps=2)
+    plan = out_dir / "plan.json"
+    plan.write_text(plan.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    with pytest.raises(InputError, match="is a job of dtype=bfloat16, and here it is float32"):
+        run_job(folder, out_dir, dtype="auto", steps=2)
 
 
 def test_flags_that_do_not_decide_results_may_change(folder, undisturbed):

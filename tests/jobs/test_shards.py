@@ -54,7 +54,7 @@ def in_shards(folder):
 
 def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
     found = {run.record.id: run for run in read_jobs([in_shards])}
-    assert len(whole) == 8
+    assert len(whole) == 12
     assert found.keys() == {row["id"] for row in whole}
     for row in whole:
         run = found[row["id"]]

@@ -8,10 +8,11 @@ import pytest
 
 from tests.helpers import toy_models
 from wayward_jax.sharding import make_mesh
+from wayward_jax.tasks import encode
 from wayward_jax.training.evaluation import predictions, start_scoring
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.planning import plan_populations
-from wayward_jax.training.trainer import tune_population
+from wayward_jax.training.trainer import predict_unprompted, tune_population
 
 STEPS = 200
 
@@ -102,6 +103,71 @@ def test_results_are_of_their_runs_and_complete(results, runs, model, task):
         assert result.diverged_at is None
         assert [point.step for point in result.curve] == [STEPS // 2, STEPS]
         assert result.curve[-1].task_loss == result.task_loss
+
+
+@pytest.mark.slow
+def test_a_gamma_that_is_found_is_near_the_least_that_suffices_from_the_first_step(model, task):
+    """The least of constant gammas, to a factor of two; docs/design.md has these figures."""
+    free = dataclasses.replace(toy_models.toy_runs(model, steps=100)[0], gamma=1.0)
+    held = {"constraint": "dual", "margin": 0.01}
+    runs = [dataclasses.replace(free, **held, init=init) for init in ("vocab", "target")]
+    for run, found in zip(runs, tuned(model, task, runs), strict=True):
+        assert (found.gamma_found, found.in_cells) == ("suffices", True)
+        factors = [2.0**k for k in range(-6, 3)]
+        gammas = [float(found.final_gamma * factor) for factor in factors]
+        constant = [dataclasses.replace(free, init=run.init, gamma=gamma) for gamma in gammas]
+        alike = [each.token_f1 == 1 for each in tuned(model, task, constant)]
+        least = factors[alike.index(True)]
+        assert 1 / 16 <= least <= 4
+        assert all(alike[alike.index(True) :])
+
+
+def test_a_gamma_that_was_not_needed_is_not_called_the_least(model, task):
+    run = dataclasses.replace(toy_models.toy_runs(model, steps=5)[1], learning_rate=0.0)
+    run = dataclasses.replace(run, constraint="dual", gamma=1.0, margin=0.01)
+    (found,) = tuned(model, task, [run], num_evals=1)
+    assert (found.gamma_found, found.in_cells) == ("never needed", True)
+    assert found.final_gamma < 1
+
+
+def test_examples_are_predicted_without_any_prompt_as_plain_passes_do(tmp_path):
+    torch = pytest.importorskip("torch")
+    model, data = toy_models.make("gpt2", tmp_path), toy_models.toy_data()
+    theirs = toy_models.load_published("gpt2", tmp_path)
+    task = encode_task(model, {100: data}, prompt_length=6, template=0, tokens=200)
+    nothing = torch.zeros(0, toy_models.WIDTH)
+    expected = [
+        np.argmin(
+            [
+                toy_models.published_nll(theirs, nothing, *sequence).item()
+                for sequence in zip(*example, strict=True)
+            ]
+        )
+        for example in encode(data.task, data.test.texts, model.tokenizer, template=0)
+    ]
+    found = predict_unprompted(model, task, make_mesh(), length=6)
+    np.testing.assert_array_equal(found, expected == data.test.labels)
+    assert 0 < found.mean() < 1
+
+
+def test_a_digest_tells_examples_apart(model):
+    data = toy_models.toy_data()
+
+    def digest(changed, **options):
+        return encode_task(model, {100: changed}, prompt_length=6, template=0, **options).digests
+
+    first = digest(data)
+    assert digest(toy_models.toy_data()) == first
+    flipped = dataclasses.replace(data.test, labels=1 - data.test.labels)
+    shorter = data.dev.take(np.arange(5))
+    others = [
+        digest(dataclasses.replace(data, test=flipped)),
+        digest(dataclasses.replace(data, dev=shorter)),
+        digest(dataclasses.replace(data, train=data.dev)),
+        digest(data, method="channel"),
+        digest(data, n_eval=7),
+    ]
+    assert len({each[100] for each in (first, *others)}) == 6
 
 
 def test_what_is_told_of_all_steps_adds_up_to_the_curves(results, told):

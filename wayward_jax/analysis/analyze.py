@@ -4,7 +4,7 @@ Nothing is trained. What is needed are the folders of the jobs and, to read the 
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -19,7 +19,6 @@ from wayward_jax.analysis.selection import ModelKey, compare, model_key
 from wayward_jax.analysis.summary import reservations, summary, title
 from wayward_jax.errors import InputError, reason
 from wayward_jax.jobs.kept_flags import read_flags
-from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.records import FinishedRun, read_jobs, read_measurements
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
@@ -140,16 +139,17 @@ def load_models(
     """Loads the models of runs from where `--model` of their jobs says.
 
     Returns:
-        The models that are here, and a sentence on each model that is not. A model whose weights
-        are others than those that a run was tuned for is not the run's model.
+        The models that are here, in the dtype that the runs had, and a sentence on each model that
+        is not. A model whose weights are others than those that a run was tuned for is not the
+        run's model.
     """
-    jobs: dict[ModelKey, set[JobLayout]] = {}
+    runs: dict[ModelKey, list[FinishedRun]] = {}
     for run in finished:
-        jobs.setdefault(model_key(run.record), set()).add(run.job)
+        runs.setdefault(model_key(run.record), []).append(run)
     found, missing = {}, []
-    for (name, digest), of_model in sorted(jobs.items()):
+    for (name, digest), of_model in sorted(runs.items()):
         try:
-            found[name, digest] = _load_model(name, digest, of_model, cache_dir, assets_dir)
+            found[name, digest] = _load_model(of_model, cache_dir, assets_dir)
         except InputError as error:
             missing.append(captions.MISSING_MODEL.format(name=name, reason=reason(error)))
     return found, missing
@@ -193,16 +193,16 @@ def token_texts(
 
 
 def _load_model(
-    name: str, digest: str, jobs: Iterable[JobLayout], cache_dir: Path, assets_dir: Path | None
+    runs: Sequence[FinishedRun], cache_dir: Path, assets_dir: Path | None
 ) -> LanguageModel:
-    """Loads the model of this name and digest from where one of the jobs found it.
+    """Loads the model of runs, as they had it, from where one of their jobs found it.
 
     Raises:
         InputError: it is at none of these places.
     """
-    kept = [read_flags(job) for job in jobs]
-    flags = {each["model"] for each in kept}
-    readable = "all" if any(each["readable"] == "all" for each in kept) else "text"
+    record = runs[0].record
+    name, digest = model_key(record)
+    flags = {read_flags(job)["model"] for job in {run.job for run in runs}}
     sources = sorted({source for text in flags for source in Settings.parse({"model": text}).model})
     failed = InputError("model", ",".join(sources), f"no model called {name} is there")
     for source in sources:
@@ -214,7 +214,8 @@ def _load_model(
                 source,
                 cache_dir=cache_dir,
                 assets_dir=assets_dir or cache_dir / "assets",
-                readable=readable,
+                dtype=record.provenance.dtype,
+                readable=record.provenance.readable,
             )
         except InputError as error:
             failed = error

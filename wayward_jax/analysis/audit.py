@@ -20,7 +20,7 @@ from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Compare
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import METRICS
 from wayward_jax.readings import Reading, read_prompts
-from wayward_jax.runs import RunRecord
+from wayward_jax.runs import RunRecord, read_bits
 
 # The set of texts that contradict a task's definition.
 OPPOSITES = "contradictions"
@@ -72,8 +72,12 @@ class OnTask:
 
     @property
     def learned(self) -> bool:
-        """True if the prompt is better than a constant answer."""
-        return statistics.accuracy(self.prompt[None]).low > self.majority
+        """True if the prompt is better than a constant answer and than no prompt.
+
+        That is, the intervals of its accuracy, and of what it gains over no prompt, are.
+        """
+        gain = statistics.accuracy(self.prompt[None], self.nothing)
+        return statistics.accuracy(self.prompt[None]).low > self.majority and gain.low > 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +129,7 @@ def on_task(rows: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> 
         rows: of the measurement `references` of `experiments.audit`: prompt, reading, none.
         records: the doubles.
     """
-    correct = {row["prompt"]: from_digits(row["correct"], row["n_eval"]) for row in rows}
+    correct = {row["prompt"]: read_bits(row["correct"], row["n_eval"]) for row in rows}
     by_target: dict[str, list[RunRecord]] = {}
     for record in records:
         by_target.setdefault(record.run.target_name, []).append(record)
@@ -143,17 +147,6 @@ def on_task(rows: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> 
         correct["none"],
         tuple(doubles),
     )
-
-
-def to_digits(correct: np.ndarray) -> str:
-    """Writes `[N]` bool in hexadecimal digits."""
-    return np.packbits(correct).tobytes().hex()
-
-
-def from_digits(digits: str, count: int) -> np.ndarray:
-    """Reads what `to_digits` wrote of `count` examples."""
-    bits = np.frombuffer(bytes.fromhex(digits), np.uint8)
-    return np.unpackbits(bits, count=count).astype(bool)
 
 
 def drop_from(prompt: np.ndarray, other: np.ndarray) -> Interval:
@@ -185,8 +178,8 @@ def verdict(found: Audit) -> str:
     task, doubles = found.on_task.task, found.on_task.doubles
     if not found.on_task.learned:
         return (
-            f"This prompt is not shown to do {task} better than a constant answer, so there is "
-            "nothing that its reading could explain."
+            f"This prompt is not shown to do {task} better than a constant answer and than no "
+            "prompt, so there is nothing that its reading could explain."
         )
     judged = [double.verdict(found.margin) for double in doubles]
     as_well = [double for double in doubles if double.verdict(found.margin) == WITHIN]

@@ -47,8 +47,9 @@ NOTES = (
     "the same start and order of examples without the constraint (gamma 0): that is what the "
     "constraint costs.",
     "Intervals are made to hold the truth in 95 % of cases. They add the variances over seeds, "
-    "targets and test examples, with the quantiles of Student's t, and say what other seeds, "
-    "examples and (for a group) targets would give; docs/results/calibration.md has simulations. "
+    "targets, choices of training examples and test examples, with the quantiles of Student's t, "
+    "and say what others of all these (other targets for a group alone) would give; "
+    "docs/results/calibration.md has simulations. "
     "With one seed, an interval is about these very prompts and other test examples: nothing can "
     "be said then of a text or a constraint, and there is no verdict.",
     "A drop is within the margin of {margin:g} % if its interval lies between -{margin:g} and "
@@ -58,6 +59,13 @@ NOTES = (
     "only if its adjusted p-value is below 0.05.",
 )
 """Paragraphs; `{select}` is the split on which gammas are chosen, `{margin}` that of verdicts."""
+
+NUMERICAL_FLOOR = (
+    "Numerical floor: sums may be taken in another order in another population, alone, and on "
+    "other devices, and training amplifies the rounding. The same run has then ended with an "
+    "accuracy that was up to 1.2 points off (docs/design.md). A drop of a single run that is "
+    "smaller says nothing; intervals over several seeds contain this."
+)
 
 MISSING_MODEL = (
     "The model {name} is not here ({reason}). Its prompts are shown as they were read when they "

@@ -134,6 +134,7 @@ def page_data(
         }
         if settings.constraint == "dual":
             entry["gamma"] = float(f"{record.final_gamma:.3g}")
+            entry["gamma_found"] = record.gamma_found
         if settings.has_target and (tries := best.get(setting(record))):
             same = best_try(tries)
             seed = other_seed(settings.seed, same[0].run.attempt)

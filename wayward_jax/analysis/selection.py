@@ -88,22 +88,51 @@ class Comparison:
 
     @property
     def learned(self) -> bool:
-        """True if the interval of p_star's accuracy is above the share of the majority class."""
-        return accuracy(_correct(self.p_star)).low > self.p_star[0].majority
+        """True if p_star's accuracy is beyond that of the majority class and of no prompt at all.
+
+        That is, the intervals of p_star's accuracy, and of what it gains over no prompt, are.
+        """
+        return self.p_star_accuracy.low > self.p_star[0].majority and (
+            self.gain is None or self.gain.low > 0
+        )
+
+    @cached_property
+    def p_star_accuracy(self) -> Interval:
+        """The accuracy of p_star, as a share."""
+        return accuracy(_correct(self.p_star))
+
+    @cached_property
+    def gain(self) -> Interval | None:
+        """The accuracy of p_star less that without any prompt; None if that was not measured."""
+        unprompted = self.p_star[0].unprompted
+        return None if unprompted is None else accuracy(_correct(self.p_star), unprompted)
+
+    @property
+    def unprompted(self) -> float:
+        """The accuracy without any prompt; NaN if it was not measured."""
+        return self.best_accuracy - self.gain.value if self.gain else float("nan")
 
     @cached_property
     def beside_p_star(self) -> Compared:
         """The target's runs and p_star, for `statistics`."""
-        group = tuple(record.id for record in self.p_star)
-        return Compared(_correct(self.p_star), _correct(self.wayward), group)
+        return self._beside(self.p_star)
 
     @cached_property
     def beside_unconstrained(self) -> Compared | None:
         """The target's runs and those without the constraint; None if there are none."""
         if not self.unconstrained:
             return None
-        group = tuple(record.id for record in self.unconstrained)
-        return Compared(_correct(self.unconstrained), _correct(self.wayward), group)
+        return self._beside(self.unconstrained)
+
+    def _beside(self, records: Sequence[RunRecord]) -> Compared:
+        run = self.wayward[0].run
+        return Compared(
+            _correct(records),
+            _correct(self.wayward),
+            group=tuple(record.id for record in records),
+            text=(run.target_name, run.target_text, run.prompt_length),
+            choice=run.data_seed,
+        )
 
 
 def setting(record: RunRecord) -> tuple:
@@ -198,6 +227,18 @@ def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Compariso
 def is_unconstrained(record: RunRecord) -> bool:
     """True if nothing holds the run's prompt to its target, or if it has none."""
     return record.run.constraint == "penalty" and record.run.gamma == 0
+
+
+def by_target(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
+    """Groups the comparisons of a target and setting that differ in the training examples alone."""
+    found: dict[tuple, list[Comparison]] = {}
+    for comparison in comparisons:
+        first = comparison.wayward[0]
+        run = dataclasses.replace(first.run, data_seed=0)
+        held = tuple(getattr(run, name) for name in HELD_BY)
+        key = setting(dataclasses.replace(first, run=run)), run.target_name, run.target_text, held
+        found.setdefault(key, []).append(comparison)
+    return list(found.values())
 
 
 def _correct(records: Sequence[RunRecord]) -> np.ndarray:

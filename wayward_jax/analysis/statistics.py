@@ -3,11 +3,13 @@
 The model: the accuracy of a run is that of its prompt's definition (a target, or p_star) plus noise
 of training, which is independent from run to run and equally large for the runs that share a
 p_star.
-Targets are a sample of texts, and test examples are a sample that all prompts share. A drop is
-linearized in the accuracies of its runs. The variance of an estimate is the sum of three parts,
-runs, targets and examples, each estimated from its mean squares; what two parts both contain, the
-chance of a single prediction, is subtracted once. Satterthwaite's (1946) degrees of freedom give
-the quantile of Student's t. `experiments.calibration` measures how often the intervals hold.
+Targets are a sample of texts, and test examples are a sample that all prompts share. Where there
+are several choices of training examples (k-shot samples), these are a sample, too, and each has a
+p_star of its own. A drop is linearized in the accuracies of its runs. The variance of an estimate
+is the sum of the parts of runs, targets, choices and examples, each estimated from its mean
+squares; what two parts both contain, such as the chance of a single prediction, is subtracted once.
+Satterthwaite's (1946) degrees of freedom give the quantile of Student's t.
+`experiments.calibration` measures how often the intervals hold.
 """
 
 import dataclasses
@@ -40,11 +42,15 @@ class Compared(NamedTuple):
         p_star: `[S, E]` bool, which of E examples each of S unconstrained runs predicts right.
         wayward: `[S', E]` bool, the same for the target's runs.
         group: equal for targets that share their p_star.
+        text: the target.
+        choice: the choice of training examples, which all these runs share.
     """
 
     p_star: np.ndarray
     wayward: np.ndarray
     group: Hashable = 0
+    text: Hashable = 0
+    choice: Hashable = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +144,10 @@ def mean_drop(compared: Sequence[Compared]) -> Interval:
     """The accuracy drop in percent, averaged over targets, with its interval.
 
     With several targets, the interval is about the texts that they are a sample of; with a single
-    target it is about this target.
+    target it is about this target. With several choices of training examples it is about the
+    choices that they are a sample of. Every target has the same choices.
     """
-    return _estimate([[[(1, each)] for each in compared]], same_examples=True)
+    return _estimate([list(_units(compared).values())], same_examples=True)
 
 
 def difference(
@@ -155,14 +162,13 @@ def difference(
     Args:
         first: targets of a group.
         second: targets of another group, which may share p_stars with the first.
-        paired: True if `first[i]` and `second[i]` are about the same text.
+        paired: True if both groups have the same texts and choices, which are compared one by one.
         same_examples: True if both groups have the same test examples.
     """
-    if paired:
-        units = [[(1, a), (-1, b)] for a, b in zip(first, second, strict=True)]
-        return _estimate([units], same_examples=same_examples)
-    samples = [[[(1, each)] for each in first], [[(-1, each)] for each in second]]
-    return _estimate(samples, same_examples=same_examples)
+    a, b = _units(first), _units(second, sign=-1)
+    if not paired:
+        return _estimate([list(a.values()), list(b.values())], same_examples=same_examples)
+    return _estimate([[a[text] + b[text] for text in a]], same_examples=same_examples)
 
 
 def mean_of(values: np.ndarray) -> Interval:
@@ -174,10 +180,16 @@ def mean_of(values: np.ndarray) -> Interval:
     return Interval(float(np.mean(values)), error, n - 1, of_seeds=True)
 
 
-def accuracy(correct: np.ndarray) -> Interval:
-    """The mean accuracy of runs `[S, E]` with its interval over seeds and examples."""
+def accuracy(correct: np.ndarray, beside: np.ndarray | None = None) -> Interval:
+    """The mean accuracy of runs with its interval over seeds and examples, as a share.
+
+    Args:
+        correct: `[S, E]` bool, which of E examples each of S runs predicts right.
+        beside: `[E]` bool, other predictions whose accuracy is subtracted.
+    """
     runs = _Runs.of(correct)
-    over_examples = np.var(runs.by_example, ddof=1) / runs.examples
+    by_example = runs.by_example if beside is None else runs.by_example - beside
+    over_examples = np.var(by_example, ddof=1) / runs.examples
     several = runs.seeds > 1
     parts = [_Part(over_examples)]
     if several:
@@ -186,7 +198,13 @@ def accuracy(correct: np.ndarray) -> Interval:
         parts = [_Part(noise.variance / runs.seeds, noise.df), _Part(max(shared, 0.0))]
     error, df = _combine(parts)
     return Interval(
-        runs.mean, error, df, several, 0.0, float(over_examples), runs.seeds, runs.examples
+        float(by_example.mean()),
+        error,
+        df,
+        several,
+        by_examples=float(over_examples),
+        seeds=runs.seeds,
+        examples=runs.examples,
     )
 
 
@@ -242,87 +260,101 @@ class _Part(NamedTuple):
     df: float = math.inf
 
 
-Unit = Sequence[tuple[int, Compared]]
-"""A target's drop (sign 1), or the difference of two drops of it (signs 1 and -1)."""
+Unit = list[tuple[int, Compared]]
+"""A target's drops (sign 1), or the differences of two drops of it (signs 1 and -1), by choice."""
+
+
+def _units(compared: Sequence[Compared], sign: int = 1) -> dict[Hashable, Unit]:
+    """Makes a unit of each target."""
+    units: dict[Hashable, Unit] = {}
+    for each in compared:
+        units.setdefault(each.text, []).append((sign, each))
+    return units
 
 
 def _estimate(samples: Sequence[Sequence[Unit]], *, same_examples: bool) -> Interval:
     """Sums the means of samples of units, with an interval.
 
     The targets of a sample with several units are random; a single unit is that very target.
+    Likewise for the choices of training examples, which samples with equal ones share.
     """
     terms = [term for sample in samples for unit in sample for term in unit]
     p_stars = {each.group: _Runs.of(each.p_star) for _, each in terms}
     if any(runs.mean == 0 for runs in p_stars.values()):
         return Interval(math.nan)
-    wayward = [[[_Runs.of(each.wayward) for _, each in unit] for unit in s] for s in samples]
     members: dict[Hashable, list[_Runs]] = {group: [runs] for group, runs in p_stars.items()}
     # The change of the estimate with the accuracy of the p_stars, and with that of single targets.
     weights = dict.fromkeys(p_stars, 0.0)
     in_targets = dict.fromkeys(p_stars, 0.0)
     of_single = dict.fromkeys(p_stars, 0.0)
-    influence: dict[int, np.ndarray] = {}
+    of_wayward = dict.fromkeys(p_stars, 0.0)
+    places: dict[Hashable, tuple[tuple, int, int]] = {}  # choices, side and column of the p_stars
+    by_choice: dict[tuple, np.ndarray] = {}
+    influence: dict[tuple[tuple, int], np.ndarray] = {}
     of_targets, chance, value = [], 0.0, 0.0
-    for sample, found in zip(samples, wayward, strict=True):
-        units = len(sample)
-        drops, slopes = np.zeros(units), {group: np.zeros(units) for group in p_stars}
-        tables: dict[int, list[np.ndarray]] = {}
-        for i, (unit, own) in enumerate(zip(sample, found, strict=True)):
-            for (sign, each), runs in zip(unit, own, strict=True):
-                best = p_stars[each.group]
+    for sample in samples:
+        choices = tuple(dict.fromkeys(each.choice for _, each in sample[0]))
+        units, columns = len(sample), len(choices)
+        drops = np.zeros((units, columns))
+        slopes = {group: np.zeros(units) for group in p_stars}
+        tables: dict[int, np.ndarray] = {}
+        for i, unit in enumerate(sample):
+            for sign, each in unit:
+                best, runs = p_stars[each.group], _Runs.of(each.wayward)
+                column, side = choices.index(each.choice), 0 if same_examples else sign
                 members[each.group].append(runs)
-                slope = -100 * sign / best.mean
-                drops[i] += 100 * sign * (1 - runs.mean / best.mean)
-                slopes[each.group][i] += 100 * sign * runs.mean / best.mean**2
-                if units == 1:
-                    of_single[each.group] += slope**2 / runs.seeds
-                of_side = tables.setdefault(0 if same_examples else sign, [])
-                if len(of_side) > i:
-                    of_side[i] = of_side[i] + slope * runs.by_example
-                else:
-                    of_side.append(slope * runs.by_example)
+                places[each.group] = choices, side, column
+                slope = -100 * sign / best.mean / columns
+                drops[i, column] += 100 * sign * (1 - runs.mean / best.mean)
+                slopes[each.group][i] += 100 * sign * runs.mean / best.mean**2 / columns
+                of_single[each.group] += slope**2 / runs.seeds if units == 1 else 0
+                of_wayward[each.group] += (slope / units) ** 2 / runs.seeds
+                table = tables.setdefault(side, np.zeros((units, columns, runs.examples)))
+                table[i, column] += slope * runs.by_example
         value += float(drops.mean())
+        by_choice[choices] = by_choice.get(choices, 0) + drops.mean(axis=0)
         for group, slopes_of_group in slopes.items():
             weights[group] += slopes_of_group.mean()
             if units > 1:
                 in_targets[group] += slopes_of_group.var(ddof=1) / units
         for side, table in tables.items():
-            side_table = np.array(table)
-            influence[side] = influence.get(side, 0) + side_table.mean(axis=0)
+            key = choices, side
+            influence[key] = influence.get(key, 0) + table.mean(axis=0)
             if units > 1:
-                chance += _residual(side_table) / units
+                chance += _residual(table.sum(axis=1)) / units
         if units > 1:
-            of_targets.append(_Part(float(drops.var(ddof=1)) / units, units - 1))
-    for group, best in p_stars.items():
-        side = 0 if same_examples else next(sign for sign, each in terms if each.group == group)
-        influence[side] = influence[side] + weights[group] * best.by_example
-    over_examples = float(sum(np.var(each, ddof=1) / len(each) for each in influence.values()))
+            between = drops.mean(axis=1).var(ddof=1) - _residual(drops)
+            of_targets.append(_Part(max(float(between), 0) / units, units - 1))
+    for group, (choices, side, column) in places.items():
+        influence[choices, side][column] += weights[group] * p_stars[group].by_example
+    sides: dict[int, np.ndarray] = {}
+    for (choices, side), table in influence.items():
+        sides[side] = sides.get(side, 0) + table.sum(axis=0)
+        if len(choices) > 1:
+            chance += _residual(table) * len(choices)
+    over_examples = float(sum(np.var(each, ddof=1) / len(each) for each in sides.values()))
     all_runs = [runs for each in members.values() for runs in each]
     seeds, examples = (min(getattr(r, name) for r in all_runs) for name in ("seeds", "examples"))
     if seeds == 1:
         return Interval(
             value, math.sqrt(over_examples), by_examples=over_examples, examples=examples
         )
+    of_choices = [
+        _Part(float(drops.var(ddof=1)) / len(drops), len(drops) - 1)
+        for drops in by_choice.values()
+        if len(drops) > 1
+    ]
     of_runs, from_seeds = [], 0.0
     for group, best in p_stars.items():
         noise = _Noise.of(members[group])
         p_star = weights[group] ** 2 / best.seeds
-        rest = max(p_star - in_targets[group] / best.seeds, 0) + of_single[group]
-        of_runs.append(_Part(noise.variance * rest, noise.df))
-        chance += noise.chance * (p_star + of_single[group]) / best.examples
-        from_seeds += noise.variance * rest
+        from_seeds += noise.variance * (p_star + of_wayward[group])
+        if len(places[group][0]) == 1:  # the parts of several choices have their runs in them
+            rest = max(p_star - in_targets[group] / best.seeds, 0) + of_single[group]
+            of_runs.append(_Part(noise.variance * rest, noise.df))
+            chance += noise.chance * (p_star + of_single[group]) / best.examples
     shared = _Part(max(over_examples - chance, 0.0))
-    error, df = _combine([_pool(of_runs), _pool(of_targets), shared])
-    for sample, found in zip(samples, wayward, strict=True):
-        if len(sample) > 1:
-            noises = [
-                (100 / p_stars[each.group].mean / len(sample)) ** 2
-                * _Noise.of(members[each.group]).variance
-                / runs.seeds
-                for unit, own in zip(sample, found, strict=True)
-                for (_, each), runs in zip(unit, own, strict=True)
-            ]
-            from_seeds += sum(noises)
+    error, df = _combine([_pool(of_runs), _pool(of_targets), _pool(of_choices), shared])
     return Interval(
         value, error, df, True, min(from_seeds, error**2), over_examples, seeds, examples
     )

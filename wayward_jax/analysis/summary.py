@@ -2,15 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
-from wayward_jax.analysis import statistics, tables
-from wayward_jax.analysis.selection import F1_THRESHOLD, Comparison, p_stars, setting
+from wayward_jax.analysis import captions, statistics, tables
+from wayward_jax.analysis.selection import (
+    F1_THRESHOLD,
+    Comparison,
+    by_target,
+    p_stars,
+    setting,
+)
 from wayward_jax.readings import Reading
 from wayward_jax.runs import RunRecord
 
 # Longer lists are left to the tables.
 MOST_LINES = 6
+
+# What may differ between runs that are analyzed together, in words.
+MADE_WITH = {
+    "device": "kinds of devices",
+    "devices": "numbers of devices",
+    "version": "versions of wayward_jax",
+    "libraries": "versions of libraries",
+    "commit": "commits of the code",
+}
 
 
 def summary(
@@ -29,14 +45,17 @@ def summary(
     """
     said = [_scope(records)]
     said += _not_learned(comparisons)
-    comparisons = [c for c in comparisons if c.learned]
-    if comparisons:
-        alike = [c for c in comparisons if c.prompt_f1 >= F1_THRESHOLD]
-        found = [c.drop.verdict(margin) for c in alike]
-        free = [c for c in alike if c.drop.verdict(margin) == statistics.WITHIN]
+    pools = [pool for pool in by_target(comparisons) if all(c.learned for c in pool)]
+    if pools:
+        alike = [p for p in pools if np.mean([c.prompt_f1 for c in p]) >= F1_THRESHOLD]
+        found = [
+            statistics.mean_drop([c.beside_p_star for c in pool]).verdict(margin) for pool in alike
+        ]
+        verdicts = zip(alike, found, strict=True)
+        free = [pool[0] for pool, verdict in verdicts if verdict == statistics.WITHIN]
         by_task = by_task[by_task["verdict"] != tables.NOT_LEARNED]
         said.append(
-            f"Targets that can be read off their prompts: {len(alike)} of {len(comparisons)}. The "
+            f"Targets that can be read off their prompts: {len(alike)} of {len(pools)}. The "
             f"nearest tokens spell the text (prompt F1 of at least {F1_THRESHOLD:g})."
         )
         apart = [name for name in tables.differing(by_task) if name not in tables.ALWAYS_SHOWN]
@@ -46,6 +65,7 @@ def summary(
             f"{margin:g} %, {found.count(statistics.BEYOND)} are beyond, and of "
             f"{found.count(statistics.CANNOT_TELL)} it cannot be told.{_moral(free)}"
         )
+        said.append(captions.NUMERICAL_FLOOR)
     return said
 
 
@@ -68,6 +88,11 @@ def reservations(records: Sequence[RunRecord], readings: Mapping[str, Reading]) 
             f"{count(len(diverged), 'run')} diverged: the prompt stayed as it was from then on. "
             "Such a run is counted like the others."
         )
+    if outside := [record for record in records if record.in_cells is False]:
+        said.append(
+            f"{count(len(outside), 'prompt')} should read as their targets by construction and do "
+            "not. Take another --dtype or a larger --margin for their runs."
+        )
     read_now = [(record, readings[record.id]) for record in records if record.id in readings]
     if other := [
         record for record, found in read_now if tuple(found.ids[:, 0].tolist()) != record.token_ids
@@ -78,6 +103,13 @@ def reservations(records: Sequence[RunRecord], readings: Mapping[str, Reading]) 
             "precision. Tables and figures have the reading from then, the strips of tokens have "
             "the reading from now."
         )
+    for name, text in MADE_WITH.items():
+        kinds = sorted({str(getattr(record.provenance, name)) or "unknown" for record in records})
+        if len(kinds) > 1:
+            said.append(
+                f"The runs were made with different {text} ({'; '.join(kinds)}). This should not "
+                "matter beyond rounding, which grows while a prompt is tuned."
+            )
     best = p_stars(records)
     if alone := [r for r in records if r.run.has_target and setting(r) not in best]:
         said.append(
@@ -110,13 +142,14 @@ def _cost(line: pd.Series, apart: Sequence[str]) -> str:
     verdict = line["verdict"]
     if line["would_take"]:
         verdict += f"; about {line['would_take']} would tell"
+    samples = f"{line['samples']} choices of training examples, " if line["samples"] > 1 else ""
     return (
         f"On {line['task']}, {line['model']} does the task with "
         f"accuracy {line['accuracy']:.3f} under the prompts with a target{which} and "
         f"{line['p_star']:.3f} under p_star: a "
         f"{'gain' if line['drop'] < 0 else 'drop'} of {abs(line['drop']):.1f} % "
         f"(95 % interval of the drop: {line['low']:.1f} to {line['high']:.1f}; "
-        f"{count(line['targets'], 'target')}, {count(line['seeds'], 'seed')}, "
+        f"{count(line['targets'], 'target')}, {count(line['seeds'], 'seed')}, {samples}"
         f"{count(line['runs'], 'run')}; tries: {line['tries']} a target, {line['p_star_tries']} of "
         f"p_star). Verdict: {verdict}.{_constraint_cost(line)}"
     )
@@ -134,15 +167,17 @@ def _constraint_cost(line: pd.Series) -> str:
 
 
 def _not_learned(comparisons: Sequence[Comparison]) -> list[str]:
-    """Says which tasks p_star does no better than a constant answer."""
+    """Says which tasks p_star does no better than a constant answer, or than no prompt at all."""
     said = {}
     for c in comparisons:
         if not c.learned:
-            run = c.p_star[0].run
+            run, found = c.p_star[0].run, c.p_star_accuracy
+            beside = f"majority class {c.p_star[0].majority:.3f}"
+            beside += f", no prompt {c.unprompted:.3f}" if c.gain else ""
             said[run.model, run.task] = (
                 f"{run.task} was not learned by {run.model} (accuracy of p_star "
-                f"{c.best_accuracy:.3f}, majority class {c.p_star[0].majority:.3f}): take more "
-                "steps, or another model. Nothing follows on what its prompts read as."
+                f"{found.value:.3f}, 95 % interval {found.low:.3f} to {found.high:.3f}; {beside}): "
+                "take more steps, or another model. Nothing follows on what its prompts read as."
             )
     return list(said.values())
 

@@ -21,6 +21,7 @@ from wayward_jax.analysis.selection import (
     Comparison,
     compare,
 )
+from wayward_jax.analysis.selection import by_target as pool_by_target
 from wayward_jax.jobs.records import Measured
 from wayward_jax.runs import P_STAR, RunRecord
 from wayward_jax.tuning import Records
@@ -55,6 +56,7 @@ MEASURES = (
 # Readers see these names in place of the columns' names.
 NAMES = {
     "p_star": "p_star",
+    "unprompted": "no prompt",
     "drop": "drop, %",
     "difference": "difference, %",
     "gap": "gap, points",
@@ -62,6 +64,7 @@ NAMES = {
     "cost_low": "from ",
     "cost_high": "to ",
     "cost_verdict": "verdict ",
+    "gamma_found": "this gamma",
     "would_take": "a verdict would take",
     "p_star_tries": "tries of p_star",
     "low": "from",
@@ -76,7 +79,8 @@ NAMES = {
     "adjusted": "adjusted p",
 }
 FORMATS = {
-    **dict.fromkeys(("p_star", "accuracy", "majority", "f1", "p_value", "adjusted"), "{:.3f}"),
+    **dict.fromkeys(("p_star", "accuracy", "majority", "unprompted"), "{:.3f}"),
+    **dict.fromkeys(("f1", "p_value", "adjusted"), "{:.3f}"),
     **dict.fromkeys(("cost", "cost_low", "cost_high"), "{:+.1f}"),
     **dict.fromkeys(("prompt_f1", "token_f1", "reads_alike"), "{:.3f}"),
     **dict.fromkeys(
@@ -131,23 +135,21 @@ def tables(
 
 
 def by_target(comparisons: Sequence[Comparison], margin: float = statistics.MARGIN) -> pd.DataFrame:
-    """Makes a line for each comparison, with intervals over seeds and test examples."""
+    """Makes a line for each target and setting, with intervals over seeds and test examples.
+
+    Where there are several choices of training examples, the intervals are over these, too.
+    """
     return pd.DataFrame(
         {
-            **_setting(c.wayward[0]),
-            "target": c.wayward[0].run.target_name,
-            "prompt_length": c.wayward[0].run.prompt_length,
-            "gamma": _gamma(c.wayward),
-            "majority": c.p_star[0].majority,
-            "p_star": c.best_accuracy,
-            "accuracy": c.accuracy,
-            **_drop([c], c.drop, margin),
-            "f1": c.prompt_f1,
-            "seeds": c.drop.seeds,
-            "runs": len(c.p_star) + len(c.wayward),
-            **_tries([c]),
+            **_setting(pool[0].wayward[0]),
+            "data_seed": _data_seeds(pool),
+            "target": pool[0].wayward[0].run.target_name,
+            "prompt_length": pool[0].wayward[0].run.prompt_length,
+            "gamma": np.mean([_gamma(c.wayward) for c in pool]),
+            "gamma_found": _gamma_found(pool),
+            **_means(pool, margin),
         }
-        for c in comparisons
+        for pool in pool_by_target(comparisons)
     )
 
 
@@ -158,6 +160,9 @@ def by_group(
 ) -> pd.DataFrame:
     """Makes a line for each group, with intervals over targets, seeds and test examples.
 
+    Targets that were tuned with the same choices of training examples are in one group, and where
+    there are several choices, the intervals are over these, too.
+
     Args:
         comparisons: the comparisons to summarize.
         names: the columns that tell groups apart, from `SETTING_NAMES` and `prompt_length`.
@@ -165,23 +170,10 @@ def by_group(
     """
     lines = []
     for key, group in _groups(comparisons, names).items():
-        drop = statistics.mean_drop([c.beside_p_star for c in group])
-        p_stars = {record.id for c in group for record in c.p_star}
-        lines.append(
-            {
-                **dict(key),
-                "majority": np.mean([c.p_star[0].majority for c in group]),
-                "p_star": np.mean([c.best_accuracy for c in group]),
-                "accuracy": np.mean([c.accuracy for c in group]),
-                **_drop(group, drop, margin),
-                "f1": np.mean([c.prompt_f1 for c in group]),
-                "reads_alike": np.mean([c.prompt_f1 >= F1_THRESHOLD for c in group]),
-                "targets": len(group),
-                "seeds": drop.seeds,
-                "runs": len(p_stars) + sum(len(c.wayward) for c in group),
-                **_tries(group),
-            }
-        )
+        pools = pool_by_target(group)
+        alike = [np.mean([c.prompt_f1 for c in pool]) >= F1_THRESHOLD for pool in pools]
+        counts = {"reads_alike": np.mean(alike), "targets": len(pools)}
+        lines.append({**dict(key), **_means(group, margin), **counts})
     return pd.DataFrame(lines)
 
 
@@ -221,20 +213,16 @@ def between_groups(
         if len(apart) != 1:
             continue
         (name, a, b) = apart[0]
-        drops, others = _by_target(first), _by_target(second)
-        common = [target for target in drops if target in others]
-        paired = len(common) > 1
+        drops, others = ([c.beside_p_star for c in group] for group in (first, second))
+        common = {each.text for each in drops} & {each.text for each in others}
+        paired = len(common) > 1 and name != "data_seed"
         if paired:
             drops, others = (
-                {target: each[target] for target in common} for each in (drops, others)
+                [each for each in group if each.text in common] for group in (drops, others)
             )
         of_task = {(c.p_star[0].run.task, c.p_star[0].n_eval) for c in (*first, *second)}
-        found = statistics.difference(
-            list(drops.values()),
-            list(others.values()),
-            paired=paired,
-            same_examples=len(of_task) == 1,
-        )
+        found = statistics.difference(drops, others, paired=paired, same_examples=len(of_task) == 1)
+        targets = [len({each.text for each in group}) for group in (drops, others)]
         lines.append(
             {
                 **{key: value for key, value in first_key if key not in (name, *brought)},
@@ -245,7 +233,7 @@ def between_groups(
                 "p_value": found.p_value,
                 "verdict": _verdict(found, margin),
                 "paired": paired,
-                "targets": f"{len(drops)}, {len(others)}",
+                "targets": ", ".join(map(str, targets)),
             }
         )
     if not lines:
@@ -267,7 +255,8 @@ def by_measurement(records: Sequence[RunRecord], measured: Measured, name: str) 
     frame = measurements(records, measured, name)
     if frame.empty:
         return frame
-    by = [column for column in (*SETTING_NAMES, *MEASURED_BY[name]) if column in frame]
+    settings = [column for column in SETTING_NAMES if column != "data_seed"]
+    by = [column for column in (*settings, *MEASURED_BY[name]) if column in frame]
     numbers = [column for column in MEASURES if column in frame]
     lines = []
     for key, group in frame.groupby(by, sort=False, dropna=False):
@@ -362,6 +351,10 @@ def shown(
         The table, and for each of its columns whether it holds numbers.
     """
     hidden = {*SETTING_NAMES, "prompt_length"} - {*always} - {*differing(frame)}
+    if "samples" in frame and (frame["samples"] == 1).all():
+        hidden.add("samples")
+    if "gamma_found" in frame and (frame["gamma_found"] == "").all():
+        hidden.add("gamma_found")
     names = [name for name in frame if name not in hidden]
     texts = {
         NAMES.get(name, name.replace("_", " ")): [_text(name, value) for value in frame[name]]
@@ -396,6 +389,24 @@ def _tested(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
     chance = ~(frame["adjusted"] < 1 - statistics.LEVEL)
     frame.loc[beyond & chance, "verdict"] = VERDICTS[statistics.CANNOT_TELL]
     return frame
+
+
+def _means(group: Sequence[Comparison], margin: float) -> dict[str, object]:
+    """The columns of accuracies, drops and F1, and of the numbers behind them."""
+    drop = statistics.mean_drop([c.beside_p_star for c in group])
+    p_stars = {record.id for c in group for record in c.p_star}
+    return {
+        "majority": np.mean([c.p_star[0].majority for c in group]),
+        "unprompted": np.mean([c.unprompted for c in group]),
+        "p_star": np.mean([c.best_accuracy for c in group]),
+        "accuracy": np.mean([c.accuracy for c in group]),
+        **_drop(group, drop, margin),
+        "f1": np.mean([c.prompt_f1 for c in group]),
+        "seeds": drop.seeds,
+        "samples": len({c.beside_p_star.choice for c in group}),
+        "runs": len(p_stars) + sum(len(c.wayward) for c in group),
+        **_tries(group),
+    }
 
 
 def _drop(
@@ -478,17 +489,22 @@ def _gamma(records: Sequence[RunRecord]) -> float:
     return float(np.mean(found)) if found else records[0].run.gamma
 
 
+def _gamma_found(pool: Sequence[Comparison]) -> str:
+    """What is known of the gammas that a target's runs found, empty if they were given."""
+    found = {record.gamma_found for c in pool for record in c.wayward}
+    return ", ".join(sorted(each for each in found if each))
+
+
 def _groups(
     comparisons: Sequence[Comparison], names: Sequence[str] = SETTING_NAMES
 ) -> dict[tuple, list[Comparison]]:
     groups: dict[tuple, list[Comparison]] = {}
-    for c in comparisons:
-        groups.setdefault(tuple(_setting(c.wayward[0], names).items()), []).append(c)
+    for pool in pool_by_target(comparisons):
+        own = {**_setting(pool[0].wayward[0], names), "data_seed": _data_seeds(pool)}
+        groups.setdefault(tuple(own.items()), []).extend(pool)
     return groups
 
 
-def _by_target(comparisons: Sequence[Comparison]) -> dict[tuple, statistics.Compared]:
-    """The comparisons by the name and text of the target and the length of the prompt."""
-    runs = [c.wayward[0].run for c in comparisons]
-    keys = [(run.target_name, run.target_text, run.prompt_length) for run in runs]
-    return dict(zip(keys, [c.beside_p_star for c in comparisons], strict=True))
+def _data_seeds(pool: Sequence[Comparison]) -> str:
+    """The choices of training examples that a target was tuned with."""
+    return ", ".join(map(str, sorted({c.wayward[0].run.data_seed for c in pool})))

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wayward_jax.analysis import tables
+from wayward_jax.analysis import captions, tables
 from wayward_jax.analysis.selection import compare
 from wayward_jax.jobs.records import Measured
 from wayward_jax.models.tokenizer import Tokenizer
@@ -15,7 +15,7 @@ from wayward_jax.runs import RunRecord
 
 # A terminal is narrow: only the files of tables have these columns.
 WIDE = [
-    *("majority", "tries", "p_star_tries", "would_take", "seeds", "runs"),
+    *("majority", "unprompted", "tries", "p_star_tries", "would_take", "seeds", "samples", "runs"),
     *("cost_low", "cost_high", "cost_verdict"),
 ]
 
@@ -48,6 +48,9 @@ def show(
     frames = [made[name] for name in names if name in made]
     for frame in frames or [tables.by_run(records)[OF_A_RUN]]:
         console.print(_table(frame))
+        console.print()
+    if any("drop" in frame for frame in frames):
+        console.print(Text(captions.NUMERICAL_FLOOR))
         console.print()
     compared = [record for comparison in comparisons for record in comparison.wayward]
     if with_target := compared or [record for record in records if record.run.has_target]:

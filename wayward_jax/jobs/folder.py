@@ -103,19 +103,20 @@ class JobFolder:
                 )
 
     def lock(
-        self, content: str, note: Callable[[str], None]
+        self, decisive: Mapping[str, str], note: Callable[[str], None]
     ) -> contextlib.AbstractContextManager[None]:
         """Makes the folder, and keeps other processes out for a while.
 
         Args:
-            content: a digest of the job's runs and examples. It is compared with that of an earlier
-                start, whose files may have been elsewhere.
+            decisive: `content`, a digest of the job's runs and examples, and `dtype`, that of the
+                weights. They are compared with those of an earlier start, whose files and devices
+                may have been others.
             note: is told what had to be repaired.
 
         Raises:
             InputError: the folder is another job's or in use, or it cannot be written.
         """
-        return primary_context(self._lock_folder(content, note))
+        return primary_context(self._lock_folder(decisive, note))
 
     @on_primary
     def records(self) -> dict[str, RunRecord]:
@@ -141,7 +142,7 @@ class JobFolder:
         plans do populations continue from their checkpoints and come to the very same numbers.
 
         Args:
-            made_for: what the plans depend on beside the runs, and the job's `content`.
+            made_for: what the plans depend on beside the runs, and what `lock` compares.
             runs: the runs of this job, or of the part of it that is carried out, by id.
             make: makes plans for the runs of these ids.
         """
@@ -189,7 +190,9 @@ class JobFolder:
         self._send()
 
     @contextlib.contextmanager
-    def _lock_folder(self, content: str, note: Callable[[str], None]) -> Iterator[None]:
+    def _lock_folder(
+        self, decisive: Mapping[str, str], note: Callable[[str], None]
+    ) -> Iterator[None]:
         with writing(self.layout.folder):
             self.layout.folder.mkdir(parents=True, exist_ok=True)
         with self._locked() as is_locked:
@@ -201,7 +204,7 @@ class JobFolder:
             with writing(self.layout.folder):
                 if self.layout.flags.exists():
                     self._check_flags()
-                    self._check_content(content)
+                    self._check_content(decisive)
                 else:
                     _write(self.layout.flags, self._flags)
                 for path in (self.layout.results, self.layout.measurements):
@@ -272,13 +275,15 @@ class JobFolder:
         if differences := differing(then, self._flags, "results"):
             raise self._other_job(f"of other flags ({', '.join(differences)})")
 
-    def _check_content(self, content: str) -> None:
+    def _check_content(self, decisive: Mapping[str, str]) -> None:
         plan = self._read_plan()
         try:
-            kept = plan["made_for"]["content"]
+            content, dtype = plan["made_for"]["content"], plan["made_for"]["dtype"]
         except (KeyError, TypeError):
             return  # nothing was begun
-        if kept != content:
+        if dtype != decisive["dtype"]:
+            raise self._other_job(f"of --dtype={dtype}, and here it is {decisive['dtype']}")
+        if content != decisive["content"]:
             differences = differing(read_flags(self.layout), self._flags, "results by content")
             reasons = ", ".join(differences) or "files that its flags name have changed since"
             raise self._other_job(f"of other runs or examples ({reasons})")

@@ -17,11 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wayward_jax import assets, checkpoints, models, targets, tasks
-from wayward_jax.constraints import has_empty_cell
+from wayward_jax.constraints import BY_CONSTRUCTION, has_empty_cell
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.kept_flags import read_flags
 from wayward_jax.jobs.parts import select_part
 from wayward_jax.jobs.processes import on_primary
 from wayward_jax.jobs.progress_bar import ProgressReporter
@@ -182,12 +181,13 @@ def read_inputs(
         )
         for name, each in inputs.items()
     }
-    return Inputs(narrowed, chosen, _content(runs, datasets))
+    content = _content(runs, inputs, datasets)
+    return Inputs(narrowed, chosen, content)
 
 
 @on_primary
 def select_reused(
-    earlier: Sequence[FinishedRun], settings: Settings, inputs: Inputs
+    earlier: Sequence[FinishedRun], settings: Settings, inputs: Inputs, dtype: str
 ) -> list[FinishedRun]:
     """Selects the runs of earlier jobs that this job has, too.
 
@@ -204,28 +204,24 @@ def select_reused(
             )
         record = each.record
         task = inputs.models[record.run.model].tasks[record.run.task]
-        counts = {
+        decisive = {
             "n_train": (record.n_train, len(task.train[record.run.data_seed])),
             "n_dev": (record.n_dev, len(task.dev[record.run.data_seed].labels)),
             "n_eval": (record.n_eval, len(task.test.labels)),
+            "dtype": (record.provenance.dtype, dtype),
+            "readable": (record.provenance.readable, settings.readable),
+            "examples_digest": (
+                record.provenance.examples_digest,
+                task.digests[record.run.data_seed],
+            ),
         }
-        for name, (there, here) in counts.items():
+        for name, (there, here) in decisive.items():
             if there != here:
                 raise InputError(
                     "reuse",
                     str(each.job.folder),
-                    f"run {record.id} has {name}={there} there and {here} here: give the --n_eval "
-                    "and the data of that job",
-                )
-    for job in {each.job for each in found}:
-        flags = read_flags(job)
-        for name in ("dtype", "readable", "truncate"):
-            if (there := flags[name]) != (here := getattr(settings, name)):
-                raise InputError(
-                    "reuse",
-                    str(job.folder),
-                    f"has runs of --{name}={there}, and this job has --{name}={here}: give the "
-                    "same",
+                    f"run {record.id} has {name}={there} there and {here} here: give the data and "
+                    "the settings of that job",
                 )
     return found
 
@@ -373,9 +369,11 @@ def _read_for(
     return ModelInputs(model.tokenizer, encoded, planned, fitting, prompts)
 
 
-def _content(runs: Sequence[Run], datasets: Datasets) -> str:
+def _content(runs: Sequence[Run], inputs: Mapping[str, ModelInputs], datasets: Datasets) -> str:
     """See `Inputs.content`."""
     digest = hashlib.sha256(json.dumps([run.id for run in runs]).encode())
+    for each in inputs.values():
+        digest.update(json.dumps([task.digests for task in each.tasks.values()]).encode())
     for samples in datasets.values():
         for data_seed, data in samples.items():
             digest.update(json.dumps([data_seed, dataclasses.asdict(data.task)]).encode())
@@ -393,7 +391,7 @@ def check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
         InputError: no vector reads as a token of a target.
     """
     readable = model.embedding_table()[: model.tokenizer.vocab_size]
-    with_cells = [run for run in runs if run.constraint in ("cell", "dual")]
+    with_cells = [run for run in runs if run.constraint in BY_CONSTRUCTION]
     constrained = {run.target_name: run.target_ids for run in with_cells}
     for name, ids in constrained.items():
         lacking = has_empty_cell(readable, np.asarray(ids))

@@ -1,7 +1,10 @@
 """Runs a job: tunes its runs, measures their prompts, and writes results as they come."""
 
 import dataclasses
+import itertools
 from pathlib import Path
+
+import numpy as np
 
 from wayward_jax.jobs.experiment import Experiment, Measure
 from wayward_jax.jobs.folder import InFlight, JobFolder, Plans, shard_of
@@ -29,7 +32,7 @@ from wayward_jax.sharding import on_host
 from wayward_jax.training.memory import row_grain
 from wayward_jax.training.planning import PopulationPlan, plan_populations
 from wayward_jax.training.progress import StepMetrics, TrainProgress
-from wayward_jax.training.trainer import tune_population
+from wayward_jax.training.trainer import predict_unprompted, tune_population
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,10 +90,10 @@ def run_job(
     starts, earlier = read_starts(settings), read_earlier(settings)
     with all_or_error():
         inputs = read_inputs(settings, experiment, loader, starts, watch)
-    reused = select_reused(earlier, settings, inputs)
+    reused = select_reused(earlier, settings, inputs, loader.dtype.name)
 
     work = _Work(settings, out_dir, loader, inputs, folder, watch, Interruption())
-    with folder.lock(inputs.content, watch.note), work.interruption.heed():
+    with folder.lock(work.decisive, watch.note), work.interruption.heed():
         folder.take_over(reused)
         work.tune(work.plans())
         records = [each for each in folder.records().values() if each.id in inputs.runs]
@@ -114,6 +117,11 @@ class _Work:
     watch: ProgressReporter
     interruption: Interruption
 
+    @property
+    def decisive(self) -> dict[str, str]:
+        """What decides the results beside the flags, which may name files and devices."""
+        return {"content": self.inputs.content, "dtype": self.loader.dtype.name}
+
     def plans(self) -> Plans:
         """The populations that are left to tune."""
         mesh, population = self.loader.mesh, self.settings.population
@@ -133,11 +141,7 @@ class _Work:
                 )
             ]
 
-        made_for = {
-            "content": self.inputs.content,
-            "population": population,
-            "mesh": dict(mesh.shape),
-        }
+        made_for = {**self.decisive, "population": population, "mesh": dict(mesh.shape)}
         return self.folder.plans(made_for, self.inputs.runs, make)
 
     def tune(self, plans: Plans) -> None:
@@ -147,11 +151,25 @@ class _Work:
             return
         meter = ThroughputMeter(self.loader.dtype, self.loader.mesh)
         profiler = Profiler(self.folder.layout, self.settings.profile if is_primary() else 0)
-        for task, each in plans:
-            self._tune(task, each, meter, profiler)
+        for (name, task), populations in itertools.groupby(plans, _model_and_task):
+            self.watch.doing(f"{name}, {task}, without a prompt")
+            inputs = self.inputs.models[name]
+            unprompted = predict_unprompted(
+                self.loader.model(name),
+                inputs.tasks[task],
+                self.loader.mesh,
+                length=max(run.prompt_length for own in inputs.runs.values() for run in own),
+            )
+            for _, each in populations:
+                self._tune(task, each, meter, profiler, unprompted)
 
     def _tune(
-        self, task: str, each: PopulationPlan, meter: ThroughputMeter, profiler: Profiler
+        self,
+        task: str,
+        each: PopulationPlan,
+        meter: ThroughputMeter,
+        profiler: Profiler,
+        unprompted: np.ndarray,
     ) -> None:
         name = each.runs[0].model
         self.watch.doing(f"{name}, {task}, {len(each.runs)} prompts")
@@ -173,6 +191,7 @@ class _Work:
                 each,
                 self.loader.mesh,
                 starts=self.inputs.models[name].starts,
+                unprompted=unprompted,
                 resume_from=in_flight.restore(self._on_broken),
                 on_steps=on_steps,
                 on_progress=on_progress,
@@ -217,3 +236,9 @@ class _Work:
 
     def _stop(self) -> None:
         raise KeyboardInterrupt(f": the same command with --out_dir={self.out_dir} continues it")
+
+
+def _model_and_task(planned: tuple[str, PopulationPlan]) -> tuple[str, str]:
+    """The names of a population's model and task."""
+    task, plan = planned
+    return plan.runs[0].model, task

@@ -10,12 +10,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wayward_jax import provenance
 from wayward_jax.errors import InputError, reason
 from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.runs import RunRecord
 
 # Entries in which two records of the same run may differ.
-INCIDENTAL = ("seconds", "version")
+INCIDENTAL = ("seconds", *provenance.INCIDENTAL)
+
+# Runs that have the entries behind a name in common are compared with each other, or read by the
+# same model. They must have been made with the same.
+MADE_ALIKE = {
+    **dict.fromkeys(("dtype", "readable"), ("model", "model_digest")),
+    "examples_digest": (
+        *("model", "model_digest", "task", "method", "template", "k_shot", "data_seed"),
+        "n_eval",
+    ),
+}
 
 Measured = dict[str, dict[str, list[dict[str, Any]]]]
 """Rows by what was measured (the name of an experiment) and each measurement's own key."""
@@ -138,7 +149,7 @@ def read_jobs(folders: Sequence[Path]) -> list[FinishedRun]:
 
     Raises:
         InputError: a folder has no results or not all shards, or two folders disagree on what
-            became of a run.
+            became of a run, or have runs of other weights or examples under the same names.
     """
     found: dict[str, FinishedRun] = {}
     for job in itertools.chain.from_iterable(map(_parts, folders)):
@@ -154,6 +165,7 @@ def read_jobs(folders: Sequence[Path]) -> list[FinishedRun]:
                     f"run {record.id} differs from that in {first.job.folder} in "
                     f"{', '.join(names)}: leave out one of the two folders",
                 )
+    _check_made_alike(found.values())
     return list(found.values())
 
 
@@ -189,6 +201,23 @@ def _parts(folder: Path) -> list[JobLayout]:
                 "others one by one",
             )
     return list(shards.values()) or [job]
+
+
+def _check_made_alike(finished: Iterable[FinishedRun]) -> None:
+    """Checks that runs that belong together were made of the same data in the same precision."""
+    made: dict[tuple, FinishedRun] = {}
+    for each in finished:
+        row = each.record.to_json()
+        for name, common in MADE_ALIKE.items():
+            first = made.setdefault((name, *(row[entry] for entry in common)), each)
+            there, here = (getattr(r.record.provenance, name) for r in (first, each))
+            if there != here:
+                raise InputError(
+                    None,
+                    each.job.folder,
+                    f"run {each.record.id} has {name}={here}, and run {first.record.id} of "
+                    f"{first.job.folder} has {name}={there}: leave out one of the two folders",
+                )
 
 
 def _differing(first: RunRecord, second: RunRecord) -> list[str]:

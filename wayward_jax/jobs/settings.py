@@ -149,7 +149,7 @@ class ExportSettings(FilesSettings):
 class CalibrationSettings(Declared):
     """The settings of `experiments.calibration`."""
 
-    trials: int = setting(whole(1), "100", "Simulated jobs a case; there are 96 cases.")
+    trials: int = setting(whole(1), "100", "Simulated jobs a case; there are 192 cases.")
     seed: int = setting(SEED, "0", "Seed of the simulation.")
 
 
@@ -219,7 +219,7 @@ class Settings(CommonSettings):
         ),
         "0.1",
         "Weights of the distance term; with several, a target's best one is chosen (--select). "
-        "auto is the smallest one that has the prompt read as its target, found while tuning; "
+        "auto finds one while tuning that suffices for the prompt to read as its target; "
         "MODEL:0.01 is one for that model alone.",
         decides="results by content",  # MODEL may be a path
     )

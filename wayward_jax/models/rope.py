@@ -71,7 +71,8 @@ class Rope:
             ValueError: a frequency is not finite, or there is another number of divisors.
         """
         powers = np.arange(0, self.channels, 2, dtype=np.float64) / self.channels
-        frequencies = self.theta**-powers
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            frequencies = self.theta**-powers
         turns = self.original_max_position_embeddings * frequencies / (2 * math.pi)
         match self.rope_type:
             case "linear":

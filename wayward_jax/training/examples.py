@@ -1,7 +1,8 @@
 """A task's examples as segments of tokens, ready for training and evaluation (on the host)."""
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +29,8 @@ class EncodedTask:
         test: the examples on which results are reported.
         content_free: a single example whose text has no content, for calibration; its label means
             nothing.
+        digests: for each data seed, sixteen hexadecimal digits of the tokens and labels of its
+            train, dev and test examples.
     """
 
     train: dict[int, list[Segment]]
@@ -35,6 +38,7 @@ class EncodedTask:
     dev: dict[int, EvaluationSet]
     test: EvaluationSet
     content_free: EvaluationSet
+    digests: dict[int, str]
 
 
 def encode_task(
@@ -106,8 +110,10 @@ def encode_task(
         (last, some(last.test, n_eval)),
         (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32), (CONTENT_FREE,))),
     ]
+    tokens_of = [encoded(data, examples) for data, examples in evaluated]
+    train = {seed: encoded(data, data.train) for seed, data in samples.items()}
     *of_samples, test, content_free = evaluation_sets(
-        [label_segments(encoded(data, examples)) for data, examples in evaluated],
+        [label_segments(each) for each in tokens_of],
         [examples.labels for _, examples in evaluated],
         last.task.word_labels,
         prompt_length=prompt_length,
@@ -117,11 +123,29 @@ def encode_task(
     )
     return EncodedTask(
         train={
-            seed: gold_segments(encoded(data, data.train), data.train.labels, data.task.word_labels)
+            seed: gold_segments(train[seed], data.train.labels, data.task.word_labels)
             for seed, data in samples.items()
         },
         dev_subset=dict(zip(samples, of_samples[: len(samples)], strict=True)),
         dev=dict(zip(samples, of_samples[len(samples) :], strict=True)),
         test=test,
         content_free=content_free,
+        digests={
+            seed: _digest(
+                (train[seed], data.train.labels),
+                (tokens_of[i], evaluated[i][1].labels),
+                (tokens_of[len(samples) + i], evaluated[len(samples) + i][1].labels),
+                (tokens_of[-2], evaluated[-2][1].labels),
+            )
+            for i, (seed, data) in enumerate(samples.items())
+        },
     )
+
+
+def _digest(*parts: tuple[Sequence[Encoded], np.ndarray]) -> str:
+    """Sixteen hexadecimal digits of examples with their labels."""
+    digest = hashlib.sha256()
+    for examples, labels in parts:
+        digest.update(repr([tuple(each) for each in examples]).encode())
+        digest.update(np.asarray(labels, np.int32).tobytes())
+    return digest.hexdigest()[:16]

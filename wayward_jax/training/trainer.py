@@ -13,15 +13,21 @@ import optax
 from jax.sharding import Mesh
 
 from wayward_jax import metrics
-from wayward_jax.constraints import CONSTRAINTS, Constraint
+from wayward_jax.constraints import BY_CONSTRUCTION, CONSTRAINTS, Constraint
 from wayward_jax.initialization import STARTS
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.projection import c_proj, d_proj
+from wayward_jax.provenance import Provenance
 from wayward_jax.readings import ReadTokens, read_tokens
 from wayward_jax.runs import CurvePoint, Run, RunRecord
 from wayward_jax.sharding import BY_RUN, on_host, place
-from wayward_jax.training.evaluation import EvaluationSet, predictions, start_scoring
+from wayward_jax.training.evaluation import (
+    EvaluationSet,
+    predictions,
+    score_prompts,
+    start_scoring,
+)
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost, step_cost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
@@ -47,6 +53,7 @@ def tune_population(
     starts: Mapping[str, np.ndarray] = MappingProxyType({}),
     constraints: Mapping[str, Constraint] = MappingProxyType(CONSTRAINTS),
     optimizer: Optimizer | None = None,
+    unprompted: np.ndarray | None = None,
     resume_from: Mapping[str, Any] | None = None,
     on_steps: Callable[[StepMetrics], None] = lambda metrics: None,
     on_progress: Callable[[TrainProgress], None] = lambda progress: None,
@@ -65,6 +72,7 @@ def tune_population(
             names are those of `initialization.STARTS`.
         constraints: by the names that runs have for them.
         optimizer: of prompts, in place of the one that the runs name.
+        unprompted: `[n_eval]` bool, see `predict_unprompted`, for the records.
         resume_from: `TrainProgress.to_tree` of the same plan; the records are as if training had
             never been interrupted.
         on_steps: is called with the metrics of each call's steps.
@@ -84,14 +92,14 @@ def tune_population(
         progress = progress.replace(state=place(progress.state, mesh, STATE_SPECS))
 
     cost = StepCost()
-    for batches in iter_batches(task.train, plan, progress.step):
-        previous_cost, cost = cost, step_cost(batches, plan)
+    for packs in iter_batches(task.train, plan, progress.step):
+        previous_cost, cost = cost, step_cost(packs, plan)
         state, losses = train_steps(
             model.module,
             model.params,
             population,
             progress.state,
-            place(batches, mesh, BATCH_SPECS),
+            place(packs, mesh, BATCH_SPECS),
             transformation,
             steps,
             mesh,
@@ -105,7 +113,28 @@ def tune_population(
     on_steps(_metrics(progress, runs, cost))
     records = _make_records(model, task, plan, population, progress, mesh)
     seconds = (time.perf_counter() - began) / len(runs)
-    return [dataclasses.replace(record, seconds=seconds) for record in records]
+    return [
+        dataclasses.replace(record, seconds=seconds, unprompted=unprompted) for record in records
+    ]
+
+
+def predict_unprompted(
+    model: LanguageModel, task: EncodedTask, mesh: Mesh, *, length: int
+) -> np.ndarray:
+    """Tells which test examples are predicted right without any prompt: `[n_eval]` bool.
+
+    BOS is put before the examples if the model expects it there.
+
+    Args:
+        model: the frozen model.
+        task: its examples.
+        mesh: see `start_scoring`.
+        length: of prompts, for which the model has room beside the examples.
+    """
+    nothing = model.with_bos(np.zeros((0, model.embedding_table().shape[1]), np.float32))
+    length += len(model.bos_ids)
+    scores = score_prompts(model, [nothing], task.test, mesh, length=length)
+    return metrics.predict(scores[0]) == task.test.labels
 
 
 def init_population(
@@ -216,12 +245,16 @@ def _make_records(
     dev_accuracies = _accuracies(dev_nll, task.dev, plan)
     predicted = predictions(test_nll, task.test)
     targets = c_proj(model.embedding_table(), population.target_ids)
-    distances, prompts, diverged_at, gammas = on_host(
+    gammas = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
+    never = jnp.zeros(len(gammas), bool)
+    distances, prompts, diverged_at, gammas, left, outside = on_host(
         (
             distance(prompts, targets, population.mask),
             prompts,
             state.diverged_at,
-            _final_gammas(plan, population, state),
+            _in_constraint_states(population, state, "gamma", gammas),
+            _in_constraint_states(population, state, "left", never),
+            _in_constraint_states(population, state, "outside", never),
         )
     )
     return [
@@ -234,6 +267,7 @@ def _make_records(
             macro_f1=metrics.macro_f1(predicted[r], task.test.labels),
             majority=metrics.majority(task.test.labels),
             correct=predicted[r] == task.test.labels,
+            unprompted=None,
             dev_accuracy=dev_accuracies[r],
             text=readings[kept[r]][r].text,
             token_ids=readings[kept[r]][r].ids,
@@ -241,11 +275,16 @@ def _make_records(
             token_f1=readings[kept[r]][r].token_f1,
             distance=float(distances[r]) if run.has_target else None,
             final_gamma=float(gammas[r]),
+            gamma_found=_gamma_found(left[r], outside[r]) if run.constraint == "dual" else None,
+            in_cells=readings[kept[r]][r].ids == run.target_ids
+            if run.constraint in BY_CONSTRUCTION
+            else None,
             kept_step=curves[r][kept[r]].step,
             task_loss=curves[r][kept[r]].task_loss,
             diverged_at=int(diverged_at[r]) if diverged_at[r] >= 0 else None,
             seconds=0.0,
             curve=curves[r],
+            provenance=Provenance.here(model, task.digests[run.data_seed], mesh),
             prompt=prompts[r, len(run.bos_ids) : run.input_length],
         )
         for r, run in enumerate(runs)
@@ -272,13 +311,21 @@ def _kept_prompts(plan: PopulationPlan, progress: TrainProgress, kept: Sequence[
     return prompts
 
 
-def _final_gammas(plan: PopulationPlan, population: Population, state: TrainState) -> jax.Array:
-    """The last gamma of each run `[R]`, which its constraint may have changed."""
-    gammas = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
+def _in_constraint_states(
+    population: Population, state: TrainState, name: str, default: jax.Array
+) -> jax.Array:
+    """A field of the states of the runs' constraints: `[R]`, `default` where there is none."""
     for number, constraint_state in enumerate(state.constraint_states):
-        found = getattr(constraint_state, "gamma", gammas)
-        gammas = jnp.where(population.constraint == number, found, gammas)
-    return gammas
+        found = getattr(constraint_state, name, default)
+        default = jnp.where(population.constraint == number, found, default)
+    return default
+
+
+def _gamma_found(left: bool, outside: bool) -> str:
+    """What is known of an adaptive gamma, see `RunRecord` and `AdaptiveGammaState`."""
+    if not left:
+        return "never needed"
+    return "too small" if outside else "suffices"
 
 
 def _start_scoring_samples(

@@ -79,7 +79,8 @@ function description(run, aimed) {
 
 function held(run) {
   if (run.constraint === "cell") return "kept in its cells, ";
-  return `gamma ${run.gamma}${run.constraint === "dual" ? ", found while tuning" : ""}, `;
+  const found = run.gamma_found ? ` (found while tuning: ${run.gamma_found})` : "";
+  return `gamma ${run.gamma}${found}, `;
 }
 
 function strip(run, target) {
