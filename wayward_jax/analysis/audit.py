@@ -20,6 +20,7 @@ from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Compare
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import METRICS
 from wayward_jax.readings import Reading, read_prompts
+from wayward_jax.readings.lens import read_layers
 from wayward_jax.runs import RunRecord, read_bits
 
 # The set of texts that contradict a task's definition.
@@ -89,6 +90,7 @@ class Audit:
         model: the model's name.
         readings: the prompt's readings by metric, the Euclidean one first.
         tokens: the text of each token that is among the neighbors.
+        lens: what the logit lens reads at each layer, from before the first to after the last.
         anatomy: where its vectors lie.
         on_task: None if no task is given.
         margin: of verdicts, in percent.
@@ -98,6 +100,7 @@ class Audit:
     model: str
     readings: Mapping[str, Reading]
     tokens: Mapping[int, str]
+    lens: tuple[str, ...]
     anatomy: Anatomy
     on_task: OnTask | None
     margin: float
@@ -119,7 +122,9 @@ def audit(
     readings = {metric: read_prompts(model, [prompt], [None], metric)[0] for metric in METRICS}
     ids = {int(id_) for reading in readings.values() for id_ in reading.ids.ravel()}
     tokens = {id_: model.tokenizer.decode([id_]) for id_ in sorted(ids)}
-    return Audit(source, model.name, readings, tokens, dissect(model, prompt), on_task, margin)
+    lens = tuple(model.tokenizer.decode(ids.tolist()) for ids in read_layers(model, prompt))
+    anatomy = dissect(model, prompt)
+    return Audit(source, model.name, readings, tokens, lens, anatomy, on_task, margin)
 
 
 def on_task(rows: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> OnTask:

@@ -25,6 +25,9 @@ NOTES = (
     "prompts that the same training with another seed would give.",
     "The margin of a vector is how much farther the second nearest token is than the nearest, in "
     "squared Euclidean distance.",
+    "The lens (nostalgebraist, 2020) applies the model's last norm and output head to the hidden "
+    "states of the prompt's positions after each layer, and reads each position as the likeliest "
+    "token. No doubles were tuned to deceive it.",
 )
 
 
@@ -87,6 +90,7 @@ def to_json(found: Audit) -> str:
             }
             for metric, reading in found.readings.items()
         },
+        "lens": found.lens,
         "tokens": {str(id_): text for id_, text in found.tokens.items()},
         "to_token": anatomy.to_token.tolist(),
         "between_tokens": np.quantile(anatomy.between_tokens, (0.05, 0.5, 0.95)).tolist(),
@@ -110,6 +114,9 @@ def tables(found: Audit) -> dict[str, pd.DataFrame]:
     if found.on_task is not None:
         made["Its doubles"] = _doubles(found.on_task, found.margin)
         made["What it does"] = _references(found.on_task)
+    made["What the lens reads"] = pd.DataFrame(
+        {"after layer": str(layer), "reads as": text} for layer, text in enumerate(found.lens)
+    )
     return made
 
 
