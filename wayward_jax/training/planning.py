@@ -38,10 +38,12 @@ MAX_OVERFULL = 1.25
 # The lengths of rows are chosen by so many steps of one population; all populations are alike.
 SAMPLE_STEPS = 100
 
-# The most steps in one call of the training program. The packs of a call have one shape, so a call
-# takes fewer steps where they would cost more than this factor of the steps one by one.
+# The most steps in one call of the training program. The packs of a call have one shape, so many
+# steps a call leave more slots unused.
 MAX_STEPS_PER_CALL = 5
-MAX_EXTRA_COST = 1.01
+
+# A call takes about this part of a step's time beside the steps themselves.
+CALL_COST = 0.025
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,8 +283,7 @@ def _choose_calls(
         if not any(step % steps for step in eval_steps):
             by_call = demands.reshape(len(demands), -1, steps * demands.shape[2], 5)
             found[steps] = choose_shapes(by_call.max(axis=2), MAX_SHAPES)
-    enough = MAX_EXTRA_COST * found[1][1]
-    steps = max(steps for steps, (_, cost) in found.items() if cost <= enough)
+    steps = min(found, key=lambda steps: found[steps][1] * (1 + CALL_COST / steps))
     return steps, found[steps][0]
 
 
