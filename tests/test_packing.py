@@ -181,10 +181,11 @@ def test_padding_is_to_the_least_positive_multiple(size):
 
 
 def test_lengths_of_rows_are_multiples_that_hold_the_longest_example():
-    assert row_sizes(130, 128) == [256, 384, 512]
-    assert row_sizes(512, 128) == [512]
-    assert row_sizes(700, 128) == [768]
-    assert row_sizes(470, 16) == [480, 496, 512]
+    assert row_sizes(5, 125, 128) == [256, 384, 512]
+    assert row_sizes(12, 500, 128) == [512]
+    assert row_sizes(100, 600, 128) == [768]
+    assert row_sizes(20, 450, 16) == [480, 496, 512]
+    assert row_sizes(1000, 60, 64) == [1088, 1152, 1216]
 
 
 needs = st.lists(

@@ -278,7 +278,7 @@ def pack(
     shape = min(
         (
             fitting_shape([runs], lengths, slots)
-            for slots in row_sizes(input_length + longest, row_grain(mesh_of(model)))
+            for slots in row_sizes(input_length, longest, row_grain(mesh_of(model)))
         ),
         key=lambda shape: shape.cost,
     )

@@ -263,15 +263,18 @@ def padded(sizes: np.ndarray) -> np.ndarray:
     return np.maximum(-(-sizes // GRAIN), 1) * GRAIN
 
 
-def row_sizes(least: int, grain: int) -> list[int]:
+def row_sizes(prompt_length: int, longest: int, grain: int) -> list[int]:
     """Lists the lengths of rows to choose from.
 
     Args:
-        least: tokens of the longest prompt and example together.
+        prompt_length: vectors of the longest prompt.
+        longest: tokens of the longest example.
         grain: lengths are multiples of it.
     """
-    shortest = -(-least // grain)
-    return [grain * n for n in range(shortest, max(shortest, MAX_SLOTS // grain) + 1)]
+    shortest = -(-(prompt_length + longest) // grain)
+    # Behind a long prompt there must be room for several examples, for each row repeats the prompt.
+    enough = max(MAX_SLOTS, prompt_length + MAX_SLOTS // 2) // grain
+    return [grain * n for n in range(shortest, max(shortest, enough) + 1)]
 
 
 def choose_shapes(needed: np.ndarray, most: int) -> tuple[tuple[PackedShape, ...], float]:

@@ -259,8 +259,8 @@ def _plan_group(
         )
         for first in range(n_groups)
     ]
-    longest = runs[-1].input_length + int(lengths.max())
-    sample = _demands(train, plans[:1], row_sizes(longest, row_grain), SAMPLE_STEPS)
+    slots = row_sizes(runs[-1].input_length, int(lengths.max()), row_grain)
+    sample = _demands(train, plans[:1], slots, SAMPLE_STEPS)
     shapes, _ = choose_shapes(sample.reshape(len(sample), -1, 5), MAX_SHAPES)
     row_slots = sorted({shape.slots for shape in shapes})
     steps_per_call, shapes = _choose_calls(_demands(train, plans, row_slots, steps), eval_steps)
