@@ -26,6 +26,9 @@ the job continues, and the same command shows it again.
   --wait=SECONDS     between two tries (60)
   --delete           delete the slice once the job has succeeded and its results are here
   --dry_run          show each command and run none
+  --forecast         run nothing there, and say here what the job would take on a slice of this
+                     --type: memory, time and utilization, by the compiler's estimates; needs
+                     pip install -e '.[forecast-tpu]'
 
 --out_dir may be a relative path where the slice is not --spot; it is then on the disk of the slice's
 first host and goes with it. For several hosts, first ssh-add ~/.ssh/google_compute_engine.
@@ -48,6 +51,27 @@ quoted() { # its words, so that a shell reads them back
     line+="${line:+ }$word"
   done
   echo "$line"
+}
+
+topology() { # the usual one of slices of this type, by libtpu's name
+  local kind=${type%-*} size
+  case $kind:${type##*-} in
+    v5litepod:1 | v6e:1) size=1x1 ;;
+    v5litepod:4 | v6e:4) size=2x2 ;;
+    v5litepod:8 | v6e:8) size=2x4 ;;
+    v5litepod:16 | v6e:16) size=4x4 ;;
+    v5litepod:32 | v6e:32) size=4x8 ;;
+    v5litepod:64 | v6e:64) size=8x8 ;;
+    v5litepod:128 | v6e:128) size=8x16 ;;
+    v5litepod:256 | v6e:256) size=16x16 ;;
+    v4:8 | v5p:8) size=2x2x1 ;; # their sizes count two cores a chip
+    v4:16 | v5p:16) size=2x2x2 ;;
+    v4:32 | v5p:32) size=2x2x4 ;;
+    v4:64 | v5p:64) size=2x4x4 ;;
+    v4:128 | v5p:128) size=4x4x4 ;;
+    *) refuse "--type=$type cannot be forecast: give python -m experiments.forecast its --topology" ;;
+  esac
+  echo "${kind/litepod/e}:$size"
 }
 
 run() {
@@ -130,7 +154,7 @@ copy_results() {
   esac
 }
 
-name='' zone='' type='' version='' project='' spot='' restarts=1000 wait=60 delete='' dry_run='' out_dir=''
+name='' zone='' type='' version='' project='' spot='' restarts=1000 wait=60 delete='' dry_run='' forecast='' out_dir=''
 files=(setup.cfg pyproject.toml README.md LICENSE wayward_jax experiments)
 while (($#)) && [[ $1 != -- ]]; do
   case $1 in
@@ -153,6 +177,7 @@ while (($#)) && [[ $1 != -- ]]; do
     --wait=?*) wait=${1#*=} ;;
     --delete) delete=$1 ;;
     --dry_run) dry_run=$1 ;;
+    --forecast) forecast=$1 ;;
     *) refuse "$1 is no flag of launch_tpu.sh, or lacks its value: see --help; the job's flags stand after --" ;;
   esac
   shift
@@ -162,6 +187,12 @@ for flag; do
   [[ $flag != --out_dir=* ]] || out_dir=${flag#*=}
 done
 
+if [[ $forecast && $type ]]; then
+  topology=$(topology) || exit
+  exec 3>&1
+  run python3 -m experiments.forecast --topology="$topology" "$@"
+  exit
+fi
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
   refuse "--name=$name does not name a slice: give small letters, digits and dashes, like --name=wayward"
 [[ $zone =~ ^[a-z0-9-]+$ ]] || refuse "--zone=$zone is not a zone: give one like --zone=us-west4-a"

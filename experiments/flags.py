@@ -92,14 +92,18 @@ def given(kind: type[Declared]) -> Given:
     }
 
 
-def job_settings(texts: Given) -> Settings:
+def job_settings(texts: Given, kind: type[Settings] = Settings) -> Settings:
     """The settings of a job: as given, else as its experiment has them, else as by default.
+
+    Args:
+        texts: of the flags that are given.
+        kind: of the settings.
 
     Raises:
         InputError: a text cannot be used.
     """
     name = Settings.parse({"experiment": texts.get("experiment")}).experiment
-    return Settings.parse({**find_experiment(name).defaults, **texts})
+    return kind.parse({**find_experiment(name).defaults, **texts})
 
 
 def find_experiment(name: str) -> Experiment:

@@ -1,5 +1,6 @@
 """The documents are true for the code: commands, flags, links, and every example is run."""
 
+import functools
 import importlib
 import json
 import re
@@ -22,7 +23,7 @@ from wayward_jax.jobs.settings import (
     AuditSettings,
     CalibrationSettings,
     ExportSettings,
-    Settings,
+    ForecastSettings,
 )
 from wayward_jax.models.families import FAMILIES
 
@@ -129,7 +130,13 @@ def test_the_library_in_usage_runs(toy):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_flag_that_a_page_names_exists(page):
-    kinds = (AuditSettings, AnalysisSettings, CalibrationSettings, ExportSettings)
+    kinds = (
+        AuditSettings,
+        AnalysisSettings,
+        CalibrationSettings,
+        ExportSettings,
+        ForecastSettings,
+    )
     known = {setting.name for kind in kinds for setting in kind.settings()}
     programs = text(ROOT / "launch_tpu.sh") + text(ROOT / "experiments/benchmark/__main__.py")
     known |= set(re.findall(r"--([a-z_]+)", programs)) | set(
@@ -146,6 +153,7 @@ def test_every_command_of_a_page_can_be_parsed(page, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     programs = {
         "run": flags.job_settings,
+        "forecast": functools.partial(flags.job_settings, kind=ForecastSettings),
         "analyze": AnalysisSettings.parse,
         "audit": AuditSettings.parse,
         "export": ExportSettings.parse,
@@ -166,7 +174,7 @@ def test_usage_has_every_flag_with_its_default():
     documented = {
         name: default for names, default in rows for name in re.findall(r"--(\w+)", names)
     }
-    declared = {setting.name: setting.default or "" for setting in Settings.settings()}
+    declared = {setting.name: setting.default or "" for setting in ForecastSettings.settings()}
     del declared["cache_dir"], documented["cache_dir"]  # a path of the user's
     assert documented == declared
 

@@ -5,7 +5,7 @@ divides the examples of each run, whose gradients are summed. `model` divides th
 that is too large for one device.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,13 +18,15 @@ AXES = ("runs", "data", "model")
 BY_RUN = PartitionSpec("runs")
 
 
-def make_mesh(runs: int = 1, data: int = 1, model: int = 1) -> Mesh:
-    """Makes the mesh of the first `runs * data * model` devices.
+def make_mesh(
+    runs: int = 1, data: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Makes the mesh of the first `runs * data * model` of some devices, of all by default.
 
     Raises:
         ValueError: there are fewer devices.
     """
-    needed, devices = runs * data * model, jax.devices()
+    needed, devices = runs * data * model, jax.devices() if devices is None else devices
     if needed > len(devices):
         raise ValueError(f"needs {needed} devices, and there are {len(devices)}")
     devices = devices[:needed]
@@ -84,6 +86,15 @@ def place_params(
         partition_spec: gives the sharding of the parameter at a path, see `Family`. A parameter
             whose sharded dimension cannot be split evenly is copied to all devices.
     """
+    return place(params, mesh, param_specs(params, mesh, partition_spec))
+
+
+def param_specs(
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    partition_spec: Callable[[tuple[str, ...]], PartitionSpec],
+) -> dict[str, Any]:
+    """The sharding of each of a model's weights; arguments as for `place_params`."""
     flat = traverse_util.flatten_dict(params)
 
     def spec(path: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
@@ -92,5 +103,4 @@ def place_params(
             return wanted
         return PartitionSpec()
 
-    specs = {path: spec(path, x.shape) for path, x in flat.items()}
-    return traverse_util.unflatten_dict(place(flat, mesh, specs))
+    return traverse_util.unflatten_dict({path: spec(path, x.shape) for path, x in flat.items()})

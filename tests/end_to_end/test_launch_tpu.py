@@ -242,6 +242,20 @@ def test_the_software_goes_with_the_type(world, type_, version):
     assert "--version=mine " in world.launch(*flags, "--", *JOB).stdout
 
 
+@pytest.mark.parametrize(
+    ("type_", "topology"),
+    [("v5litepod-16", "v5e:4x4"), ("v6e-8", "v6e:2x4"), ("v5p-16", "v5p:2x2x2")],
+)
+def test_a_forecast_is_for_the_topology_of_the_type_and_calls_nothing(world, type_, topology):
+    done = world.launch(f"--type={type_}", "--forecast", "--dry_run", "--", *JOB)
+    command = " ".join(["python3 -m experiments.forecast", f"--topology={topology}", *JOB])
+    assert done.stdout == f"{command}\n"
+    assert world.calls() == []
+    refused = world.launch("--type=v5p-17", "--forecast", "--", *JOB)
+    assert refused.returncode == 2
+    assert "--type=v5p-17" in refused.stderr
+
+
 @pytest.mark.parametrize("job", [JOB, ["--out_dir=runs/job", '--targets=text=it\'s a "b"  $c, d']])
 def test_a_dry_run_calls_nothing_and_prints_exactly_what_a_launch_does(world, job):
     world.plan([0])

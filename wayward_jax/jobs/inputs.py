@@ -52,10 +52,18 @@ class Loader:
     Attributes:
         dtype: of frozen weights.
         mesh: the devices.
+        free_bytes: the memory of each device that a training step may use, if the devices cannot
+            be asked.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    free_bytes: int | None = None
+
+    def __init__(self, settings: Settings, devices: Sequence[jax.Device] | None = None) -> None:
         """Loads nothing yet.
+
+        Args:
+            settings: of the job.
+            devices: that the job uses; None is all that there are.
 
         Raises:
             InputError: two models have one name, or there are fewer devices than the mesh needs.
@@ -63,8 +71,8 @@ class Loader:
         self._settings = settings
         self._sources = _by_short_name(settings.model)
         self._loaded: LanguageModel | None = None
-        self.dtype = _dtype(settings)
-        self.mesh = _mesh(settings)
+        self.mesh = _mesh(settings, jax.devices() if devices is None else devices)
+        self.dtype = _dtype(settings, self.mesh)
 
     @property
     def names(self) -> dict[str, str]:
@@ -165,10 +173,8 @@ def read_inputs(
     for note in dict.fromkeys(note for data in samples for note in data.notes):
         watch.note(note)
     inputs = {
-        name: _read_for(
-            loader.model(name), source, settings, experiment, datasets, saved, loader.mesh, watch
-        )
-        for name, source in loader.names.items()
+        name: _read_for(loader, name, settings, experiment, datasets, saved, watch)
+        for name in loader.names
     }
     runs = [run for each in inputs.values() for own in each.runs.values() for run in own]
     chosen = {run.id: run for run in select_part(settings, runs)}
@@ -241,17 +247,18 @@ def _by_short_name(sources: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _dtype(settings: Settings) -> jnp.dtype:
+def _dtype(settings: Settings, mesh: Mesh) -> jnp.dtype:
     if settings.dtype != "auto":
         return jnp.dtype(settings.dtype)
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
 
 
-def _mesh(settings: Settings) -> Mesh:
-    sizes = settings.mesh or {"runs": jax.device_count()}
+def _mesh(settings: Settings, devices: Sequence[jax.Device]) -> Mesh:
+    sizes = settings.mesh or {"runs": len(devices)}
     given = ",".join(f"{axis}:{size}" for axis, size in sizes.items())
     try:
-        mesh = make_mesh(**sizes)
+        mesh = make_mesh(**sizes, devices=devices)
     except ValueError as error:
         raise InputError("mesh", given, str(error)) from error
     if jax.process_count() > 1 and mesh.size < jax.device_count():
@@ -296,19 +303,19 @@ def _read_tasks(settings: Settings) -> Datasets:
 
 
 def _read_for(
-    model: LanguageModel,
-    source: str,
+    loader: Loader,
+    name: str,
     settings: Settings,
     experiment: Experiment,
     datasets: Datasets,
     saved: Sequence[SavedPrompt],
-    mesh: Mesh,
     watch: ProgressReporter,
 ) -> ModelInputs:
+    model, mesh = loader.model(name), loader.mesh
     starts = _fit_starts(saved, model, watch)
     names = {start.source: name for name, start in starts.items()}
     inits = tuple(names.get(init, init) for init in settings.init)
-    own_settings = dataclasses.replace(settings.of_model(source), init=inits)
+    own_settings = dataclasses.replace(settings.of_model(loader.names[name]), init=inits)
     templates = {
         name: each.task.default_template if settings.template is None else settings.template
         for name, each in ((name, next(iter(own.values()))) for name, own in datasets.items())
@@ -364,7 +371,9 @@ def _read_for(
                 f"{task}: {cut} of {len(test)} test examples ({cut / len(test):.0%}) are too long "
                 f"for {model.name}; the {settings.truncate} of their text is cut"
             )
-        fitting[task] = pack_tokens(model, encoded[task].train, planned[task], mesh)
+        fitting[task] = pack_tokens(
+            model, encoded[task].train, planned[task], mesh, loader.free_bytes
+        )
     prompts = {name: start.prompt for name, start in starts.items()}
     return ModelInputs(model.tokenizer, encoded, planned, fitting, prompts)
 
@@ -390,7 +399,10 @@ def check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
     Raises:
         InputError: no vector reads as a token of a target.
     """
-    readable = model.embedding_table()[: model.tokenizer.vocab_size]
+    table = model.embedding_table()
+    if isinstance(table, jax.ShapeDtypeStruct):  # a model without weights has no cells
+        return
+    readable = table[: model.tokenizer.vocab_size]
     with_cells = [run for run in runs if run.constraint in BY_CONSTRUCTION]
     constrained = {run.target_name: run.target_ids for run in with_cells}
     for name, ids in constrained.items():

@@ -529,3 +529,35 @@ class AuditSettings(Settings, VerdictSettings):
         """The settings of the job that tunes the doubles."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         return Settings(**{**values, "init": (self.prompt,)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForecastSettings(Settings):
+    """The settings of `experiments.forecast`: a job's, and the machines to forecast it for."""
+
+    topology: tuple[str, ...] = setting(
+        Listed(TEXT),
+        "v5e:2x4",
+        "Machines to forecast the job for: slices such as v5e:2x4 (v4, v5e, v5p, v6e), or a single "
+        "a100, h100, h200 or b200.",
+        decides="nothing",
+    )
+    model_shape: tuple[str, ...] = setting(
+        Listed(TEXT, may_be_empty=True),
+        "",
+        "Shapes of published models in place of --model, such as gpt2-large or llama-3-8b: no "
+        "weights are needed, and texts are as long as in the tokens of smollm2-135m.",
+        decides="nothing",
+    )
+    price_per_hour: float | None = setting(
+        NUMBER,
+        None,
+        "Price of an hour of one device (chip or GPU), for what the job would cost.",
+        decides="nothing",
+    )
+    forecast: Path | None = setting(
+        Value("a path", read_path),
+        None,
+        "File for the forecast as JSON.",
+        decides="nothing",
+    )

@@ -143,18 +143,18 @@ def start_scoring(
         One array for each part of the examples, from which `nll` makes the result.
     """
     return [
-        _score(
+        score_packs(
             model.module,
             model.params,
             prompts,
-            place(_pack(part, lengths, examples.shape), mesh, PartitionSpec("runs", "data")),
+            place(pack_behind(part, lengths, examples.shape), mesh, PartitionSpec("runs", "data")),
             mesh,
         )
         for part in examples.parts
     ]
 
 
-def _pack(
+def pack_behind(
     part: Sequence[Sequence[Segment]], lengths: Sequence[int], shape: PackedShape
 ) -> PackedBatch:
     """Packs X packs behind each of R prompts: `[R, X, ...]`."""
@@ -231,7 +231,7 @@ def score_prompts(
 
 
 @functools.partial(jax.jit, static_argnames=("module", "mesh"))
-def _score(
+def score_packs(
     module: nn.Module, params: dict, prompts: jax.Array, packs: PackedBatch, mesh: Mesh
 ) -> jax.Array:
     """`prediction_losses` of packs `[R, X, ...]` under R prompts, one by one: `[R, X, K]`."""

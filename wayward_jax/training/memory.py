@@ -72,14 +72,29 @@ def activation_bytes(
     return _bytes(residuals) - _bytes(model.params) + weights
 
 
-def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: Mesh) -> int:
+def pack_tokens(
+    model: LanguageModel,
+    train: Train,
+    runs: Sequence[Run],
+    mesh: Mesh,
+    free: int | None = None,
+) -> int:
     """The number of tokens that may go through the model at once when runs are tuned.
+
+    Args:
+        model: that the runs are tuned with.
+        train: their examples.
+        runs: of one task.
+        mesh: see `sharding.AXES`.
+        free: the memory of each device that is not in use, in bytes; None asks a device.
 
     Raises:
         InputError: there is too little memory even for one run.
     """
     longest_first = sorted(runs, key=lambda run: -run.input_length)
-    free = SHARE * free_bytes(mesh.local_devices[0]) * mesh.shape["model"]
+    if free is None:
+        free = free_bytes(mesh.local_devices[0])
+    usable = SHARE * free * mesh.shape["model"]
     tokens = busy_tokens(mesh)
     while True:
         # A few steps of as many runs as a pack may have show what it needs.
@@ -97,14 +112,14 @@ def pack_tokens(model: LanguageModel, train: Train, runs: Sequence[Run], mesh: M
             activation_bytes(model, plan.runs_per_shard, plan.prompt_length, shape)
             for shape in plan.shapes
         )
-        if needed <= free:
+        if needed <= usable:
             return tokens
         if plan.packs_per_shard == plan.runs_per_shard:
             raise InputError(
                 "batch_size",
                 longest_first[0].batch_size,
                 f"a step of one run takes about {needed / 2**30:.1f} GiB, and "
-                f"{free / 2**30:.1f} are free: lower --batch_size, or share the model between "
+                f"{usable / 2**30:.1f} are free: lower --batch_size, or share the model between "
                 "devices with --mesh",
             )
         tokens = int(0.8 * tokens)

@@ -147,17 +147,7 @@ def init_population(
 ) -> tuple[Population, TrainState]:
     """A population before its first step, on the mesh; arguments as for `tune_population`."""
     runs = plan.padded_runs
-    names = sorted({run.constraint for run in runs})
-    population = Population(
-        target_ids=_padded(
-            [np.asarray((*run.bos_ids, *run.target_ids), np.int32) for run in runs], plan
-        ),
-        mask=_padded([np.arange(run.input_length) >= len(run.bos_ids) for run in runs], plan),
-        learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
-        constraint=jnp.asarray([names.index(run.constraint) for run in runs], jnp.int32),
-        constraints=tuple(constraints[name] for name in names),
-        vocab_size=model.tokenizer.vocab_size,
-    )
+    population = describe_population(plan, model.tokenizer.vocab_size, constraints)
     table = on_host(model.embedding_table()).astype(np.float32)
     vectors = [
         np.concatenate(
@@ -178,6 +168,26 @@ def init_population(
         steps=runs[0].steps,
     )
     return place(population, mesh, BY_RUN), place(state, mesh, STATE_SPECS)
+
+
+def describe_population(
+    plan: PopulationPlan,
+    vocab_size: int,
+    constraints: Mapping[str, Constraint] = MappingProxyType(CONSTRAINTS),
+) -> Population:
+    """What the runs of a plan are tuned with, on the host's device; see `tune_population`."""
+    runs = plan.padded_runs
+    names = sorted({run.constraint for run in runs})
+    return Population(
+        target_ids=_padded(
+            [np.asarray((*run.bos_ids, *run.target_ids), np.int32) for run in runs], plan
+        ),
+        mask=_padded([np.arange(run.input_length) >= len(run.bos_ids) for run in runs], plan),
+        learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
+        constraint=jnp.asarray([names.index(run.constraint) for run in runs], jnp.int32),
+        constraints=tuple(constraints[name] for name in names),
+        vocab_size=vocab_size,
+    )
 
 
 def _optimizer(run: Run, optimizer: Optimizer | None) -> optax.GradientTransformation:

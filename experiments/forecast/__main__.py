@@ -1,0 +1,48 @@
+"""What a job would take on accelerators that are not there: `python -m experiments.forecast`.
+
+It takes the flags of `experiments.run`, and says whether the job fits and how long it would take on
+each `--topology`, by the estimates of the compilers for those machines.
+"""
+
+import dataclasses
+import json
+import os
+
+from experiments.forecast.environment import ENVIRONMENT
+
+os.environ |= ENVIRONMENT  # the modules below import JAX
+
+from experiments import flags
+from wayward_jax.jobs.settings import ForecastSettings
+
+
+def main(given: flags.Given) -> None:
+    """Forecasts one job, and shows and saves what it would take."""
+    settings = flags.job_settings(given, ForecastSettings)
+    from rich.console import Console
+
+    from experiments.forecast.forecast import forecast
+    from experiments.forecast.show import NOTES, table, total
+    from wayward_jax.jobs.progress_bar import ProgressReporter
+
+    console = Console()
+    experiment = flags.find_experiment(settings.experiment)
+    with ProgressReporter(console) as watch:
+        found = {
+            topology: forecast(settings, experiment, topology, watch)
+            for topology in settings.topology
+        }
+    for parts in zip(*(each for _, each in found.values()), strict=True):
+        console.print(table(dict(zip(found, parts, strict=True))))
+    console.print(total(found, settings.price_per_hour))
+    console.print(NOTES)
+    if settings.forecast is not None:
+        figures = {
+            topology: {"devices": devices, "parts": [dataclasses.asdict(part) for part in parts]}
+            for topology, (devices, parts) in found.items()
+        }
+        settings.forecast.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    flags.run(main, ForecastSettings)

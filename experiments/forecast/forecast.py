@@ -1,0 +1,190 @@
+"""What a job would take on a machine that is not there."""
+
+import collections
+import dataclasses
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from experiments.forecast.estimates import estimate
+from experiments.forecast.loading import ShapeLoader
+from experiments.forecast.machines import Machine, find
+from experiments.forecast.programs import Compiled, compile_scoring, compile_training
+from wayward_jax.jobs.experiment import Experiment
+from wayward_jax.jobs.inputs import ModelInputs, read_inputs, read_starts
+from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.settings import ForecastSettings
+from wayward_jax.models import LanguageModel
+from wayward_jax.packing import PackedShape
+from wayward_jax.training.examples import EncodedTask
+from wayward_jax.training.flops import StepCost, needed_flops, step_cost
+from wayward_jax.training.memory import row_grain
+from wayward_jax.training.planning import PopulationPlan, iter_batches, plan_populations
+
+# The mix of shapes, the work and the host's time of so many calls stand for those of all.
+SAMPLE_CALLS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What equal populations of one model and task would take, by the compiler's estimates.
+
+    Attributes:
+        model, task: their names.
+        populations: how many there are.
+        runs: of each.
+        steps: of each.
+        programs: that are compiled for them.
+        device_memory: bytes that programs can use on each device.
+        step_memory: bytes of the largest step, weights included; 0 if it does not fit.
+        evaluation_memory: bytes of evaluation.
+        refusal: what the compiler said if something does not fit. There are no estimates then.
+        step_seconds: of a step.
+        shares: of a step's time, by kind of operation.
+        utilization: needed FLOPs over the FLOPs of all devices at their peak in that time.
+        host_seconds: that this machine takes to lay out the examples of a step.
+        evaluation_seconds: of all evaluations of a population.
+        compile_seconds: of all programs, on this machine.
+        seconds: of all populations, without compiling.
+    """
+
+    model: str
+    task: str
+    populations: int
+    runs: int
+    steps: int
+    programs: int
+    device_memory: float
+    step_memory: int
+    evaluation_memory: int
+    refusal: str
+    step_seconds: float = 0.0
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    utilization: float = 0.0
+    host_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+def forecast(
+    settings: ForecastSettings, experiment: Experiment, topology: str, watch: ProgressReporter
+) -> tuple[int, list[Forecast]]:
+    """Forecasts the parts of a job on a topology, and counts its devices.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    machine, devices = find(topology)
+    loader = ShapeLoader(settings, machine, devices)
+    inputs = read_inputs(settings, experiment, loader, read_starts(settings), watch)
+    found = []
+    for name, each in inputs.models.items():
+        for task in each.tasks:
+            for plans in _alike(settings, each, task, loader.mesh):
+                watch.doing(f"{topology}, {name}, {task}: compiling")
+                model = loader.model(name)
+                found.append(_forecast(model, each.tasks[task], plans, machine, loader.mesh, task))
+    return len(devices), found
+
+
+def _alike(
+    settings: ForecastSettings, inputs: ModelInputs, task: str, mesh: Mesh
+) -> list[list[PopulationPlan]]:
+    """The populations of a task, those together that take the same programs."""
+    plans = plan_populations(
+        inputs.tasks[task].train,
+        inputs.runs[task],
+        population=settings.population,
+        pack_tokens=inputs.pack_tokens[task],
+        mesh=mesh,
+        row_grain=row_grain(mesh),
+    )
+
+    def programs(plan: PopulationPlan) -> Any:
+        run = plan.runs[0]
+        constraints = tuple(sorted({each.constraint for each in plan.runs}))
+        return (
+            *(dataclasses.replace(plan, runs=()), len(plan.padded_runs), constraints),
+            *(run.optimizer, run.steps, run.warmup, run.weight_decay),
+        )
+
+    groups = collections.defaultdict(list)
+    for plan in plans:
+        groups[programs(plan)].append(plan)
+    return list(groups.values())
+
+
+def _forecast(
+    model: LanguageModel,
+    task: EncodedTask,
+    plans: Sequence[PopulationPlan],
+    machine: Machine,
+    mesh: Mesh,
+    name: str,
+) -> Forecast:
+    plan, steps = plans[0], plans[0].runs[0].steps
+    largest = plan.shapes[-1]
+    training = compile_training(model, plan, largest, mesh)
+    scoring = compile_scoring(model, plan, task.test, mesh)
+    found = Forecast(
+        model=model.name,
+        task=name,
+        populations=len(plans),
+        runs=len(plan.runs),
+        steps=steps,
+        programs=len(plan.shapes) + 1,
+        device_memory=machine.memory,
+        step_memory=training.memory,
+        evaluation_memory=scoring.memory,
+        refusal=training.refusal or scoring.refusal or _too_large(machine, training, scoring),
+        compile_seconds=len(plan.shapes) * training.seconds + scoring.seconds,
+    )
+    if not (training.hlo and scoring.hlo):
+        return found
+
+    costs, cost, host_seconds = _sample(task, plan)
+    of_call = estimate(training.hlo, machine)
+    largest_seconds = sum(of_call.values()) / plan.steps_per_call
+    step_seconds = largest_seconds * costs / largest.cost
+    of_part = sum(estimate(scoring.hlo, machine).values())
+    evaluation_seconds = of_part * _evaluated_parts(task, plan)
+    return dataclasses.replace(
+        found,
+        step_seconds=step_seconds,
+        shares={kind: seconds / sum(of_call.values()) for kind, seconds in of_call.items()},
+        utilization=needed_flops(model, cost) / (mesh.size * machine.flops * step_seconds),
+        host_seconds=host_seconds,
+        evaluation_seconds=evaluation_seconds,
+        seconds=len(plans) * (steps * step_seconds + evaluation_seconds),
+    )
+
+
+def _too_large(machine: Machine, *programs: Compiled) -> str:
+    most = max(each.memory for each in programs)
+    return "" if most <= machine.memory else f"takes {most / 2**30:.1f} GiB"
+
+
+def _sample(task: EncodedTask, plan: PopulationPlan) -> tuple[float, StepCost, float]:
+    """The mean `PackedShape.cost`, work and seconds of the host of a step, from the first calls."""
+    costs, work, calls = 0.0, StepCost(), 0
+    began = time.perf_counter()
+    for batches in itertools.islice(iter_batches(task.train, plan), SAMPLE_CALLS):
+        rows, slots = batches.packs.ids.shape[-2:]
+        costs += PackedShape(rows, slots, 0, 0, 0).cost
+        work += step_cost(batches, plan)
+        calls += 1
+    host_seconds = (time.perf_counter() - began) / (calls * plan.steps_per_call)
+    steps = calls * plan.steps_per_call
+    mean = StepCost(*(round(x / steps) for x in dataclasses.astuple(work)))
+    return costs / calls, mean, host_seconds
+
+
+def _evaluated_parts(task: EncodedTask, plan: PopulationPlan) -> int:
+    """The calls of the scoring program that a population takes."""
+    subsets = sum(len(task.dev_subset[seed].parts) for seed in plan.data_seeds)
+    dev = sum(len(task.dev[seed].parts) for seed in plan.data_seeds)
+    return len(plan.eval_steps) * subsets + dev + len(task.test.parts)

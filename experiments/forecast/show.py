@@ -1,0 +1,85 @@
+"""Forecasts as tables."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from experiments.forecast.estimates import GPU_EFFICIENCY, GPU_LAUNCH, KERNEL_EFFICIENCY
+from experiments.forecast.forecast import Forecast
+from experiments.forecast.hlo import KINDS
+
+NOTES = (
+    "\nThese are estimates of a compiler; nothing was run. Packs of other shapes than the largest "
+    "count by their slots. Left out: the host's time (it lays out the next steps while devices "
+    "compute, and holds them up where it takes longer), reading and writing, gathers and scatters "
+    "on a TPU (libtpu makes no estimate), contention for memory and links, and what an experiment "
+    "measures after tuning. The attention kernel on a TPU counts as its FLOPs at "
+    + ", ".join(f"{part:.0%} of the peak in rows of {n}" for n, part in KERNEL_EFFICIENCY.items())
+    + ". On a GPU, whose compiler estimates no time, a kernel takes as long as its traffic with "
+    f"memory or its products at {GPU_EFFICIENCY:.0%} of the peak, and {GPU_LAUNCH * 1e6:.0f} us to "
+    "begin."
+)
+
+
+def table(parts: Mapping[str, Forecast]) -> Table:
+    """The figures of one part of the job, with a column for each topology."""
+    first = next(iter(parts.values()))
+    title = f"{first.model}, {first.task}"
+    made = Table("", *parts, title=title, title_justify="left", box=None)
+    for label, *values in zip(*(_rows(part) for part in parts.values()), strict=True):
+        made.add_row(label[0], *(value for _, value in (label, *values)))
+    return made
+
+
+def total(
+    found: Mapping[str, tuple[int, Sequence[Forecast]]], price_per_hour: float | None
+) -> Table:
+    """The whole job, with a column for each topology."""
+    made = Table("whole job", *found, box=None)
+    tuning, compiling, whole, cost = [], [], [], []
+    for devices, parts in found.values():
+        fits = not any(part.refusal for part in parts)
+        seconds = sum(part.seconds for part in parts)
+        compile_seconds = sum(part.compile_seconds for part in parts)
+        tuning.append(_time(seconds) if fits else "does not fit")
+        compiling.append(_time(compile_seconds))
+        whole.append(_time(seconds + compile_seconds) if fits else "")
+        hours = (seconds + compile_seconds) / 3600 * devices
+        cost.append(f"{hours * price_per_hour:.2f}" if fits and price_per_hour else "")
+    made.add_row("devices", *(str(devices) for devices, _ in found.values()))
+    made.add_row("tuning and evaluation", *tuning)
+    made.add_row("compiling, as here", *compiling)
+    made.add_row("together", *whole)
+    if price_per_hour:
+        made.add_row("cost", *cost)
+    return made
+
+
+def _rows(part: Forecast) -> list[tuple[str, str]]:
+    estimated = part.step_seconds > 0
+    return [
+        ("populations, runs each", f"{part.populations}, {part.runs}"),
+        ("programs", str(part.programs)),
+        ("memory of the largest step", _memory(part.step_memory, part)),
+        ("memory of evaluation", _memory(part.evaluation_memory, part)),
+        ("fits", part.refusal or "yes"),
+        ("a step", _time(part.step_seconds) if estimated else ""),
+        ("utilization", f"{part.utilization:.2f}" if estimated else ""),
+        *((f"  {kind}", f"{part.shares[kind]:.1%}" if estimated else "") for kind in KINDS),
+        ("laying out a step, host", _time(part.host_seconds) if estimated else ""),
+        ("evaluation of a population", _time(part.evaluation_seconds) if estimated else ""),
+        ("all populations", _time(part.seconds) if estimated else ""),
+    ]
+
+
+def _memory(size: int, part: Forecast) -> str:
+    if not size:
+        return "too much"
+    return f"{size / 2**30:.1f} of {part.device_memory / 2**30:.1f} GiB"
+
+
+def _time(seconds: float) -> str:
+    for limit, unit, name in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds / 3600:.3g} h"

@@ -1,0 +1,183 @@
+"""Forecasts: what is read from compiled programs, and programs compiled for a TPU without one."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.forecast.environment import ENVIRONMENT
+from experiments.forecast.estimates import KERNEL_EFFICIENCY, estimate
+from experiments.forecast.hlo import Program, count_bytes, product_flops
+from experiments.forecast.machines import GPUS, TPUS, find
+from experiments.forecast.shapes import SHAPES
+from wayward_jax.errors import InputError
+from wayward_jax.models.families import FAMILIES
+
+# A loop of seven turns: a product with something fused into it, a kernel, a copy, a sum over
+# devices and a norm. A transposition stands before the loop.
+TPU_PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%product (param_0: bf16[256,128], param_1: bf16[128,64]) -> bf16[256,64] {
+  %param_0 = bf16[256,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %param_1 = bf16[128,64]{1,0} parameter(1)
+  %convolution.1 = f32[256,64]{1,0} convolution(%param_0, %param_1), dim_labels=bf_io->bf
+  ROOT %convert.1 = bf16[256,64]{1,0} convert(%convolution.1)
+}
+
+%relayout (param_0.1: bf16[256,64]) -> bf16[64,256] {
+  %param_0.1 = bf16[256,64]{1,0} parameter(0)
+  ROOT %transpose.1 = bf16[64,256]{1,0} transpose(%param_0.1), dimensions={1,0}
+}
+
+%norm (param_0.2: f32[256,64]) -> f32[256] {
+  %param_0.2 = f32[256,64]{1,0} parameter(0)
+  ROOT %multiply.1 = f32[256]{0} multiply(%param_0.2, %param_0.2)
+}
+
+%body (state: (s32[], bf16[256,128])) -> (s32[], bf16[256,128]) {
+  %state = (s32[]{:T(128)}, /*index=1*/bf16[256,128]{1,0}) parameter(0)
+  %x = bf16[256,128]{1,0} get-tuple-element(%state), index=1
+  %mask = f32[2,128,128]{2,1,0} constant({...})
+  %out = bf16[256,64]{1,0} fusion(%x, %x), kind=kOutput, calls=%product, backend_config={"estimated_cycles":"1000"}
+  %mixed = bf16[256,64]{1,0} custom-call(%mask, %out, %out, %out), custom_call_target="tpu_custom_call"
+  %moved = bf16[64,256]{1,0} fusion(%mixed), kind=kLoop, calls=%relayout, backend_config={"estimated_cycles":"30"}
+  %all = bf16[64,256]{1,0} all-reduce(%moved), to_apply=%sum, backend_config={"estimated_cycles":"500"}
+  %length = f32[256]{0} fusion(%all), kind=kLoop, calls=%norm, backend_config={"estimated_cycles":"200"}
+  ROOT %next = (s32[], bf16[256,128]{1,0}) tuple(%x, %x)
+}
+
+%condition (state.1: (s32[], bf16[256,128])) -> pred[] {
+  %state.1 = (s32[], bf16[256,128]{1,0}) parameter(0)
+  %turn = s32[] get-tuple-element(%state.1), index=0
+  %turns = s32[]{:T(128)} constant(7)
+  ROOT %goes_on = pred[]{:T(512)} compare(%turn, %turns), direction=LT
+}
+
+ENTRY %main (argument: bf16[256,128]) -> bf16[256,128] {
+  %argument = bf16[256,128]{1,0} parameter(0)
+  %first = bf16[128,256]{1,0} transpose(%argument), dimensions={1,0}, backend_config={"estimated_cycles":"4"}
+  %zero = s32[] constant(0)
+  %before = (s32[], bf16[256,128]{1,0}) tuple(%zero, %argument)
+  %after = (s32[], bf16[256,128]{1,0}) while(%before), condition=%condition, body=%body
+  ROOT %result = bf16[256,128]{1,0} get-tuple-element(%after), index=1
+}
+"""  # noqa: E501
+
+GPU_PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%gemm (p0: bf16[4096,1280], p1: bf16[1280,5120]) -> bf16[4096,5120] {
+  %p0 = bf16[4096,1280]{1,0} parameter(0)
+  %p1 = bf16[1280,5120]{1,0} parameter(1)
+  ROOT %dot.1 = bf16[4096,5120]{1,0} dot(%p0, %p1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (a: bf16[4096,1280], b: bf16[1280,5120]) -> bf16[4096,5120] {
+  %a = bf16[4096,1280]{1,0} parameter(0)
+  %b = bf16[1280,5120]{1,0} parameter(1)
+  %c = bf16[4096,5120]{1,0} fusion(%a, %b), kind=kCustom, calls=%gemm
+  ROOT %d = bf16[4096,5120]{1,0} copy(%c)
+}
+"""  # noqa: E501
+
+
+def test_the_cycles_of_a_tpu_program_are_summed_by_kind_with_its_loops():
+    found = estimate(TPU_PROGRAM, TPUS["v5e"])
+    cycles = {kind: seconds * TPUS["v5e"].clock for kind, seconds in found.items()}
+    kernel = 7 * 2 * 2 * (2 * 128 * 128) * 64  # the forward pass has two products
+    assert cycles == {
+        "products": pytest.approx(7 * 1000),
+        "attention kernel": pytest.approx(
+            kernel / (KERNEL_EFFICIENCY[128] * TPUS["v5e"].flops) * TPUS["v5e"].clock
+        ),
+        "norms and elementwise": pytest.approx(7 * 200),
+        "copies": pytest.approx(7 * 30 + 4),
+        "gathers": 0,
+        "collectives": pytest.approx(7 * 500),
+    }
+
+
+def test_a_gpu_kernel_takes_as_long_as_its_products_or_its_traffic():
+    program = Program.parse(GPU_PROGRAM)
+    flops = 2 * 4096 * 1280 * 5120
+    assert [product_flops(program, each) for each, _ in program.executed()] == [flops, 0]
+    found = estimate(GPU_PROGRAM, GPUS["h100"])
+    assert found["products"] == pytest.approx(flops / (0.7 * 989e12) + 2e-6)
+    assert found["copies"] == pytest.approx(2 * 4096 * 5120 * 2 / 3.35e12 + 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("bf16[3,5]{1,0:T(8,128)(2,1)S(1)}", 30),
+        ("(s32[], /*index=1*/f32[2,2]{1,0}, pred[7]{0})", 4 + 16 + 7),
+        ("f8e4m3fn[10]{0}", 10),
+        ("token[]", 0),
+    ],
+)
+def test_bytes_of_a_type_are_those_of_its_arrays(text, size):
+    assert count_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("qwen2.5-0.5b", 494_032_768),
+        ("gemma-3-270m", 268_098_176),
+        ("pythia-410m", 405_334_016),
+        ("smollm2-135m", 134_515_008),
+    ],
+)
+def test_shapes_have_as_many_parameters_as_the_published_models(name, parameters):
+    module = FAMILIES[SHAPES[name]["model_type"]].module_of(SHAPES[name])
+    ids = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
+
+
+@pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "v5e:2", "h100:2x2", "cpu"])
+def test_a_topology_that_is_none_is_refused_with_those_that_are(topology):
+    with pytest.raises(InputError, match="v5e:2x4"):
+        find(topology)
+
+
+@pytest.mark.parametrize(
+    ("topology", "extra"), [("v5e:2x4", "forecast-tpu"), ("h100", "forecast-gpu")]
+)
+def test_a_missing_compiler_is_named_with_the_command_that_installs_it(
+    topology, extra, monkeypatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=rf"pip install -e '\.\[{extra}\]'"):
+        find(topology)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install .[forecast-tpu]"
+)
+@pytest.mark.parametrize(
+    ("family", "axis"), [("gpt2", "runs"), ("llama", "runs"), ("llama", "model")]
+)
+def test_steps_compile_for_a_tpu_with_the_kernel_and_runs_never_communicate(family, axis):
+    words = [sys.executable, "-m", "tests.helpers.compile_for_tpu", family, axis]
+    done = subprocess.run(words, check=True, capture_output=True, env=os.environ | ENVIRONMENT)
+    found = json.loads(done.stdout)
+    # Two layers, forward and backward; scoring has no backward pass.
+    assert found["train"]["attention kernel"] == 2 * 2
+    assert found["score"]["attention kernel"] == 2
+    for program in found.values():
+        assert (program["collectives"] > 0) == (axis == "model")
+        assert 0 < program["memory"] < 64 * 2**20
