@@ -18,7 +18,13 @@ from tests.helpers import pages, toy_job, toy_models
 from wayward_jax import api, models
 from wayward_jax.jobs.job import run_job
 from wayward_jax.jobs.progress_bar import ProgressReporter
-from wayward_jax.jobs.settings import AnalysisSettings, CalibrationSettings, ForecastSettings
+from wayward_jax.jobs.settings import (
+    AnalysisSettings,
+    AuditSettings,
+    CalibrationSettings,
+    ExportSettings,
+    ForecastSettings,
+)
 from wayward_jax.models.families import FAMILIES
 
 ROOT = pages.ROOT
@@ -124,7 +130,13 @@ def test_the_library_in_usage_runs(toy):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_flag_that_a_page_names_exists(page):
-    kinds = (ForecastSettings, AnalysisSettings, CalibrationSettings)
+    kinds = (
+        AuditSettings,
+        AnalysisSettings,
+        CalibrationSettings,
+        ExportSettings,
+        ForecastSettings,
+    )
     known = {setting.name for kind in kinds for setting in kind.settings()}
     programs = text(ROOT / "launch_tpu.sh") + text(ROOT / "experiments/benchmark/__main__.py")
     known |= set(re.findall(r"--([a-z_]+)", programs)) | set(
@@ -139,11 +151,14 @@ def test_every_command_of_a_page_can_be_parsed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    for program, parse in (
-        ("run", flags.job_settings),
-        ("forecast", functools.partial(flags.job_settings, kind=ForecastSettings)),
-        ("analyze", AnalysisSettings.parse),
-    ):
+    programs = {
+        "run": flags.job_settings,
+        "forecast": functools.partial(flags.job_settings, kind=ForecastSettings),
+        "analyze": AnalysisSettings.parse,
+        "audit": AuditSettings.parse,
+        "export": ExportSettings.parse,
+    }
+    for program, parse in programs.items():
         for words in commands(page, program):
             given = dict(word.removeprefix("--").split("=", 1) for word in words)
             for folder in (given.get("data_dir"), *given.get("reuse", "").split(",")):

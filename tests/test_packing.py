@@ -181,10 +181,11 @@ def test_padding_is_to_the_least_positive_multiple(size):
 
 
 def test_lengths_of_rows_are_multiples_that_hold_the_longest_example():
-    assert row_sizes(130, 128) == [256, 384, 512]
-    assert row_sizes(512, 128) == [512]
-    assert row_sizes(700, 128) == [768]
-    assert row_sizes(470, 16) == [480, 496, 512]
+    assert row_sizes(5, 125, 128) == [256, 384, 512]
+    assert row_sizes(12, 500, 128) == [512]
+    assert row_sizes(100, 600, 128) == [768]
+    assert row_sizes(20, 450, 16) == [480, 496, 512]
+    assert row_sizes(1000, 60, 64) == [1088, 1152, 1216]
 
 
 needs = st.lists(
@@ -241,13 +242,28 @@ def test_a_batch_of_two_runs_by_hand():
         segment=[[0, 0, 1, 1, 1, 1, 0], [0, 0, 2, 2, 0, 0, 0], [0, 3, 3, 3, 0, 0, 0]],
         branch=[[0, 0, 0, 0, 1, 2, 0], [0, 0, 0, 1, 0, 0, 0], [0] * 7],
         prompt_lengths=[2, 1],
-        copies=[[7, 0], [14, -1]],
+        copies=[[0, 7], [14, -1]],
         query=[3, 4, 5, 9, 10, 17, 0, 0],
         of=[0, 1, 0, 2, 3, 4, 5, 0],
         target=[7, 9, 8, 9, 3, 9, 9, 0],
         score=[0, 0, 1, 1, 2, 2, 0, 0],
         weight=[0.5] * 6 + [1, 0],
     )
+
+
+def test_the_packs_of_a_step_share_its_rows():
+    shape = PackedShape(rows=4, slots=7, copies=2, queries=8, predictions=8)
+    whole = packed(BY_HAND, [2, 1], shape)
+    halves = pack_segments([BY_HAND], np.array([[2, 1]]), shape._replace(rows=2), packs=2)
+    for name in ("ids", "positions", "run", "branch"):
+        np.testing.assert_array_equal(np.concatenate(getattr(halves, name)), getattr(whole, name))
+    np.testing.assert_array_equal(halves.copies, [[[0, 7], [-1, -1]], [[-1, -1], [0, -1]]])
+    np.testing.assert_array_equal(halves.prompt_lengths, [[2, 1], [2, 1]])
+    np.testing.assert_array_equal(
+        halves.query, [[3, 4, 5, 9, 10, 0, 0, 0], [3, 0, 0, 0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(halves.target[halves.weight > 0], [7, 9, 8, 9, 3, 9, 9])
+    np.testing.assert_array_equal(halves.of[1], [0] * 8)
 
 
 def test_slots_attend_to_their_prompt_the_context_and_their_own_branch():

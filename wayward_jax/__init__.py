@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wayward_jax.api import (
         evaluate,
         load_model,
+        load_prompt,
         load_targets,
         load_task,
         losses,
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
         read,
     )
     from wayward_jax.errors import InputError
+    from wayward_jax.prompt_files import save_prompt
     from wayward_jax.runs import Run, RunRecord
     from wayward_jax.tuning import tune
 
 _HOMES = {
     **dict.fromkeys(("load_model", "load_task", "load_targets"), "wayward_jax.api"),
-    **dict.fromkeys(("read", "evaluate", "losses", "pack"), "wayward_jax.api"),
+    **dict.fromkeys(("load_prompt", "read", "evaluate", "losses", "pack"), "wayward_jax.api"),
     **dict.fromkeys(("Run", "RunRecord"), "wayward_jax.runs"),
+    "save_prompt": "wayward_jax.prompt_files",
     "tune": "wayward_jax.tuning",
     "InputError": "wayward_jax.errors",
 }
@@ -39,11 +42,13 @@ __all__ = [
     "constraints",
     "evaluate",
     "load_model",
+    "load_prompt",
     "load_targets",
     "load_task",
     "losses",
     "pack",
     "read",
+    "save_prompt",
     "tune",
 ]
 

@@ -5,6 +5,7 @@ and the number of tokens that go through the model at once are chosen as for a j
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
 from wayward_jax import assets, metrics, models, objective, tasks
-from wayward_jax.errors import InputError
 from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.models import LanguageModel
 from wayward_jax.packing import (
@@ -26,6 +26,7 @@ from wayward_jax.packing import (
     row_sizes,
 )
 from wayward_jax.projection import METRICS
+from wayward_jax.prompt_files import checked_prompt, fit_prompt, read_prompt
 from wayward_jax.readings import Reading, read_prompts
 from wayward_jax.sharding import make_mesh
 from wayward_jax.targets import load_texts, tokenize
@@ -123,6 +124,27 @@ def load_targets(
         InputError: there is no such set or text.
     """
     return load_texts(spec, task=task, data_dir=_path(data_dir))
+
+
+def load_prompt(source: str | Path, model: LanguageModel) -> np.ndarray:
+    """Loads a prompt for a model, and warns if it seems to be another model's.
+
+    Args:
+        source: an adapter of PEFT, an array in a file, a checkpoint, or `text=` and a text; see
+            `prompt_files.read_prompt`.
+        model: the model that it is for.
+
+    Returns:
+        `[L, D]` float32, in the space of the model's embedding table.
+
+    Raises:
+        InputError: there is no such prompt, or it does not fit the model.
+    """
+    saved = read_prompt(source)
+    prompt = fit_prompt(saved, model)
+    if doubt := saved.doubt(model):
+        warnings.warn(doubt, stacklevel=2)
+    return prompt
 
 
 def read(
@@ -256,7 +278,7 @@ def pack(
     shape = min(
         (
             fitting_shape([runs], lengths, slots)
-            for slots in row_sizes(input_length + longest, row_grain(mesh_of(model)))
+            for slots in row_sizes(input_length, longest, row_grain(mesh_of(model)))
         ),
         key=lambda shape: shape.cost,
     )
@@ -286,18 +308,6 @@ def losses(
     return objective.losses(
         model.module, model.params, prompts, packed, target_ids, gamma, model.bos_ids
     )
-
-
-def checked_prompt(model: LanguageModel, prompt: ArrayLike) -> np.ndarray:
-    """The prompt as `[L, D]` float32."""
-    vectors, width = np.asarray(prompt, np.float32), model.embedding_table().shape[1]
-    if vectors.ndim != 2 or vectors.shape[1] != width or not len(vectors):
-        raise InputError(
-            "prompt", vectors.shape, f"give an array of vectors of {model.name}: [L, {width}]"
-        )
-    if not np.isfinite(vectors).all():
-        raise InputError("prompt", vectors.shape, "holds numbers that are not finite: remove them")
-    return vectors
 
 
 def mesh_of(model: LanguageModel) -> Mesh:

@@ -263,15 +263,18 @@ def padded(sizes: np.ndarray) -> np.ndarray:
     return np.maximum(-(-sizes // GRAIN), 1) * GRAIN
 
 
-def row_sizes(least: int, grain: int) -> list[int]:
+def row_sizes(prompt_length: int, longest: int, grain: int) -> list[int]:
     """Lists the lengths of rows to choose from.
 
     Args:
-        least: tokens of the longest prompt and example together.
+        prompt_length: vectors of the longest prompt.
+        longest: tokens of the longest example.
         grain: lengths are multiples of it.
     """
-    shortest = -(-least // grain)
-    return [grain * n for n in range(shortest, max(shortest, MAX_SLOTS // grain) + 1)]
+    shortest = -(-(prompt_length + longest) // grain)
+    # Behind a long prompt there must be room for several examples, for each row repeats the prompt.
+    enough = max(MAX_SLOTS, prompt_length + MAX_SLOTS // 2) // grain
+    return [grain * n for n in range(shortest, max(shortest, enough) + 1)]
 
 
 def choose_shapes(needed: np.ndarray, most: int) -> tuple[tuple[PackedShape, ...], float]:
@@ -341,19 +344,36 @@ def segment_sizes(batches: Sequence[Sequence[Sequence[Segment]]]) -> np.ndarray:
     return found.reshape(len(batches), len(batches[0]), *found.shape[1:])
 
 
-def needed_shapes(segments: np.ndarray, prompt_lengths: np.ndarray, slots: int) -> np.ndarray:
-    """Finds the least `PackedShape` with rows of so many slots for each of M batches: `[M, 5]`.
+def needed_shapes(
+    segments: np.ndarray, prompt_lengths: np.ndarray, slots: int, packs: int = 1
+) -> np.ndarray:
+    """Finds the least shape with rows of so many slots for the packs of each of M steps.
 
     Args:
         segments: `[M, R, B, 3]`, from `segment_sizes`.
         prompt_lengths: `[M, R]`.
         slots: S.
+        packs: P, into which the rows of a step are divided.
+
+    Returns:
+        `[M, 5]`, each a `PackedShape`.
     """
     starts, copies = fill_rows(segments[..., 0], prompt_lengths, slots)
-    rows = starts.max(axis=(1, 2), initial=0) // slots + 1
-    most_copies = (copies >= 0).sum(axis=2).max(axis=1, initial=1)
-    queries, predictions = padded(segments[..., 1:].sum(axis=(1, 2))).T
+    rows = _rows_per_pack(starts, slots, packs)
+    slots_per_pack = rows[:, None, None] * slots
+    numbers = np.arange(packs)[:, None, None, None]
+    own = starts // slots_per_pack == numbers  # [P, M, R, B]
+    own_copies = copies // slots_per_pack == numbers
+    most_copies = own_copies.sum(axis=3).max(axis=(0, 2), initial=1)
+    counts = np.einsum("pmrb,mrbk->pmk", own, segments[..., 1:], dtype=np.int64)
+    queries, predictions = padded(counts.max(axis=0)).T
     return np.stack([rows, np.full_like(rows, slots), most_copies, queries, predictions], axis=1)
+
+
+def _rows_per_pack(starts: np.ndarray, slots: int, packs: int) -> np.ndarray:
+    """Counts the rows of each pack of M steps: `[M]`. The rows of a step are divided evenly."""
+    rows = starts.max(axis=(1, 2), initial=0) // slots + 1
+    return -(-rows // packs)
 
 
 def fitting_shape(
@@ -371,23 +391,39 @@ def fitting_shape(
 
 
 def pack_segments(
-    batches: Sequence[Sequence[Sequence[Segment]]], prompt_lengths: np.ndarray, shape: PackedShape
+    steps: Sequence[Sequence[Sequence[Segment]]],
+    prompt_lengths: np.ndarray,
+    shape: PackedShape,
+    packs: int = 1,
 ) -> PackedBatch:
-    """Packs M batches of a shape that fits them.
+    """Packs the segments of M steps, each into P packs of a shape that fits them.
+
+    The rows of a step are divided among its packs. A run may have rows in several of them.
 
     Args:
-        batches: for each batch, the segments of R runs.
+        steps: for each step, the segments of R runs.
         prompt_lengths: `[M, R]`.
-        shape: of each batch.
+        shape: of each pack.
+        packs: P.
 
     Returns:
-        The batches, `[M, ...]`.
+        The packs of one step after those of another, `[M * P, ...]`. Each knows all R runs.
     """
-    count, stream = len(batches), shape.rows * shape.slots
-    starts, copies = fill_rows(segment_sizes(batches)[..., 0], prompt_lengths, shape.slots)
-    segments = [segment for batch in batches for run in batch for segment in run]
-    of_batch, of_run, _ = np.nonzero(starts >= 0)  # of each segment
-    start = starts[starts >= 0]
+    starts, copies = fill_rows(segment_sizes(steps)[..., 0], prompt_lengths, shape.slots)
+    own_slots = _rows_per_pack(starts, shape.slots, packs) * shape.slots  # of each pack of a step
+    count, stream = len(steps) * packs, shape.rows * shape.slots
+
+    def located(slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The pack, the run and the slot of what starts somewhere, sorted by pack."""
+        step, run, _ = np.nonzero(slots >= 0)
+        pack_of_step, slot = np.divmod(slots[slots >= 0], own_slots[step])
+        pack = step * packs + pack_of_step
+        order = np.argsort(pack, kind="stable")
+        return order, pack[order], run[order], slot[order]
+
+    order, of_batch, of_run, start = located(starts)
+    segments = [segment for step in steps for run in step for segment in run]
+    segments = [segments[number] for number in order]
     tokens, queries, predictions = sizes(segments).T
 
     in_slots = {
@@ -400,16 +436,23 @@ def pack_segments(
         for name, array in values.items():
             in_slots[name][slots] = array
 
-    copy_batch, copy_run, _ = np.nonzero(copies >= 0)
-    lengths = prompt_lengths[copy_batch, copy_run]
+    _, copy_batch, copy_run, copy_slot = located(copies)
+    length_of = prompt_lengths.repeat(packs, axis=0)  # [M * P, R]
+    lengths = length_of[copy_batch, copy_run]
     vectors = _ranges(lengths)
-    first = copy_batch * stream + copies[copies >= 0]
-    put(np.repeat(first, lengths) + vectors, positions=vectors, run=np.repeat(copy_run, lengths))
+    put(
+        np.repeat(copy_batch * stream + copy_slot, lengths) + vectors,
+        positions=vectors,
+        run=np.repeat(copy_run, lengths),
+    )
+    copies_of = np.zeros(length_of.shape, np.int64)
+    np.add.at(copies_of, (copy_batch, copy_run), 1)
+    copy_starts = np.full((*length_of.shape, shape.copies), -1, np.int32)
+    copy_starts[copy_batch, copy_run, _ranges(copies_of[copies_of > 0])] = copy_slot
     put(
         np.repeat(of_batch * stream + start, tokens) + _ranges(tokens),
         ids=_joined(segments, "ids"),
-        positions=_joined(segments, "positions")
-        + np.repeat(prompt_lengths[of_batch, of_run], tokens),
+        positions=_joined(segments, "positions") + np.repeat(length_of[of_batch, of_run], tokens),
         run=np.repeat(of_run, tokens),
         segment=np.repeat(1 + np.arange(len(segments)), tokens),
         branch=_joined(segments, "branch"),
@@ -430,8 +473,8 @@ def pack_segments(
     first_query -= first_query[np.searchsorted(of_batch, of_batch)]  # counted within the batch
     return PackedBatch(
         **{name: x.reshape(count, shape.rows, shape.slots) for name, x in in_slots.items()},
-        prompt_lengths=prompt_lengths.astype(np.int32),
-        copies=_first_columns(-np.sort(-copies, axis=2), shape.copies).astype(np.int32),
+        prompt_lengths=length_of.astype(np.int32),
+        copies=copy_starts,
         query=in_order("query", queries, shape.queries, start),
         of=in_order("of", predictions, shape.predictions, first_query),
         target=in_order("target", predictions, shape.predictions),
@@ -449,12 +492,6 @@ def _joined(segments: Sequence[Segment], field: str) -> np.ndarray:
     """Joins a field of all segments; float32 for weights and int32 for the rest."""
     dtype = np.float32 if field == "weight" else np.int32
     return np.concatenate([np.zeros(0, dtype), *(getattr(s, field) for s in segments)])
-
-
-def _first_columns(x: np.ndarray, size: int) -> np.ndarray:
-    """Cuts the last axis of `x` to `size`, or appends -1."""
-    missing = max(0, size - x.shape[-1])
-    return np.pad(x, ((0, 0), (0, 0), (0, missing)), constant_values=-1)[..., :size]
 
 
 def example_order(n_examples: int, count: int, seed: int) -> np.ndarray:

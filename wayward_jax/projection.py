@@ -114,7 +114,7 @@ def _neighbors(
         best_ids = jnp.concatenate([best_ids, jnp.broadcast_to(ids, block.shape)], axis=1)
         best, at = jax.lax.top_k(-best, min(k + SHORTLIST, best.shape[1]))
         best, best_ids = -best, jnp.take_along_axis(best_ids, at, axis=1)
-    exact = _exact_distances(prompt[:, None], table[best_ids].astype(jnp.float32), metric)
+    exact = distances_between(prompt[:, None], table[best_ids].astype(jnp.float32), metric)
     exact = jnp.where(valid[best_ids], exact, jnp.inf)
     order = jnp.lexsort((best_ids, exact))[:, :k]
     return jnp.take_along_axis(best_ids, order, axis=1), jnp.take_along_axis(exact, order, axis=1)
@@ -134,8 +134,17 @@ def _rough_distances(prompt: jax.Array, rows: jax.Array, metric: str) -> jax.Arr
     return jnp.square(rows).sum(axis=1) - 2 * dots
 
 
-def _exact_distances(prompt: jax.Array, rows: jax.Array, metric: str) -> jax.Array:
-    """Computes distances `[L, n]` of `[L, 1, D]` and `[L, n, D]` without cancellation."""
+def distances_between(prompt: jax.Array, rows: jax.Array, metric: str) -> jax.Array:
+    """Computes distances under a metric without cancellation.
+
+    Args:
+        prompt: `[..., D]`.
+        rows: `[..., D]` of a shape that fits.
+        metric: one of `METRICS`.
+
+    Returns:
+        `[...]` float32.
+    """
     if metric == "dot":
         return -(prompt * rows).sum(axis=-1)
     if metric == "cosine":

@@ -219,8 +219,8 @@ class RunRecord:
             "id": self.id,
             **dataclasses.asdict(self.run),
             **values,
-            "correct": _write_bits(self.correct),
-            "unprompted": None if self.unprompted is None else _write_bits(self.unprompted),
+            "correct": write_bits(self.correct),
+            "unprompted": None if self.unprompted is None else write_bits(self.unprompted),
             "curve": [dataclasses.asdict(point) for point in self.curve],
             **dataclasses.asdict(self.provenance),
         }
@@ -245,12 +245,12 @@ class RunRecord:
             )
             own = {field.name: row[field.name] for field in dataclasses.fields(cls)[1:-2]}
             own |= {
-                "correct": _read_bits(row["correct"], row["n_eval"]),
+                "correct": read_bits(row["correct"], row["n_eval"]),
                 "token_ids": tuple(row["token_ids"]),
                 "curve": tuple(CurvePoint(**point) for point in row["curve"]),
             }
             if row["unprompted"] is not None:
-                own["unprompted"] = _read_bits(row["unprompted"], row["n_eval"])
+                own["unprompted"] = read_bits(row["unprompted"], row["n_eval"])
         except TypeError as error:
             raise ValueError(f"has an entry of the wrong kind ({error})") from error
         if row["id"] != run.id:
@@ -263,9 +263,11 @@ def _entries(kind: type, row: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: row[field.name] for field in dataclasses.fields(kind)}
 
 
-def _write_bits(values: np.ndarray) -> str:
+def write_bits(values: np.ndarray) -> str:
+    """Writes `[N]` bool in hexadecimal digits, a bit each."""
     return np.packbits(values).tobytes().hex()
 
 
-def _read_bits(text: str, count: int) -> np.ndarray:
+def read_bits(text: str, count: int) -> np.ndarray:
+    """Reads `count` values that `write_bits` wrote: `[count]` bool."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)

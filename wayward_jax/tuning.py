@@ -9,7 +9,7 @@ import pandas as pd
 from jax.typing import ArrayLike
 from rich.console import Console
 
-from wayward_jax.api import checked_prompt, mesh_of
+from wayward_jax.api import mesh_of
 from wayward_jax.checkpoints import prompt_digest
 from wayward_jax.constraints import CONSTRAINTS, Constraint, hold
 from wayward_jax.errors import InputError
@@ -20,6 +20,7 @@ from wayward_jax.jobs.settings import Settings
 from wayward_jax.jobs.throughput import ThroughputMeter
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
+from wayward_jax.prompt_files import checked_prompt
 from wayward_jax.runs import Run, RunRecord
 from wayward_jax.targets import require_readable, tokenize
 from wayward_jax.tasks import TaskData

@@ -143,8 +143,8 @@ class Tuner:
         )
         task_loss = np.asarray(losses.task)  # waits for the steps
         seconds = time.perf_counter() - began
-        shape = batch.packs.ids.shape
+        shape = batch.ids.shape
         if shape not in self.compile_seconds:
             self.compile_seconds[shape], seconds = seconds, math.nan
         cost = step_cost(batch, self.plan)
-        return Chunk(seconds, task_loss, cost, batch.packs.ids.size)
+        return Chunk(seconds, task_loss, cost, batch.ids.size)

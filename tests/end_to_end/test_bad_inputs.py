@@ -143,7 +143,7 @@ FLAGS = {
     "model of a long name": ({"model": "x" * 5000}, "--model=xxx", "give smollm2-135m"),
     "model on the hub": ({"model": "no/such"}, "--model=no/such", "check name and network"),
     "model without an end": ({"model": "/dev/zero"}, "--model=/dev/zero", "give smollm2-135m"),
-    "start": ({"init": "nothing"}, "--init=nothing", "choose from target, vocab, random"),
+    "start": ({"init": "nothing"}, "--init=nothing", "give target, vocab, random, a PEFT"),
     "no job to reuse": ({"reuse": "nowhere"}, "--reuse=nowhere", "give a folder that exists"),
     "profile of -1 steps": ({"profile": -1}, "--profile=-1", "from 0 on"),
     "model of nobody": ({"model": "~no_such_user/m"}, "--model=~no_such_user/m", "give smollm2"),
@@ -391,12 +391,13 @@ FILES = {
         *("m.gguf: the file lacks 'general.architecture'",),
     ),
     "start of another length": (
-        lambda at: {"init": at.checkpoint(np.ones((2, 32)))},
-        *("--init=", "has 2 tokens of width 32", "choose targets of its length"),
+        lambda at: {"init": at.checkpoint(np.ones((2, 32))), "prompt_length": 3},
+        *("--init=", "has 2 vectors, target", "choose targets of its length"),
     ),
     "start of another model": (
         lambda at: {"init": at.checkpoint(np.ones((3, 31)))},
-        *("--init=", "has 3 tokens of width 31", "the model that it was tuned for"),
+        "has vectors of width 31, and those of gpt2 have 32",
+        "the model that it was tuned for",
     ),
     "start that is NaN": (
         lambda at: {"init": at.checkpoint(np.full((3, 32), np.nan))},

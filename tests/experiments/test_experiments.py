@@ -44,7 +44,7 @@ class Named:
     digest: str = "0123456789abcdef"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "audit"])
 def test_every_experiment_has_runs_tables_and_defaults_that_flags_take(given, name):
     found = flags.find_experiment(name)
     assert found.tables
@@ -258,7 +258,7 @@ def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
 
 def test_a_start_of_another_width_is_refused(folder, tmp_path):
     checkpoints.save_prompt(tmp_path / "start", np.zeros((3, 5), np.float32))
-    with pytest.raises(InputError, match=r"init=.*: has 3 tokens of width 5"):
+    with pytest.raises(InputError, match="start: has vectors of width 5"):
         run_job(folder, tmp_path / "refused", init=("target", str(tmp_path / "start")))
 
 

@@ -158,6 +158,7 @@ def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, bos, tm
         [types.SimpleNamespace(run=longest)],
         "dev",
         pytest.fail,
+        {},
     )
     assert longest.prompt_length == 6
     # The last prompt is longer than those that the examples are packed for.

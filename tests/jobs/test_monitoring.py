@@ -81,16 +81,13 @@ def test_tensorboard_shows_the_results_of_every_population(events, populations):
 @pytest.mark.parametrize("name", ["dev_accuracy", "prompt_f1"])
 def test_tensorboard_shows_the_curves_of_the_results(name, events, populations):
     for run, rows in populations.items():
+        # p_star aims at nothing, so it has no F1.
+        counted = [row for row in rows if row["target_ids"] or name == "dev_accuracy"]
         by_step = {
-            points[0]["step"]: [point[name] for point in points]
-            for points in zip(*(row["curve"] for row in rows), strict=True)
+            points[0]["step"]: pytest.approx(np.mean([point[name] for point in points]))
+            for points in zip(*(row["curve"] for row in counted), strict=True)
         }
-        if rows[0]["target_ids"] or name == "dev_accuracy":
-            assert events[run][f"{name}/mean"] == {
-                step: pytest.approx(np.mean(values)) for step, values in by_step.items()
-            }
-        else:  # p_star aims at nothing
-            assert f"{name}/mean" not in events[run]
+        assert events[run].get(f"{name}/mean", {}) == by_step
 
 
 @pytest.mark.parametrize("name", ["task_loss", "distance"])

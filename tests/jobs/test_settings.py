@@ -11,7 +11,12 @@ from wayward_jax.errors import InputError
 from wayward_jax.jobs.kept_flags import differing, read_flags, repeating_command
 from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.setting import Gamma
-from wayward_jax.jobs.settings import AnalysisSettings, Settings
+from wayward_jax.jobs.settings import (
+    AnalysisSettings,
+    AuditSettings,
+    ExportSettings,
+    Settings,
+)
 
 # A value for each setting that is not its default.
 OTHERS = {
@@ -97,7 +102,7 @@ def program(kind, *words):
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("kind", [Settings, AnalysisSettings])
+@pytest.mark.parametrize("kind", [Settings, AnalysisSettings, AuditSettings, ExportSettings])
 def test_help_has_a_flag_with_form_and_default_for_every_setting(kind):
     shown = program(kind, "--help").stdout
     flags = {part.partition(":")[0]: " ".join(part.split()) for part in shown.split("\n  --")}

@@ -81,11 +81,7 @@ def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, 
         assert own == sorted(own)
         assert own[-1] <= each.prompt_length
         assert population is None or len(each.runs) <= population
-        assert (
-            len(each.runs)
-            <= each.run_shards * each.packs_per_shard * each.runs_per_pack
-            == len(each.padded_runs)
-        )
+        assert len(each.runs) <= each.run_shards * each.runs_per_shard == len(each.padded_runs)
         assert each.padded_runs[: len(each.runs)] == list(each.runs)
         assert (each.run_shards, each.data_shards) == (mesh.shape["runs"], mesh.shape["data"])
         assert 1 <= len(each.shapes) <= MAX_SHAPES
@@ -152,18 +148,15 @@ def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
     for own in plan_populations(TRAIN, runs, population=8, pack_tokens=pack_tokens, mesh=mesh):
         steps, batch_size = own.runs[0].steps, own.runs[0].batch_size
         step = 0
-        for batch in iter_batches(TRAIN, own):
-            for packs, run_index in zip(_each(batch.packs), batch.run_index, strict=True):
-                found = {}
-                for number, (of_pack, runs_of_pack) in enumerate(
-                    zip(_each(packs), run_index, strict=True)
-                ):
-                    parts = [seen(pack) for pack in _each(of_pack)]
-                    assert len(parts) == own.data_shards
-                    side = number // own.packs_per_shard * own.packs_per_shard * own.runs_per_pack
-                    for run, of_run in zip(runs_of_pack, zip(*parts, strict=True), strict=True):
-                        found[side + run] = sum(of_run, collections.Counter())
-                assert sorted(found) == list(range(len(own.padded_runs)))
+        for call in iter_batches(TRAIN, own):
+            for packs in _each(call):
+                found = [collections.Counter() for _ in own.padded_runs]
+                for number, parts in enumerate(_each(packs)):
+                    first = number // own.packs_per_shard * own.runs_per_shard
+                    assert len(parts.ids) == own.data_shards
+                    for pack in _each(parts):
+                        for run, examples in enumerate(seen(pack)):
+                            found[first + run] += examples
                 for number, run in enumerate(own.padded_runs):
                     order = example_order(len(TRAIN[run.data_seed]), steps * batch_size, run.seed)
                     own_examples = order.reshape(steps, batch_size)[step]
@@ -229,8 +222,8 @@ def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, 
     for own in plans[::5] if population == 1 else plans:
         prompts = own.steps_per_call * sum(run.prompt_length for run in own.runs)
         for batch in itertools.islice(iter_batches(train, own), LOOKED_AT // own.steps_per_call):
-            needed += (batch.packs.segment > 0).sum() + prompts
-            computed += batch.packs.segment.size
+            needed += (batch.segment > 0).sum() + prompts
+            computed += batch.segment.size
     assert needed >= 0.85 * computed
 
 

@@ -64,6 +64,19 @@ def render(
         frames: tables by caption.
         data: the result of `page_data`.
     """
+    return template("page.html").render(
+        title=title,
+        said=said,
+        notes=notes,
+        figures={caption: _svg(caption, figure) for caption, figure in made.items()},
+        tables={caption: cells(frame) for caption, frame in frames.items()},
+        data=data,
+        f1_threshold=F1_THRESHOLD,
+    )
+
+
+def template(name: str) -> jinja2.Template:
+    """A template of the folder `page`, in which all text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wayward_jax.analysis", "page"),
         autoescape=True,
@@ -76,15 +89,7 @@ def render(
         "ensure_ascii": False,
         "separators": (",", ":"),
     }
-    return environment.get_template("page.html").render(
-        title=title,
-        said=said,
-        notes=notes,
-        figures={caption: _svg(caption, figure) for caption, figure in made.items()},
-        tables={caption: _cells(frame) for caption, frame in frames.items()},
-        data=data,
-        f1_threshold=F1_THRESHOLD,
-    )
+    return environment.get_template(name)
 
 
 def page_data(
@@ -215,7 +220,8 @@ def _svg(name: str, figure: Figure) -> Markup:
     return Markup(svg)
 
 
-def _cells(frame: pd.DataFrame) -> dict[str, Any]:
+def cells(frame: pd.DataFrame) -> dict[str, Any]:
+    """Makes the columns and rows of a table, as the macro of `tables.html` takes them."""
     table, numbers = tables.shown(frame)
     return {
         "columns": list(zip(table, numbers, strict=True)),

@@ -32,9 +32,12 @@ class Experiment:
             end, if there are data for them; `experiments.analyze` makes all tables.
         measure: measures the prompts when all are tuned; None if nothing is measured.
         defaults: the experiment's own defaults of flags, written as on a command line.
+        repeat_targets: whether targets that are shorter than the prompts are repeated to their
+            length. Otherwise they are left out.
     """
 
     runs: RunsOf
     tables: tuple[str, ...]
     measure: Measure | None = None
     defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    repeat_targets: bool = False

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +29,7 @@ from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
 from wayward_jax.models.tokenizer import Tokenizer
+from wayward_jax.prompt_files import SavedPrompt, fit_prompt, read_prompt
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import TaskData
@@ -109,15 +109,17 @@ class Start(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelInputs:
-    """The inputs for one model: examples, runs and tokens a pack by task.
+    """The inputs for one model: examples, runs and tokens a pack by task, and starting prompts.
 
-    Examples are those of the whole job, whatever part of its runs is carried out.
+    Examples are those of the whole job, whatever part of its runs is carried out. Prompts `[L, D]`
+    are by what `Run.init` says of them.
     """
 
     tokenizer: Tokenizer
     tasks: dict[str, EncodedTask]
     runs: dict[str, list[Run]]
     pack_tokens: dict[str, int]
+    starts: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,42 +128,25 @@ class Inputs:
 
     Attributes:
         models: inputs by the model's name.
-        starts: prompts to start from by `Run.init`.
         runs: the runs that are carried out, by id.
         content: twelve hexadecimal digits that depend on all runs of the job and on its examples,
             and not on where files lie.
     """
 
     models: dict[str, ModelInputs]
-    starts: dict[str, Start]
     runs: dict[str, Run]
     content: str
 
 
 @on_primary
-def read_starts(settings: Settings) -> dict[str, Start]:
-    """The prompts that `--init` names beside kinds of starts, by what `Run.init` says of them.
+def read_starts(settings: Settings) -> list[SavedPrompt]:
+    """Reads the prompts that `--init` names beside kinds of starts.
 
     Raises:
-        InputError: there is no such prompt, or it is given twice.
+        InputError: there is no such prompt.
     """
-    found: dict[str, Start] = {}
-    for source in settings.init:
-        if source in STARTS:
-            continue
-        path = Path(os.path.expanduser(source))
-        if not os.path.isdir(path):
-            raise InputError(
-                "init", source, f"choose from {', '.join(STARTS)}, or a checkpoint's folder"
-            )
-        prompt = checkpoints.load_prompt(path)
-        name = f"checkpoint:{checkpoints.prompt_digest(prompt)}"
-        if name in found:
-            raise InputError(
-                "init", source, f"holds the same prompt as --init={found[name].source}: give one"
-            )
-        found[name] = Start(source, prompt)
-    return found
+    sources = [source for source in settings.init if source not in STARTS]
+    return [read_prompt(source, "init", list(STARTS)) for source in sources]
 
 
 @on_primary
@@ -174,7 +159,7 @@ def read_inputs(
     settings: Settings,
     experiment: Experiment,
     loader: Loader,
-    starts: Mapping[str, Start],
+    saved: Sequence[SavedPrompt],
     watch: ProgressReporter,
 ) -> Inputs:
     """Reads everything else that the job needs, and lists its runs; each model is loaded once.
@@ -188,7 +173,7 @@ def read_inputs(
     for note in dict.fromkeys(note for data in samples for note in data.notes):
         watch.note(note)
     inputs = {
-        name: _read_for(loader, name, settings, experiment, datasets, starts, watch)
+        name: _read_for(loader, name, settings, experiment, datasets, saved, watch)
         for name in loader.names
     }
     runs = [run for each in inputs.values() for own in each.runs.values() for run in own]
@@ -203,7 +188,7 @@ def read_inputs(
         for name, each in inputs.items()
     }
     content = _content(runs, inputs, datasets)
-    return Inputs(narrowed, dict(starts), chosen, content)
+    return Inputs(narrowed, chosen, content)
 
 
 @on_primary
@@ -323,10 +308,11 @@ def _read_for(
     settings: Settings,
     experiment: Experiment,
     datasets: Datasets,
-    starts: Mapping[str, Start],
+    saved: Sequence[SavedPrompt],
     watch: ProgressReporter,
 ) -> ModelInputs:
     model, mesh = loader.model(name), loader.mesh
+    starts = _fit_starts(saved, model, watch)
     names = {start.source: name for name, start in starts.items()}
     inits = tuple(names.get(init, init) for init in settings.init)
     own_settings = dataclasses.replace(settings.of_model(loader.names[name]), init=inits)
@@ -334,13 +320,17 @@ def _read_for(
         name: each.task.default_template if settings.template is None else settings.template
         for name, each in ((name, next(iter(own.values()))) for name, own in datasets.items())
     }
+    of_starts = tuple(len(start.prompt) for start in starts.values())
+    lengths: tuple[int | None, ...] = settings.prompt_length or of_starts or (None,)
     planned = {}
     for task, template in templates.items():
         texts = targets.load_texts(settings.targets, task=task, data_dir=settings.data_dir)
         found = [
             target
-            for length in settings.prompt_length or (None,)
-            for target in targets.tokenize(texts, model.tokenizer, length)
+            for length in dict.fromkeys(lengths)
+            for target in targets.tokenize(
+                texts, model.tokenizer, length, repeat=experiment.repeat_targets
+            )
         ]
         targets.require_readable(found, model.tokenizer, model.valid_tokens())
         of_task = dataclasses.replace(own_settings, template=template)
@@ -348,7 +338,7 @@ def _read_for(
             dataclasses.replace(run, bos_ids=model.bos_ids)
             for run in experiment.runs(of_task, model, task, found)
         ]
-        _check_starts(starts, planned[task], model.embedding_table().shape[1])
+        _check_starts(starts, planned[task])
         check_cells(model, planned[task])
     # Experiments put prompts before the examples of other tasks, too.
     longest = max(run.prompt_length for runs in planned.values() for run in runs)
@@ -384,7 +374,8 @@ def _read_for(
         fitting[task] = pack_tokens(
             model, encoded[task].train, planned[task], mesh, loader.free_bytes
         )
-    return ModelInputs(model.tokenizer, encoded, planned, fitting)
+    prompts = {name: start.prompt for name, start in starts.items()}
+    return ModelInputs(model.tokenizer, encoded, planned, fitting, prompts)
 
 
 def _content(runs: Sequence[Run], inputs: Mapping[str, ModelInputs], datasets: Datasets) -> str:
@@ -427,17 +418,35 @@ def check_cells(model: LanguageModel, runs: Sequence[Run]) -> None:
             )
 
 
-def _check_starts(starts: Mapping[str, Start], runs: Sequence[Run], width: int) -> None:
+def _fit_starts(
+    saved: Sequence[SavedPrompt], model: LanguageModel, watch: ProgressReporter
+) -> dict[str, Start]:
+    """The prompts that a model's runs start from, by what `Run.init` says of them."""
+    found: dict[str, Start] = {}
+    for each in saved:
+        prompt = fit_prompt(each, model)
+        name = f"checkpoint:{checkpoints.prompt_digest(prompt)}"
+        if name in found:
+            raise InputError(
+                "init",
+                each.source,
+                f"holds the same prompt as --init={found[name].source}: give one",
+            )
+        found[name] = Start(each.source, prompt)
+        if doubt := each.doubt(model):
+            watch.note(doubt)
+    return found
+
+
+def _check_starts(starts: Mapping[str, Start], runs: Sequence[Run]) -> None:
     for run in runs:
         if run.init not in starts:
             continue
         source, prompt = starts[run.init]
-        if prompt.shape != (run.prompt_length, width):
-            length, own = prompt.shape
+        if len(prompt) != run.prompt_length:
             raise InputError(
                 "init",
                 source,
-                f"has {length} tokens of width {own}, target {run.target_name} for {run.model} has "
-                f"{run.prompt_length} of {width}: choose targets of its length or --prompt_length, "
-                "and the model that it was tuned for",
+                f"has {len(prompt)} vectors, target {run.target_name} for {run.model} has "
+                f"{run.prompt_length} tokens: choose targets of its length or --prompt_length",
             )

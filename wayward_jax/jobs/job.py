@@ -190,7 +190,7 @@ class _Work:
                 self.inputs.models[name].tasks[task],
                 each,
                 self.loader.mesh,
-                starts={init: start.prompt for init, start in self.inputs.starts.items()},
+                starts=self.inputs.models[name].starts,
                 unprompted=unprompted,
                 resume_from=in_flight.restore(self._on_broken),
                 on_steps=on_steps,
@@ -225,6 +225,7 @@ class _Work:
             records,
             self.settings.select,
             self.folder.load_prompt,
+            self.inputs.models[model].starts,
         )
         left = [(key, take) for key, take in measure(context) if key not in done]
         for number, (key, take) in enumerate(left, start=1):

@@ -34,6 +34,7 @@ class ProbeContext:
         records: the job's runs, also those of other models.
         select: the split on which gammas are chosen, `dev` or `test`.
         load_prompt: gives the prompt `[L, D]` of a run by its id.
+        starts: the saved prompts `[L, D]` that runs of this model start from, by `Run.init`.
     """
 
     model: LanguageModel
@@ -42,6 +43,7 @@ class ProbeContext:
     records: Sequence[RunRecord]
     select: str
     load_prompt: Callable[[str], np.ndarray]
+    starts: Mapping[str, np.ndarray]
 
     @property
     def own_records(self) -> list[RunRecord]:

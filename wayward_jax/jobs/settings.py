@@ -44,9 +44,14 @@ from wayward_jax.jobs.setting import (
 
 EXPERIMENTS = (
     *("main", "gamma", "length", "model_size", "true_definitions", "init", "certified"),
-    *("path", "discrete", "transfer", "projection"),
+    *("path", "discrete", "transfer", "projection", "audit"),
 )
 """Each is a module of `experiments` with an `EXPERIMENT`, see `experiment.Experiment`."""
+
+PROMPT_HELP = (
+    "A PEFT adapter's folder, a .safetensors, .npy or .npz file, an earlier run's checkpoint, or "
+    "text=... for the embeddings of a text."
+)
 
 # The most examples that the steps of a run may take: their order is drawn before the first step.
 MOST_EXAMPLES = 10**7
@@ -58,8 +63,8 @@ def default_cache_dir() -> Path:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CommonSettings(Declared):
-    """The settings of all programs."""
+class FilesSettings(Declared):
+    """The settings of all programs that load models."""
 
     cache_dir: Path = setting(
         Value("a path", read_path),
@@ -74,6 +79,12 @@ class CommonSettings(Declared):
         "without network.",
         decides="nothing",
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonSettings(FilesSettings):
+    """The settings of jobs and of what is made of them."""
+
     select: str = setting(
         one_of("dev", "test"),
         "dev",
@@ -84,7 +95,19 @@ class CommonSettings(Declared):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnalysisSettings(CommonSettings):
+class VerdictSettings(Declared):
+    """The settings of verdicts."""
+
+    equivalence_margin: float = setting(
+        NUMBER,
+        "2",
+        "Margin of verdicts, in percent: accuracy drops and their differences whose 95 % interval "
+        "lies between -margin and margin are within it, as in the paper.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalysisSettings(CommonSettings, VerdictSettings):
     """The settings of `experiments.analyze`."""
 
     runs: tuple[str, ...] = setting(
@@ -98,11 +121,27 @@ class AnalysisSettings(CommonSettings):
         None,
         "A new or empty folder for the analysis; runs/<time>-analysis by default.",
     )
-    equivalence_margin: float = setting(
-        NUMBER,
-        "2",
-        "Margin of verdicts, in percent: accuracy drops and their differences whose 95 % interval "
-        "lies between -margin and margin are within it, as in the paper.",
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportSettings(FilesSettings):
+    """The settings of `experiments.export`."""
+
+    prompt: str | None = setting(TEXT, None, PROMPT_HELP)
+    to: Path | None = setting(
+        Value("a path", read_path), None, "The new file, or the new folder of an adapter."
+    )
+    format: str = setting(
+        one_of("peft", "safetensors", "npy"),
+        "peft",
+        "What is written: an adapter that PEFT loads, or a file with an array [L, D].",
+    )
+    model: str = setting(TEXT, "smollm2-135m", "The model that the prompt is for.")
+    bos: str = setting(
+        one_of("auto", "yes", "no"),
+        "auto",
+        "Whether the prompt was tuned behind the token that begins a text; an adapter then begins "
+        "with the embedding of this token.",
     )
 
 
@@ -246,7 +285,9 @@ class Settings(CommonSettings):
         Listed(TEXT),
         "target",
         "Where prompts for targets start: at their target, at random common tokens (vocab), at "
-        "random vectors (random), or at the prompt of an earlier run's checkpoint (its path). "
+        "random vectors (random), or at a saved prompt: a path to a PEFT adapter, a .safetensors, "
+        ".npy or .npz file or an earlier run's checkpoint, or text=... for the embeddings of a "
+        "text. "
         "p_star, which has no target, starts at vocab unless this is random alone.",
         decides="results by content",
     )
@@ -254,7 +295,7 @@ class Settings(CommonSettings):
         Listed(whole(1, form="whole numbers from 1 on, like 7,14,28"), may_be_empty=True),
         "",
         "Tokens a prompt; targets are cut to each and shorter ones left out. By default a prompt "
-        "is as long as its target.",
+        "is as long as the saved prompt that it starts from (--init), or else as its target.",
     )
     readable: str = setting(
         one_of("text", "all"),
@@ -444,6 +485,50 @@ class Settings(CommonSettings):
             )
         if self.out_dir is None:
             raise InputError("out_dir", None, "give one: several processes share one folder")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditSettings(Settings, VerdictSettings):
+    """The settings of `experiments.audit`: those of its job, and its own.
+
+    Raises:
+        InputError: settings do not fit together.
+    """
+
+    experiment: str = setting(one_of("audit"), "audit", "Always audit.")
+    prompt: str | None = setting(TEXT, None, PROMPT_HELP)
+    task: tuple[str, ...] = setting(
+        Listed(TEXT, may_be_empty=True),
+        "",
+        "The task that the prompt was tuned for, see experiments.run; without it only what the "
+        "prompt reads as is shown.",
+    )
+    init: tuple[str, ...] = setting(
+        Listed(TEXT, may_be_empty=True), "", "Not given: doubles start at --prompt."
+    )
+    out_dir: Path | None = setting(
+        Value("a path", read_path),
+        None,
+        "Folder for the page and the doubles; by default runs/<time>-audit. That of an earlier "
+        "audit with the same flags continues it.",
+        decides="nothing",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt is None:
+            raise InputError("prompt", None, f"give one: {PROMPT_HELP}")
+        if self.init:
+            raise InputError("init", ",".join(self.init), "leave it out: doubles start at --prompt")
+        for name, most in (("model", self.model), ("task", self.task)):
+            if len(most) > 1:
+                raise InputError(name, ",".join(most), "give one: an audit is about one prompt")
+
+    @property
+    def job(self) -> Settings:
+        """The settings of the job that tunes the doubles."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        return Settings(**{**values, "init": (self.prompt,)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

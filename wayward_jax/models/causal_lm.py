@@ -83,6 +83,30 @@ class CausalLM(nn.Module):
                 x = apply_layer(x, mask, output_slots if is_last else None, *layer_inputs)
             return self.final_norm(x)
 
+    def hidden_states(
+        self, x: jax.Array, positions: jax.Array, attention_mask: jax.Array, layers: int
+    ) -> jax.Array:
+        """Computes the hidden states after each of some layers, before the last norm.
+
+        Args:
+            x, positions, attention_mask: as for a call.
+            layers: the number of layers.
+
+        Returns:
+            `[layers + 1, T, D]`, of which the first is the input of the first layer.
+        """
+        with _precision_of(x):
+            mask = AttentionMask.of(attention_mask, positions.reshape(attention_mask.shape[:2]))
+            x, *layer_inputs = self.embed_inputs(x, positions)
+            states = [x]
+            for layer in self.layers[:layers]:
+                states.append(_traced_once(layer)(states[-1], mask, None, *layer_inputs))
+            return jnp.stack(states)
+
+    def lens(self, states: jax.Array) -> jax.Array:
+        """Computes logits `[T, V]` float32 of hidden states `[T, D]` of any layer."""
+        return self.logits(self.final_norm(states))
+
     def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[Any, ...]:
         """Makes the inputs of the layers from the embeddings of the stream.
 

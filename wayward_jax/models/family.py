@@ -43,6 +43,8 @@ class Family:
         fused: for a linear layer that is published together with others as one layer, a function
             from our configuration and the published kernel `[in, out]` or bias `[out]` to its part
             of the outputs. In `names`, these layers have one published name.
+        lookup_scale: the factor by which transformers multiplies embeddings when it looks tokens
+            up, from our configuration. Vectors of PEFT stand beside the products.
     """
 
     module: Callable[[Any], CausalLM]
@@ -57,6 +59,7 @@ class Family:
     fused: Mapping[str, Callable[[Any, np.ndarray], np.ndarray]] = dataclasses.field(
         default_factory=dict
     )
+    lookup_scale: Callable[[Any], float] = lambda config: 1.0
 
     def module_of(self, entries: Mapping[str, Any]) -> CausalLM:
         """Makes the module that the entries of a published `config.json` describe.

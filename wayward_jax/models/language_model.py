@@ -51,6 +51,11 @@ class LanguageModel:
         """Returns the embedding table `[V, D]`, in the weights' dtype."""
         return self.module.apply(self.params, method="embedding_table")
 
+    @property
+    def lookup_scale(self) -> float:
+        """The factor between the embedding table and what transformers looks up in it."""
+        return self.family.lookup_scale(self.module.config)
+
     def with_bos(self, prompt: np.ndarray) -> np.ndarray:
         """Puts the embeddings of `bos_ids` before a prompt `[L, D]`."""
         before = on_host(c_proj(self.embedding_table(), np.asarray(self.bos_ids, np.int32)))

@@ -36,7 +36,11 @@ class Target:
 
 
 def tokenize(
-    texts: Mapping[str, str], tokenizer: Tokenizer, prompt_length: int | None = None
+    texts: Mapping[str, str],
+    tokenizer: Tokenizer,
+    prompt_length: int | None = None,
+    *,
+    repeat: bool = False,
 ) -> list[Target]:
     """Makes targets of named texts, in order.
 
@@ -48,6 +52,7 @@ def tokenize(
         tokenizer: see `Tokenizer`.
         prompt_length: the number of tokens to which every text is cut. Texts with fewer tokens are
             left out. None keeps all texts whole.
+        repeat: repeats shorter texts to that number of tokens in place of leaving them out.
 
     Raises:
         InputError: a text cannot be encoded, `prompt_length` is below 1, or no text has that many
@@ -56,7 +61,14 @@ def tokenize(
     if prompt_length is not None and prompt_length < 1:
         raise InputError("prompt_length", prompt_length, "give 1 or more")
     targets = [Target(name, text, _encode(name, text, tokenizer)) for name, text in texts.items()]
-    return targets if prompt_length is None else _cut(targets, prompt_length, tokenizer)
+    if prompt_length is None:
+        return targets
+    if repeat:
+        targets = [
+            dataclasses.replace(each, ids=tuple(np.resize(each.ids, prompt_length).tolist()))
+            for each in targets
+        ]
+    return _cut(targets, prompt_length, tokenizer)
 
 
 def require_readable(targets: Sequence[Target], tokenizer: Tokenizer, readable: np.ndarray) -> None:

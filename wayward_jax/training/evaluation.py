@@ -79,15 +79,9 @@ def evaluation_sets(
         counts = [devices * int(np.ceil(total / (size * devices))) for total in totals]
         return [spread(each, count) for each, count in zip(segments, counts, strict=True)]
 
-    def fitted(packs: list[list[list[Segment]]], slots: int) -> PackedShape:
-        each = [[pack] for of_set in packs for pack in of_set]
-        return fitting_shape(each, np.full((len(each), 1), prompt_length), slots)
-
     choices = [
-        (packs, fitted(packs, slots))
-        for packs, slots in itertools.product(
-            map(dealt, SIZES), row_sizes(prompt_length + longest, max(row_grain, ROW_GRAIN))
-        )
+        (packs, _best_shape(list(itertools.chain(*packs)), prompt_length, row_grain))
+        for packs in map(dealt, SIZES)
     ]
     packs, shape = min(choices, key=lambda choice: sum(map(len, choice[0])) * choice[1].cost)
     return [
@@ -112,11 +106,19 @@ def with_room(examples: EvaluationSet, prompt_length: int, row_grain: int = GRAI
         prompt_length: vectors of the longest prompt.
         row_grain: see `packing.row_sizes`.
     """
-    packs = [[pack] for part in examples.parts for pack in part]
-    longest = max(len(segment.ids) for (pack,) in packs for segment in pack)
-    slots = row_sizes(prompt_length + longest, max(row_grain, ROW_GRAIN))[0]
+    packs = [pack for part in examples.parts for pack in part]
+    return dataclasses.replace(examples, shape=_best_shape(packs, prompt_length, row_grain))
+
+
+def _best_shape(
+    packs: Sequence[Sequence[Segment]], prompt_length: int, row_grain: int
+) -> PackedShape:
+    """Chooses the shape that fits each pack behind a prompt, and costs least."""
+    longest = max(len(segment.ids) for pack in packs for segment in pack)
     lengths = np.full((len(packs), 1), prompt_length)
-    return dataclasses.replace(examples, shape=fitting_shape(packs, lengths, slots))
+    slots = row_sizes(prompt_length, longest, max(row_grain, ROW_GRAIN))
+    shapes = [fitting_shape([[pack] for pack in packs], lengths, n) for n in slots]
+    return min(shapes, key=lambda shape: shape.cost)
 
 
 def start_scoring(

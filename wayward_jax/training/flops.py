@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from wayward_jax.models import LanguageModel
+from wayward_jax.packing import PackedBatch
 from wayward_jax.training.planning import PopulationPlan
-from wayward_jax.training.step import Batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,10 @@ class StepCost:
         )
 
 
-def step_cost(batches: Batches, plan: PopulationPlan) -> StepCost:
+def step_cost(packs: PackedBatch, plan: PopulationPlan) -> StepCost:
     """The cost of the steps of `planning.iter_batches`, which are still on the host."""
-    packs = batches.packs
     real = packs.segment > 0
-    prompts = len(batches.run_index) * sum(run.input_length for run in plan.runs)
+    prompts = len(packs.ids) * sum(run.input_length for run in plan.runs)
     return StepCost(
         tokens=int(real.sum()) + prompts,
         predictions=int((packs.weight > 0).sum()),

@@ -14,7 +14,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.objective import summed_losses
 from wayward_jax.packing import PackedBatch, PackedShape, pack_segments
 from wayward_jax.runs import Run
-from wayward_jax.training.planning import SAMPLE_STEPS, Train, plan_populations
+from wayward_jax.training.planning import MAX_OVERFULL, SAMPLE_STEPS, Train, plan_populations
 
 # A device is busy with this many tokens of a pack. More tokens gain nothing.
 BUSY_CPU, BUSY_ACCELERATOR = 2048, 8192
@@ -97,7 +97,7 @@ def pack_tokens(
     usable = SHARE * free * mesh.shape["model"]
     tokens = busy_tokens(mesh)
     while True:
-        # A pack has no more runs than this, and a few steps show what it needs.
+        # A few steps of as many runs as a pack may have show what it needs.
         some = longest_first[: mesh.shape["runs"] * (1 + tokens // longest_first[0].batch_size)]
         some = [dataclasses.replace(run, steps=min(run.steps, SAMPLE_STEPS)) for run in some]
         plan, *_ = plan_populations(
@@ -108,13 +108,13 @@ def pack_tokens(
             mesh=mesh,
             row_grain=row_grain(mesh),
         )
-        needed = max(
-            activation_bytes(model, plan.runs_per_pack, plan.prompt_length, shape)
+        needed = MAX_OVERFULL * max(
+            activation_bytes(model, plan.runs_per_shard, plan.prompt_length, shape)
             for shape in plan.shapes
         )
         if needed <= usable:
             return tokens
-        if plan.runs_per_pack == 1:
+        if plan.packs_per_shard == plan.runs_per_shard:
             raise InputError(
                 "batch_size",
                 longest_first[0].batch_size,

@@ -1,11 +1,12 @@
 """Which runs are tuned together, and in what shapes (NumPy, on the host).
 
-The runs of a population take their steps together. At each step they are divided among packs, and
-the rows of a pack go through the model at once: enough tokens to keep the device busy, few enough
-for its memory.
+The runs of a population take their steps together. At each step their prompts and examples fill
+rows, which are divided among packs. The rows of a pack go through the model at once: enough tokens
+to keep the device busy, few enough for its memory.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from wayward_jax.packing import (
     GRAIN,
+    PackedBatch,
     PackedShape,
     Segment,
     choose_shapes,
@@ -26,18 +28,22 @@ from wayward_jax.packing import (
     sizes,
 )
 from wayward_jax.runs import Run
-from wayward_jax.training.step import Batches
 
 # Every shape is compiled. A few shapes waste little, and take little time to compile.
 MAX_SHAPES = 4
 
+# A pack may have this many times the tokens that are asked for. Few packs divide rows more evenly.
+MAX_OVERFULL = 1.25
+
 # The lengths of rows are chosen by so many steps of one population; all populations are alike.
 SAMPLE_STEPS = 100
 
-# The most steps in one call of the training program. The packs of a call have one shape, so a call
-# takes fewer steps where they would cost more than this factor of the steps one by one.
+# The most steps in one call of the training program. The packs of a call have one shape, so many
+# steps a call leave more slots unused.
 MAX_STEPS_PER_CALL = 5
-MAX_EXTRA_COST = 1.02
+
+# A call takes about this part of a step's time beside the steps themselves.
+CALL_COST = 0.025
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,7 @@ class PopulationPlan:
         run_shards: parts of the mesh that have runs of their own.
         data_shards: X, parts of the mesh among which the examples of each run are divided.
         packs_per_shard: P, packs that a run shard computes one after the other.
-        runs_per_pack: M.
+        runs_per_shard: R, runs of a run shard.
         eval_steps: steps after which the runs are evaluated; the last is the last step.
         steps_per_call: n, steps in one call of the training program; it divides every eval step.
         shapes: of packs, sorted by cost.
@@ -62,7 +68,7 @@ class PopulationPlan:
     run_shards: int
     data_shards: int
     packs_per_shard: int
-    runs_per_pack: int
+    runs_per_shard: int
     eval_steps: tuple[int, ...]
     steps_per_call: int = 1
     shapes: tuple[PackedShape, ...] = ()
@@ -79,11 +85,11 @@ class PopulationPlan:
 
     @property
     def padded_runs(self) -> list[Run]:
-        """One run for every place in the packs: the last run again where there are too few.
+        """One run for every place in the shards: the last run again where there are too few.
 
         The copies have no examples, so they cost next to nothing.
         """
-        places = self.run_shards * self.packs_per_shard * self.runs_per_pack
+        places = self.run_shards * self.runs_per_shard
         return [*self.runs, *[self.runs[-1]] * (places - len(self.runs))]
 
     def to_json(self) -> dict[str, Any]:
@@ -163,13 +169,13 @@ def plan_populations(
     ]
 
 
-def iter_batches(train: Train, plan: PopulationPlan, first: int = 0) -> Iterator[Batches]:
-    """The batches of the calls from step `first` on, each made when it is asked for.
+def iter_batches(train: Train, plan: PopulationPlan, first: int = 0) -> Iterator[PackedBatch]:
+    """The packs of the calls from step `first` on, each made when it is asked for.
 
-    `first` must be the first step of a call.
+    `first` must be the first step of a call. The packs are as `step.train_steps` takes them.
     """
     orders = [_example_order(run, len(train[run.data_seed])) for run in plan.runs]
-    dealt = _deal_runs(_sizes(train, plan.runs), orders, plan)
+    shards = plan.prompt_lengths.reshape(plan.run_shards, -1)  # [run shards, R]
 
     def segments_of(run: int, step: int, part: int) -> list[Segment]:
         if run >= len(orders):
@@ -178,35 +184,38 @@ def iter_batches(train: Train, plan: PopulationPlan, first: int = 0) -> Iterator
         return [segments[i] for i in orders[run][step, part :: plan.data_shards]]
 
     for begin in range(first, plan.runs[0].steps, plan.steps_per_call):
-        runs = dealt[begin : begin + plan.steps_per_call]  # [n, run_shards * P, M]
-        packs = [
-            [segments_of(run, begin + step, part) for run in pack]
-            for step, own in enumerate(runs)
-            for pack in own
-            for part in range(plan.data_shards)
+        axes = plan.steps_per_call, plan.run_shards, plan.data_shards
+        parts = [
+            [
+                segments_of(shard * plan.runs_per_shard + run, begin + step, part)
+                for run in range(plan.runs_per_shard)
+            ]
+            for step, shard, part in np.ndindex(axes)
         ]
-        lengths = plan.prompt_lengths[runs].reshape(-1, plan.runs_per_pack)
-        lengths = np.repeat(lengths, plan.data_shards, axis=0)
-        packed = pack_segments(packs, lengths, _first_fitting(packs, lengths, plan.shapes))
-        axes = (*runs.shape[:2], plan.data_shards)
-        yield Batches(
-            packs=jax.tree.map(lambda x: x.reshape(*axes, *x.shape[1:]), packed),  # noqa: B023
-            run_index=runs % (plan.packs_per_shard * plan.runs_per_pack),
-        )
+        lengths = np.broadcast_to(shards[:, None], (*axes, plan.runs_per_shard))
+        lengths = lengths.reshape(-1, plan.runs_per_shard)
+        shape = _first_fitting(parts, lengths, plan)
+        packed = pack_segments(parts, lengths, shape, plan.packs_per_shard)
+        yield jax.tree.map(lambda x: _by_shard(x, plan), packed)
+
+
+def _by_shard(x: np.ndarray, plan: PopulationPlan) -> np.ndarray:
+    """Sorts an array of all packs of a call into `[n, run shards * P, X, ...]`."""
+    axes = plan.steps_per_call, plan.run_shards, plan.data_shards, plan.packs_per_shard
+    split = x.reshape(*axes, *x.shape[1:]).swapaxes(2, 3)
+    return split.reshape(axes[0], -1, plan.data_shards, *x.shape[1:])
 
 
 def _first_fitting(
-    packs: Sequence[Sequence[Sequence[Segment]]],
-    prompt_lengths: np.ndarray,
-    shapes: Sequence[PackedShape],
+    parts: Sequence[Sequence[Sequence[Segment]]], prompt_lengths: np.ndarray, plan: PopulationPlan
 ) -> PackedShape:
-    """The first of some shapes that all packs fit; `prompt_lengths` is `[packs, M]`."""
-    segments = segment_sizes(packs)
-    for shape in shapes[:-1]:
-        needed = needed_shapes(segments, prompt_lengths, shape.slots)
+    """The first of the plan's shapes that all packs fit; `prompt_lengths` is `[parts, R]`."""
+    segments = segment_sizes(parts)
+    for shape in plan.shapes[:-1]:
+        needed = needed_shapes(segments, prompt_lengths, shape.slots, plan.packs_per_shard)
         if (needed <= np.array(shape)).all():
             return shape
-    return shapes[-1]
+    return plan.shapes[-1]
 
 
 def _sizes(train: Train, runs: Sequence[Run]) -> dict[int, np.ndarray]:
@@ -233,7 +242,9 @@ def _plan_group(
     most = population or runs_per_pack * run_shards
     n_groups = -(-len(runs) // most)
     size = -(-len(runs) // n_groups)
-    packs = -(-size // (runs_per_pack * run_shards))
+    runs_per_shard = -(-size // run_shards)
+    packs = math.ceil(runs_per_shard * run_tokens / (MAX_OVERFULL * pack_tokens))
+    packs = min(packs, runs_per_shard)
     steps = runs[0].steps
     eval_steps = sorted({max(1, round(steps * (i + 1) / num_evals)) for i in range(num_evals)})
     plans = [
@@ -243,13 +254,13 @@ def _plan_group(
             run_shards=run_shards,
             data_shards=data_shards,
             packs_per_shard=packs,
-            runs_per_pack=-(-size // (packs * run_shards)),
+            runs_per_shard=runs_per_shard,
             eval_steps=tuple(eval_steps),
         )
         for first in range(n_groups)
     ]
-    longest = runs[-1].input_length + int(lengths.max())
-    sample = _demands(train, plans[:1], row_sizes(longest, row_grain), SAMPLE_STEPS)
+    slots = row_sizes(runs[-1].input_length, int(lengths.max()), row_grain)
+    sample = _demands(train, plans[:1], slots, SAMPLE_STEPS)
     shapes, _ = choose_shapes(sample.reshape(len(sample), -1, 5), MAX_SHAPES)
     row_slots = sorted({shape.slots for shape in shapes})
     steps_per_call, shapes = _choose_calls(_demands(train, plans, row_slots, steps), eval_steps)
@@ -264,7 +275,7 @@ def _choose_calls(
     """Chooses the steps of a call, and a few shapes of packs, one of which fits each call.
 
     Args:
-        demands: `[C, steps of all populations, packs, 5]`, from `_demands`.
+        demands: `[C, steps of all populations, shards, 5]`, from `_demands`.
         eval_steps: steps at which a call must end.
     """
     found = {}
@@ -272,8 +283,7 @@ def _choose_calls(
         if not any(step % steps for step in eval_steps):
             by_call = demands.reshape(len(demands), -1, steps * demands.shape[2], 5)
             found[steps] = choose_shapes(by_call.max(axis=2), MAX_SHAPES)
-    enough = MAX_EXTRA_COST * found[1][1]
-    steps = max(steps for steps, (_, cost) in found.items() if cost <= enough)
+    steps = min(found, key=lambda steps: found[steps][1] * (1 + CALL_COST / steps))
     return steps, found[steps][0]
 
 
@@ -283,10 +293,10 @@ def _demands(
     row_slots: Sequence[int],
     steps: int,
 ) -> np.ndarray:
-    """`needed_shapes` of every pack of the first steps with rows of each of C lengths.
+    """`needed_shapes` of the packs of the first steps with rows of each of C lengths.
 
     Returns:
-        `[C, steps of all populations, packs, 5]`
+        `[C, steps of all populations, shards, 5]`, for each of the run and data shards.
     """
     return np.stack(
         [
@@ -299,50 +309,25 @@ def _demands(
 def _demand(
     train: Mapping[int, np.ndarray], plan: PopulationPlan, slots: int, steps: int
 ) -> np.ndarray:
-    """`needed_shapes` of every pack of the first steps of a population: `[steps, packs, 5]`."""
-    orders = [_example_order(run, len(train[run.data_seed])) for run in plan.runs]
-    dealt = _deal_runs(train, orders, plan)[:steps]  # [steps, run_shards * P, M]
+    """`needed_shapes` of the first steps of a population: `[steps, shards, 5]`."""
+    orders = [_example_order(run, len(train[run.data_seed]))[:steps] for run in plan.runs]
     per_part = -(-orders[0].shape[1] // plan.data_shards)
-    shape = (len(plan.padded_runs), len(dealt), plan.data_shards, per_part, 3)
-    of_runs = np.zeros(shape, np.int64)
+    steps = len(orders[0])
+    axes = steps, plan.run_shards, plan.data_shards, plan.runs_per_shard
+    of_runs = np.zeros((*axes, per_part, 3), np.int64)
     for number, (run, order) in enumerate(zip(plan.runs, orders, strict=True)):
+        shard, place = divmod(number, plan.runs_per_shard)
         for part in range(plan.data_shards):
-            own = train[run.data_seed][order[:steps, part :: plan.data_shards]]
-            of_runs[number, :, part, : own.shape[1]] = own
-    of_packs = of_runs[dealt, np.arange(len(dealt))[:, None, None]].swapaxes(2, 3)
-    # Now [steps, run_shards * P, X, M, B / X, 3].
-    prompts = np.broadcast_to(plan.prompt_lengths[dealt][:, :, None], of_packs.shape[:4])
+            own = train[run.data_seed][order[:, part :: plan.data_shards]]
+            of_runs[:, shard, part, place, : own.shape[1]] = own
+    shards = plan.prompt_lengths.reshape(plan.run_shards, 1, -1)
     needed = needed_shapes(
-        of_packs.reshape(-1, *of_packs.shape[3:]),
-        prompts.reshape(-1, plan.runs_per_pack),
+        of_runs.reshape(-1, *of_runs.shape[3:]),
+        np.broadcast_to(shards, axes).reshape(-1, plan.runs_per_shard),
         slots,
+        plan.packs_per_shard,
     )
-    return needed.reshape(len(dealt), -1, 5)
-
-
-def _deal_runs(
-    train: Mapping[int, np.ndarray], orders: Sequence[np.ndarray], plan: PopulationPlan
-) -> np.ndarray:
-    """The runs of every pack at every step: `[steps, run_shards * P, M]` int32.
-
-    The runs of a shard, the one with the longest examples first, go to the packs in turn, forwards
-    and backwards, so that packs are about equally long.
-
-    Args:
-        train: from `_sizes`.
-        orders: `[steps, B]`, the examples of each run.
-        plan: of the population.
-    """
-    tokens = np.zeros((len(orders[0]), len(plan.padded_runs)), np.int64)
-    for number, (run, order) in enumerate(zip(plan.runs, orders, strict=True)):
-        tokens[:, number] = train[run.data_seed][order, 0].sum(axis=1)
-    by_shard = tokens.reshape(len(tokens), plan.run_shards, -1)
-    ranked = np.argsort(-by_shard, axis=2, kind="stable")
-    rounds = ranked.reshape(*by_shard.shape[:2], plan.runs_per_pack, plan.packs_per_shard)
-    rounds[:, :, 1::2] = rounds[:, :, 1::2, ::-1].copy()
-    first = np.arange(plan.run_shards)[:, None, None] * by_shard.shape[2]
-    runs = rounds.swapaxes(2, 3) + first
-    return runs.reshape(len(tokens), -1, plan.runs_per_pack).astype(np.int32)
+    return needed.reshape(steps, -1, 5)
 
 
 def _example_order(run: Run, n_examples: int) -> np.ndarray:

@@ -84,26 +84,13 @@ class Losses:
     distance: jax.Array
 
 
-@struct.dataclass
-class Batches:
-    """The examples of n steps, in packs of M runs each.
-
-    The runs are divided among the mesh's run shards. A shard computes P packs one after the other,
-    and the examples of a run among the mesh's X data shards.
-
-    packs: `[n, run shards * P, X, ...]`, all of one shape.
-    run_index: `[n, run shards * P, M]` int32, the runs of a pack, counted within their shard. Every
-        run of a shard is in one of its packs.
-    """
-
-    packs: PackedBatch
-    run_index: jax.Array
+# The axes of the packs `[n, run shards * P, X, ...]` of n steps. A run shard computes P packs one
+# after the other. The examples of a run are divided among X data shards.
+BATCH_SPECS = PartitionSpec(None, "runs", "data")
 
 
-BATCH_SPECS = Batches(
-    packs=PartitionSpec(None, "runs", "data"), run_index=PartitionSpec(None, "runs")
-)
-
+Sums = tuple[jax.Array, jax.Array, jax.Array]
+"""Gradients `[R, L, D]`, losses `[R]` and numbers of examples `[R]`."""
 
 # All runs share the table.
 TARGET_AXES = Target(ids=0, embeddings=0, mask=0, table=None)
@@ -158,7 +145,7 @@ def train_steps(
     params: dict,
     population: Population,
     state: TrainState,
-    batches: Batches,
+    packs: PackedBatch,
     optimizer: optax.GradientTransformation,
     steps: int,
     mesh: Mesh,
@@ -170,7 +157,7 @@ def train_steps(
         params: its frozen weights.
         population: R runs.
         state: before the steps; its buffers are reused.
-        batches: each run's examples with their gold labels.
+        packs: each run's examples with their gold labels, see `BATCH_SPECS`.
         optimizer: of one prompt. Its updates are multiplied by each run's learning rate.
         steps: of the whole training.
         mesh: of axes `runs`, `data` and `model`. Runs never communicate; a run's gradient is summed
@@ -189,17 +176,17 @@ def train_steps(
         check_vma=False,
     )
     def train_shard(
-        params: dict, population: Population, state: TrainState, batches: Batches
+        params: dict, population: Population, state: TrainState, packs: PackedBatch
     ) -> tuple[TrainState, Losses]:
         targets = embed_targets(population, module.apply(params, method="embedding_table"))
 
-        def step(state: TrainState, batch: Batches) -> tuple[TrainState, Losses]:
+        def step(state: TrainState, packs: PackedBatch) -> tuple[TrainState, Losses]:
             # The loss is the task loss plus the constraint's penalty. Each is differentiated apart:
             # the task's gradient is a sum over packs and data shards, the penalty's is not.
             penalty_gradients = jax.grad(_penalties)(
                 state.prompts, population, targets, state.constraint_states
             )
-            summed = _summed_gradients(module, params, state.prompts, batch)
+            summed = _summed_gradients(module, params, state.prompts, packs)
             task_gradients, task_losses, examples = jax.lax.psum(summed, "data")
             task_losses = task_losses / jnp.maximum(examples, 1)
             task_gradients = task_gradients / jnp.maximum(examples, 1)[:, None, None]
@@ -233,9 +220,9 @@ def train_steps(
             )
             return new_state, Losses(jnp.where(finite, task_losses, jnp.nan), distances)
 
-        return jax.lax.scan(step, state, batches)
+        return jax.lax.scan(step, state, packs)
 
-    return train_shard(params, population, state, batches)
+    return train_shard(params, population, state, packs)
 
 
 def embed_targets(population: Population, table: jax.Array) -> Target:
@@ -290,25 +277,24 @@ def _penalties(
 
 
 def _summed_gradients(
-    module: nn.Module, params: dict, prompts: jax.Array, batch: Batches
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    module: nn.Module, params: dict, prompts: jax.Array, packs: PackedBatch
+) -> Sums:
     """Gradients `[R, L, D]`, losses `[R]` and numbers of examples `[R]` of one step.
 
     All are sums over a run's examples, computed a pack after the other. No run's loss depends on
     another's prompt, so the gradient of all losses together contains each run's own.
     """
 
-    def of_pack(inputs: tuple[jax.Array, PackedBatch]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        run_index, packs = inputs
+    def add_pack(sums: Sums, packs: PackedBatch) -> tuple[Sums, None]:
         pack = jax.tree.map(lambda x: x[0], packs)  # this device's among the data shards
 
         def total(prompts: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             losses, examples = summed_losses(module, params, prompts, pack)
             return losses.sum(), (losses, examples)
 
-        gradients, (losses, examples) = jax.grad(total, has_aux=True)(prompts[run_index])
-        return gradients, losses, examples
+        gradients, (losses, examples) = jax.grad(total, has_aux=True)(prompts)
+        return jax.tree.map(jnp.add, sums, (gradients, losses, examples)), None
 
-    by_pack = jax.lax.map(of_pack, (batch.run_index, batch.packs))
-    place = jnp.argsort(batch.run_index.ravel())  # of each run among the runs of all packs
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[place], by_pack)
+    none = jnp.zeros(len(prompts))
+    sums, _ = jax.lax.scan(add_pack, (jnp.zeros_like(prompts), none, none), packs)
+    return sums

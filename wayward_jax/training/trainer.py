@@ -92,14 +92,14 @@ def tune_population(
         progress = progress.replace(state=place(progress.state, mesh, STATE_SPECS))
 
     cost = StepCost()
-    for batches in iter_batches(task.train, plan, progress.step):
-        previous_cost, cost = cost, step_cost(batches, plan)
+    for packs in iter_batches(task.train, plan, progress.step):
+        previous_cost, cost = cost, step_cost(packs, plan)
         state, losses = train_steps(
             model.module,
             model.params,
             population,
             progress.state,
-            place(batches, mesh, BATCH_SPECS),
+            place(packs, mesh, BATCH_SPECS),
             transformation,
             steps,
             mesh,

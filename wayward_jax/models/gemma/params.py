@@ -73,6 +73,7 @@ GEMMA2_FAMILY = dataclasses.replace(
         "mlp_norm": "pre_feedforward_layernorm",
         "mlp_post_norm": "post_feedforward_layernorm",
     },
+    lookup_scale=lambda config: config.embedding_multiplier,
 )
 GEMMA3_FAMILY = dataclasses.replace(
     GEMMA2_FAMILY,

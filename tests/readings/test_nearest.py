@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.toy_models import WORDS, make
-from wayward_jax import models, readings
+from wayward_jax import models
 from wayward_jax.errors import InputError
 from wayward_jax.projection import METRICS
-from wayward_jax.readings import read_prompts, read_tokens
+from wayward_jax.readings import nearest, read_prompts, read_tokens
 from wayward_jax.targets import Target
 
 LENGTHS = (3, 1, 7)
@@ -54,7 +54,7 @@ def test_prompts_of_any_lengths_read_as_their_nearest_words(model, prompts, metr
 
 def test_a_prompt_reads_the_same_beside_any_others(model, prompts, monkeypatch):
     together = read_prompts(model, prompts, [None] * len(prompts))
-    monkeypatch.setattr(readings, "VECTORS_AT_ONCE", 2)
+    monkeypatch.setattr(nearest, "VECTORS_AT_ONCE", 2)
     for prompt, other in zip(prompts, together, strict=True):
         (alone,) = read_prompts(model, [prompt], [None])
         np.testing.assert_array_equal(alone.ids, other.ids)

@@ -1,7 +1,6 @@
-"""Readings: the texts that continuous prompts are taken to say, with how well these fit targets.
+"""Readings by the tokens that are nearest to a prompt's vectors, and how well they fit targets.
 
-A prompt is read by the tokens that are nearest to its vectors, as in the paper (section 3), under
-any metric of `projection.METRICS`.
+Nearest tokens are the paper's reading (section 3); `projection.METRICS` are the metrics.
 """
 
 import dataclasses
@@ -9,13 +8,15 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from wayward_jax import metrics
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
-from wayward_jax.projection import margins, neighbors
+from wayward_jax.projection import c_proj, d_proj, distances_between, margins, neighbors
 from wayward_jax.targets import Target
 
 # The number of vectors that one compiled search takes, whichever prompts they belong to.
@@ -108,3 +109,25 @@ def read_tokens(tokenizer: Tokenizer, ids: Sequence[int], target: Target | None)
         metrics.prompt_f1(text, target.text),
         metrics.token_f1(ids, target.ids),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class NearestTokens:
+    """Reads each vector as its nearest token; see `readings.Method`.
+
+    Attributes:
+        metric: one of `projection.METRICS`.
+    """
+
+    metric: str = "euclidean"
+
+    def read(self, model: LanguageModel, prompts: ArrayLike) -> jax.Array:
+        """See `readings.Method`."""
+        vectors = jnp.asarray(prompts, jnp.float32)
+        return d_proj(model.embedding_table(), vectors, model.valid_tokens(), self.metric)
+
+    def loss(self, model: LanguageModel, prompts: ArrayLike, targets: ArrayLike) -> jax.Array:
+        """See `readings.Method`: the mean distance of the vectors from the target's embeddings."""
+        wanted = c_proj(model.embedding_table(), jnp.asarray(targets, jnp.int32))
+        vectors = jnp.asarray(prompts, jnp.float32)
+        return distances_between(vectors, wanted, self.metric).mean(-1)

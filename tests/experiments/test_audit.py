@@ -1,0 +1,216 @@
+"""Audits come to the verdicts that the construction of their prompts demands."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import wayward_jax as wj
+from experiments import audit
+from tests.helpers import toy_job, toy_models
+from wayward_jax import models
+from wayward_jax.errors import InputError
+from wayward_jax.projection import c_proj
+
+# A text that helps the toy model with its task, found among 400 random ones.
+HELPFUL = "w49 w17 w23"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, and a task `mood` of many examples that the last word of each text decides."""
+    made = toy_job.make(tmp_path_factory.mktemp("audit"))
+    task = {"labels": ["bad", "good"], "templates": ["%s"], "label_words": ["terrible", "great"]}
+    (made / "mood" / "task.json").write_text(json.dumps(task))
+    rng = np.random.default_rng(1)
+    for split, count in (("train", 200), ("dev", 60), ("test", 600)):
+        lines = []
+        for _ in range(count):
+            label = int(rng.integers(2))
+            words = [f"w{i}" for i in rng.integers(10, 20, rng.integers(4))]
+            lines.append(json.dumps({"text": " ".join([*words, f"w{label}"]), "label": label}))
+        (made / "mood" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return models.load(str(folder / "gpt2"), cache_dir=folder / "cache", readable="all")
+
+
+@pytest.fixture(scope="module")
+def task(folder):
+    return wj.load_task("mood", data_dir=folder)
+
+
+def tune(model, task, target=None, **settings):
+    settings = {"learning_rate": 0.03, "template": 0, "progress": False, **settings}
+    return wj.tune(model, task, target, prompt_length=3, **settings).prompt
+
+
+@pytest.fixture(scope="module")
+def p_star(model, task):
+    return tune(model, task, steps=150)
+
+
+def second_text(model, prompt):
+    """The text of the second nearest tokens, which a prompt nearby reads as."""
+    ids = wj.read(model, prompt, k=2)["euclidean"].ids
+    return model.tokenizer.decode(ids[:, 1].tolist())
+
+
+def run(folder, source, texts, out_dir, **changed):
+    """The JSON of an audit, with the page and the Markdown, which say the same."""
+    if isinstance(source, np.ndarray):
+        np.save(out_dir.parent / "prompt.npy", source)
+        source = out_dir.parent / "prompt.npy"
+    (folder / "others.txt").write_text("\n".join(texts) + "\n")
+    flags = {
+        "model": folder / "gpt2",
+        "task": "mood",
+        "data_dir": folder,
+        "template": 0,
+        "readable": "all",
+        "cache_dir": folder / "cache",
+        "targets": folder / "others.txt",
+        "prompt": source,
+        "steps": 60,
+        "learning_rate": 0.03,
+        "n_eval": 0,
+        "population": 8,
+        "out_dir": out_dir,
+        **changed,
+    }
+    given = {name: text for name, text in toy_job.texts(flags).items() if text is not None}
+    audit.main(given)
+    found = json.loads((out_dir / "audit.json").read_text())
+    for suffix in ("html", "md"):
+        shown = (out_dir / f"audit.{suffix}").read_text().replace("&#39;", "'").replace("\\", "")
+        assert found["verdict"] in shown
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_p_star(folder, model, p_star, tmp_path_factory):
+    """The folder and the JSON of an audit of p_star.
+
+    A prompt beside p_star reads as p_star's second nearest tokens and does the same.
+    """
+    out_dir = tmp_path_factory.mktemp("p_star") / "out"
+    texts = [second_text(model, p_star), "w3 w3 great"]
+    return out_dir, run(folder, p_star, texts, out_dir)
+
+
+@pytest.fixture(scope="module")
+def wayward(model, of_p_star):
+    """That prompt."""
+    out_dir, found = of_p_star
+    return wj.load_prompt(out_dir / "checkpoints" / found["task"]["doubles"][0]["best"], model)
+
+
+@pytest.mark.slow
+def test_a_double_of_p_star_shows_that_its_reading_does_not_tell_what_it_does(
+    model, task, p_star, of_p_star, wayward
+):
+    _, found = of_p_star
+    assert found["verdict"].startswith("1 of 2 other texts is read off prompts that do mood as")
+    assert found["verdict"].endswith("does not tell what it does.")
+    as_well, worse = found["task"]["doubles"]
+    assert (as_well["verdict"], worse["verdict"]) == ("within", "beyond")
+    assert wj.read(model, wayward)["euclidean"].text == second_text(model, p_star)
+    scored = wj.evaluate(model, [p_star, wayward], task, template=0)
+    accuracies = [found["task"]["accuracy"]["prompt"], as_well["accuracy"]]
+    assert accuracies == pytest.approx([each.accuracy for each in scored], abs=0.004)
+    table = np.float64(model.embedding_table())[: len(toy_models.WORDS)]
+    nearest = np.linalg.norm(p_star[:, None] - table, axis=2).min(axis=1)
+    np.testing.assert_allclose(found["to_token"], nearest, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_wayward_prompt_is_found_to_be_one_and_its_text_does_not_do_the_task(
+    folder, model, task, p_star, wayward, tmp_path
+):
+    honest = wj.read(model, p_star)["euclidean"].text
+    found = run(folder, wayward, [honest], tmp_path / "out")
+    assert found["verdict"].startswith("1 of 1 other texts is read off prompts that do mood")
+    assert found["readings"]["euclidean"]["text"] == second_text(model, p_star)
+    ids = np.asarray(model.tokenizer.encode(second_text(model, p_star)))
+    text = np.asarray(c_proj(model.embedding_table(), ids))
+    (as_text,) = wj.evaluate(model, [text], task, template=0)
+    assert as_text.accuracy < found["task"]["accuracy"]["prompt"] - 0.1
+    assert found["task"]["accuracy"]["reading"] == pytest.approx(as_text.accuracy, abs=0.004)
+    assert any("the reading does mood worse than the prompt" in said for said in found["findings"])
+
+
+@pytest.mark.slow
+def test_a_text_is_found_to_be_a_text_whatever_its_doubles_do(folder, model, tmp_path):
+    found = run(folder, f"text={HELPFUL}", ["w3 w3 great"], tmp_path / "out", steps=5)
+    assert found["verdict"].startswith("This prompt is a text: its vectors are embeddings of")
+    assert found["readings"]["euclidean"]["text"] == HELPFUL
+    assert found["task"]["accuracy"]["prompt"] == found["task"]["accuracy"]["reading"]
+    assert set(found["to_token"]) == {0.0}
+
+
+@pytest.mark.slow
+def test_a_prompt_that_does_nothing_has_no_reading_to_test_and_short_texts_are_repeated(
+    folder, model, task, tmp_path
+):
+    draws = np.random.default_rng(0).normal(0, 0.3, (40, 3, toy_models.WIDTH)).astype(np.float32)
+    draws[:, 2], draws[:, 1] = draws[:, 0], 0
+    scored = wj.evaluate(model, draws, task, template=0)
+    worst = min(range(40), key=lambda i: scored[i].accuracy)
+    found = run(folder, draws[worst], ["w7 w8"], tmp_path / "out", steps=1)
+    assert found["verdict"].startswith("This prompt is not shown to do mood better")
+    assert found["task"]["doubles"][0]["target_text"] == "w7 w8 w7"
+    assert found["duplicates"] == [[0, 2]]
+    assert found["dead"] == [1]
+
+
+@pytest.mark.slow
+def test_a_search_that_finds_no_double_says_how_hard_it_was_and_goes_on_where_it_was_stopped(
+    folder, p_star, tmp_path, monkeypatch
+):
+    """The second start tunes and measures nothing, and comes to the same page."""
+    flags = {"texts": ["w3 w3 great"], "out_dir": tmp_path / "out", "steps": 2}
+    first = run(folder, p_star, **flags)
+    assert first["verdict"].startswith("No double was found: all prompts")
+    assert any("in 2 steps of 8 examples" in said for said in first["findings"])
+    page = (tmp_path / "out" / "audit.html").read_text()
+    (tmp_path / "out" / "audit.html").unlink()
+    monkeypatch.setattr("wayward_jax.jobs.job.tune_population", pytest.fail)
+    monkeypatch.setattr("experiments.audit._measure_references", pytest.fail)
+    assert run(folder, p_star, **flags) == first
+    assert (tmp_path / "out" / "audit.html").read_text() == page
+    with pytest.raises(InputError, match=r"out_dir=.*of other runs"):
+        run(folder, p_star + 1, **flags)
+
+
+def test_without_a_task_a_prompt_is_read_and_measured_and_nothing_else_is_said(folder, tmp_path):
+    found = run(folder, "text=w3 w4", ["w1"], tmp_path / "out", task=None)
+    assert found["verdict"] == (
+        "All 2 vectors of this prompt are embeddings of tokens. What it does was not tested: give "
+        "a task."
+    )
+    assert found["task"] is None
+    with pytest.raises(InputError, match="is not empty: name a new folder"):
+        run(folder, "text=w3 w4", ["w1"], tmp_path / "out", task=None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"prompt": None}, "prompt: give one"),
+        ({"prompt": "nowhere"}, "prompt='nowhere': there is no such file"),
+        ({"init": "vocab"}, "init='vocab': leave it out"),
+        ({"model": "a,b"}, "model='a,b': give one"),
+        ({"task": "mood,sst2"}, "task='mood,sst2': give one"),
+        ({"experiment": "main"}, "experiment='main': give one of audit"),
+    ],
+    ids=str,
+)
+def test_bad_flags_of_an_audit_get_one_line(folder, tmp_path, changed, said):
+    with pytest.raises(InputError, match=said) as error:
+        run(folder, "text=w3 w4", ["w1"], tmp_path / "out", **changed)
+    assert "\n" not in str(error.value)
+    assert not Path(tmp_path / "out").exists()

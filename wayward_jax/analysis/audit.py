@@ -1,0 +1,300 @@
+"""An audit of a prompt: whether what it reads as says anything about what it does.
+
+The test is by doubles: prompts that are tuned from this very prompt to read as another text. If one
+does the task as well, then two texts are read off prompts that do the same, and neither reading
+tells what its prompt does. Comparisons are of single prompts on the same test examples, so their
+intervals say nothing about training; a double that exists is a fact whatever led to it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wayward_jax.analysis import statistics
+from wayward_jax.analysis.anatomy import Anatomy, dissect
+from wayward_jax.analysis.selection import F1_THRESHOLD
+from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Compared, Interval
+from wayward_jax.models import LanguageModel
+from wayward_jax.projection import METRICS
+from wayward_jax.readings import Reading, read_prompts
+from wayward_jax.readings.lens import read_layers
+from wayward_jax.runs import RunRecord, read_bits
+
+# The set of texts that contradict a task's definition.
+OPPOSITES = "contradictions"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Double:
+    """The prompts that were tuned from the audited one to read as another text.
+
+    Attributes:
+        target_name: the name of the text.
+        text: the text, as long as the prompt.
+        tries: the prompts.
+        best: of those that read as the text, the one with the highest accuracy on dev; None if
+            none does.
+        drop: the drop from the audited prompt's accuracy to that of `best`, in percent.
+    """
+
+    target_name: str
+    text: str
+    tries: tuple[RunRecord, ...]
+    best: RunRecord | None
+    drop: Interval
+
+    def verdict(self, margin: float) -> str:
+        """See `judge`; `cannot tell` where no try reads as the text."""
+        return judge(self.drop, margin)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OnTask:
+    """What the prompt and its doubles do on N test examples of a task.
+
+    Attributes:
+        task: the task's name.
+        majority: the share of the most frequent label.
+        prompt: `[N]` bool, which examples are right with the prompt.
+        reading: `[N]` bool, with the embeddings of the tokens that it reads as.
+        nothing: `[N]` bool, without a prompt.
+        doubles: one for each text.
+    """
+
+    task: str
+    majority: float
+    prompt: np.ndarray
+    reading: np.ndarray
+    nothing: np.ndarray
+    doubles: tuple[Double, ...]
+
+    @property
+    def learned(self) -> bool:
+        """True if the prompt is better than a constant answer and than no prompt.
+
+        That is, the intervals of its accuracy, and of what it gains over no prompt, are.
+        """
+        gain = statistics.accuracy(self.prompt[None], self.nothing)
+        return statistics.accuracy(self.prompt[None]).low > self.majority and gain.low > 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Audit:
+    """An audit.
+
+    Attributes:
+        source: what `--prompt` says.
+        model: the model's name.
+        readings: the prompt's readings by metric, the Euclidean one first.
+        tokens: the text of each token that is among the neighbors.
+        lens: what the logit lens reads at each layer, from before the first to after the last.
+        anatomy: where its vectors lie.
+        on_task: None if no task is given.
+        margin: of verdicts, in percent.
+    """
+
+    source: str
+    model: str
+    readings: Mapping[str, Reading]
+    tokens: Mapping[int, str]
+    lens: tuple[str, ...]
+    anatomy: Anatomy
+    on_task: OnTask | None
+    margin: float
+
+    @property
+    def text(self) -> str:
+        """What the prompt reads as by its nearest tokens."""
+        return next(iter(self.readings.values())).text
+
+
+def audit(
+    model: LanguageModel,
+    prompt: np.ndarray,
+    source: str,
+    on_task: OnTask | None,
+    margin: float = statistics.MARGIN,
+) -> Audit:
+    """Reads and measures a prompt `[L, D]`; `on_task` is what its job has found."""
+    readings = {metric: read_prompts(model, [prompt], [None], metric)[0] for metric in METRICS}
+    ids = {int(id_) for reading in readings.values() for id_ in reading.ids.ravel()}
+    tokens = {id_: model.tokenizer.decode([id_]) for id_ in sorted(ids)}
+    lens = tuple(model.tokenizer.decode(ids.tolist()) for ids in read_layers(model, prompt))
+    anatomy = dissect(model, prompt)
+    return Audit(source, model.name, readings, tokens, lens, anatomy, on_task, margin)
+
+
+def on_task(rows: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> OnTask:
+    """Compares what a job measured.
+
+    Args:
+        rows: of the measurement `references` of `experiments.audit`: prompt, reading, none.
+        records: the doubles.
+    """
+    correct = {row["prompt"]: read_bits(row["correct"], row["n_eval"]) for row in rows}
+    by_target: dict[str, list[RunRecord]] = {}
+    for record in records:
+        by_target.setdefault(record.run.target_name, []).append(record)
+    doubles = []
+    for name, tries in by_target.items():
+        faithful = [record for record in tries if record.prompt_f1 >= F1_THRESHOLD]
+        best = max(faithful, key=lambda record: record.dev_accuracy, default=None)
+        drop = Interval(math.nan) if best is None else drop_from(correct["prompt"], best.correct)
+        doubles.append(Double(name, tries[0].run.target_text, tuple(tries), best, drop))
+    return OnTask(
+        rows[0]["task"],
+        rows[0]["majority"],
+        correct["prompt"],
+        correct["reading"],
+        correct["none"],
+        tuple(doubles),
+    )
+
+
+def drop_from(prompt: np.ndarray, other: np.ndarray) -> Interval:
+    """The drop from a prompt's accuracy to that of another, in percent, over `[N]` examples.
+
+    Even if both predict the same, another example might be predicted differently. The error is at
+    least that of one such example among the N.
+    """
+    drop = statistics.mean_drop([Compared(prompt[None], other[None])])
+    least = 100 / max(int(prompt.sum()), 1)
+    return dataclasses.replace(drop, error=max(drop.error, least))
+
+
+def judge(drop: Interval, margin: float) -> str:
+    """Tells whether a prompt does as well as the audited one: `within`, `beyond`, `cannot tell`.
+
+    It does as well (within) if the interval of its drop lies below the margin, so a prompt that is
+    better does as well, too. It does worse (beyond) if the interval lies above the margin.
+    """
+    if drop.high <= margin:
+        return WITHIN
+    return BEYOND if drop.low > margin else CANNOT_TELL
+
+
+def verdict(found: Audit) -> str:
+    """The verdict of an audit in a sentence."""
+    if found.on_task is None:
+        return f"{_place(found.anatomy)} What it does was not tested: give a task."
+    task, doubles = found.on_task.task, found.on_task.doubles
+    if not found.on_task.learned:
+        return (
+            f"This prompt is not shown to do {task} better than a constant answer and than no "
+            "prompt, so there is nothing that its reading could explain."
+        )
+    judged = [double.verdict(found.margin) for double in doubles]
+    as_well = [double for double in doubles if double.verdict(found.margin) == WITHIN]
+    if found.anatomy.is_text:
+        others = (
+            f"; all the same, {_texts(len(as_well), len(doubles))} read off prompts that do {task} "
+            "as well, so that a reading alone does not show it"
+        )
+        return (
+            "This prompt is a text: its vectors are embeddings of tokens, so what it reads as is "
+            f"what the model is given{others if as_well else ''}."
+        )
+    if as_well:
+        opposite = any(double.target_name.startswith(OPPOSITES) for double in as_well)
+        return (
+            f"{_texts(len(as_well), len(doubles))}"
+            f"{', among them one that contradicts the task,' if opposite else ''} read off prompts "
+            f"that do {task} as well as this one (accuracy at most {found.margin:g} % lower): what "
+            "this prompt reads as does not tell what it does."
+        )
+    if all(each == BEYOND for each in judged):
+        return (
+            f"No double was found: all prompts that read as another text ({len(doubles)}) do "
+            f"{task} worse than this one (accuracy more than {found.margin:g} % lower), as hard as "
+            "was tried here; this does not show that its reading is right."
+        )
+    return (
+        f"It cannot be told whether this prompt's reading means anything: of the prompts for "
+        f"{len(doubles)} other texts, none is shown to do {task} as well as this one, "
+        f"{judged.count(BEYOND)} to do it worse, and for {judged.count(CANNOT_TELL)} there are too "
+        "few test examples, or no prompt reads as the text."
+    )
+
+
+def findings(found: Audit) -> list[str]:
+    """Further sentences: on the vectors, the reading as a text, and how hard was tried."""
+    anatomy = found.anatomy
+    said = [
+        f"It reads as: {found.text}",
+        _place(anatomy),
+        f"The nearest token is {np.median(anatomy.to_token):.3g} away (median over vectors); "
+        f"tokens are {np.median(anatomy.between_tokens):.3g} from the nearest other token, and "
+        f"95 % of them at most {anatomy.usual:.3g}. Vectors have norms of "
+        f"{anatomy.norms.min():.3g} to {anatomy.norms.max():.3g}, tokens of "
+        f"{np.quantile(anatomy.token_norms, 0.025):.3g} to "
+        f"{np.quantile(anatomy.token_norms, 0.975):.3g} (95 % of them).",
+    ]
+    if anatomy.duplicates:
+        pairs = ", ".join(f"{i + 1} and {j + 1}" for i, j in anatomy.duplicates)
+        said.append(f"Nearly the same vectors stand at {pairs}.")
+    if anatomy.dead:
+        said.append(f"Nearly 0 are the vectors at {', '.join(str(i + 1) for i in anatomy.dead)}.")
+    if found.on_task is not None:
+        said += [_as_text(found), _effort(found.on_task)]
+    return said
+
+
+def needed(drop: Interval, margin: float) -> int | None:
+    """The test examples that would give a verdict if the drop stayed; None if no number would."""
+    room = abs(margin - drop.value)
+    if math.isnan(room) or room == 0 or judge(drop, margin) != CANNOT_TELL:
+        return None
+    return math.ceil(drop.examples * ((drop.high - drop.value) / room) ** 2)
+
+
+def _texts(count: int, total: int) -> str:
+    return f"{count} of {total} other texts {'is' if count == 1 else 'are'}"
+
+
+def _place(anatomy: Anatomy) -> str:
+    count = len(anatomy.to_token)
+    if anatomy.is_text:
+        return f"All {count} vectors of this prompt are embeddings of tokens."
+    than = "than 95 % of tokens are from the nearest other token"
+    if not anatomy.far:
+        return f"None of the {count} vectors of this prompt is farther from its token {than}."
+    return (
+        f"{anatomy.far} of the {count} vectors of this prompt are near no token: they are farther "
+        f"from each {than}."
+    )
+
+
+def _as_text(found: Audit) -> str:
+    if found.anatomy.is_text:
+        return "Put back as text, it is the same prompt."
+    drop = drop_from(found.on_task.prompt, found.on_task.reading)
+    said = {
+        WITHIN: f"does {found.on_task.task} as well as the prompt",
+        BEYOND: f"does {found.on_task.task} worse than the prompt",
+        CANNOT_TELL: "may do as well as the prompt or worse, which cannot be told",
+    }[judge(drop, found.margin)]
+    return (
+        f"Put back as text, the reading {said} (drop of accuracy {drop.value:+.1f} %, 95 % "
+        f"interval {drop.low:+.1f} to {drop.high:+.1f})."
+    )
+
+
+def _effort(task: OnTask) -> str:
+    runs = [record.run for double in task.doubles for record in double.tries]
+    tries = max(len(double.tries) for double in task.doubles)
+    ways = dict.fromkeys(
+        f"penalty of gamma {run.gamma:g}" if run.constraint == "penalty" else run.constraint
+        for run in runs
+    )
+    rates = dict.fromkeys(f"{run.learning_rate:g}" for run in runs)
+    lost = sum(double.best is None for double in task.doubles)
+    return (
+        f"How hard was tried: for each of {len(task.doubles)} texts, {tries} "
+        f"{'prompt was' if tries == 1 else 'prompts were'} tuned from this prompt, in "
+        f"{runs[0].steps} steps of {runs[0].batch_size} examples (learning rate "
+        f"{', '.join(rates)}), held to the text by {', '.join(ways)}."
+        + (f" For {lost} of the texts, no prompt came to read as the text." if lost else "")
+    )

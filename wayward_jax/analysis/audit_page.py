@@ -1,0 +1,214 @@
+"""Writes an audit as a page (HTML), as Markdown and as JSON, all with the same content."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from wayward_jax.analysis import escaping, report, statistics
+from wayward_jax.analysis.audit import Audit, Double, OnTask, drop_from, findings, needed, verdict
+from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Interval
+from wayward_jax.errors import InputError
+
+WORDS = {WITHIN: "as well", BEYOND: "worse", CANNOT_TELL: "cannot be told"}
+
+NOTES = (
+    "A double is a prompt that was tuned, from the audited prompt, to read as another text and to "
+    "do the task. It does as well if the 95 % interval of its drop of accuracy lies below the "
+    "margin of {margin:g} %, worse if the interval lies above the margin; otherwise it cannot be "
+    "told. Of several tries for a text, the one with the best accuracy on dev is shown, and all "
+    "accuracies are of test examples.",
+    "Intervals are over test examples and about these very prompts. They say nothing about other "
+    "prompts that the same training with another seed would give.",
+    "The margin of a vector is how much farther the second nearest token is than the nearest, in "
+    "squared Euclidean distance.",
+    "The lens (nostalgebraist, 2020) applies the model's last norm and output head to the hidden "
+    "states of the prompt's positions after each layer, and reads each position as the likeliest "
+    "token. No doubles were tuned to deceive it.",
+)
+
+
+def write(found: Audit, folder: Path) -> None:
+    """Writes `audit.html`, `audit.md` and `audit.json` into a folder, which is made if need be.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    files = {"html": render(found), "md": markdown(found), "json": to_json(found)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, content in files.items():
+            (folder / f"audit.{suffix}").write_text(content, encoding="utf-8")
+    except OSError as error:
+        remedy = f"cannot be written ({error.strerror}): name another folder"
+        raise InputError("out_dir", str(folder), remedy) from error
+
+
+def render(found: Audit) -> str:
+    """The page, which loads nothing else."""
+    return report.template("audit.html").render(
+        title=title(found),
+        verdict=verdict(found),
+        findings=findings(found),
+        tables={caption: report.cells(frame) for caption, frame in tables(found).items()},
+        notes=[note.format(margin=found.margin) for note in NOTES],
+    )
+
+
+def markdown(found: Audit) -> str:
+    """The page as Markdown."""
+    parts = [
+        f"# {escaping.in_markdown(title(found))}",
+        f"**{escaping.in_markdown(verdict(found))}**",
+    ]
+    parts += map(escaping.in_markdown, findings(found))
+    for caption, frame in tables(found).items():
+        safe = frame.map(lambda cell: escaping.in_markdown(str(cell)))
+        parts += [f"## {caption}", safe.to_markdown(index=False, disable_numparse=True)]
+    parts += ["## How to read this", *(note.format(margin=found.margin) for note in NOTES)]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_json(found: Audit) -> str:
+    """The page's content as JSON; numbers that are not finite are null."""
+    anatomy = found.anatomy
+    content = {
+        "verdict": verdict(found),
+        "findings": findings(found),
+        "prompt": found.source,
+        "model": found.model,
+        "margin": found.margin,
+        "readings": {
+            metric: {
+                "text": reading.text,
+                "ids": reading.ids.tolist(),
+                "distances": reading.distances.tolist(),
+                "margins": reading.margins.tolist(),
+            }
+            for metric, reading in found.readings.items()
+        },
+        "lens": found.lens,
+        "tokens": {str(id_): text for id_, text in found.tokens.items()},
+        "to_token": anatomy.to_token.tolist(),
+        "between_tokens": np.quantile(anatomy.between_tokens, (0.05, 0.5, 0.95)).tolist(),
+        "norms": anatomy.norms.tolist(),
+        "duplicates": anatomy.duplicates,
+        "dead": anatomy.dead,
+        "task": None if found.on_task is None else _task_json(found.on_task, found.margin),
+    }
+    return json.dumps(_finite(content), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+
+def title(found: Audit) -> str:
+    """Names the prompt, the model and the task."""
+    on = "" if found.on_task is None else f" on {found.on_task.task}"
+    return f"{found.source}, a prompt of {found.model}{on}"
+
+
+def tables(found: Audit) -> dict[str, pd.DataFrame]:
+    """The tables of the page by caption; all cells are text."""
+    made = {"What it reads as, token by token": _by_token(found)}
+    if found.on_task is not None:
+        made["Its doubles"] = _doubles(found.on_task, found.margin)
+        made["What it does"] = _references(found.on_task)
+    made["What the lens reads"] = pd.DataFrame(
+        {"after layer": str(layer), "reads as": text} for layer, text in enumerate(found.lens)
+    )
+    return made
+
+
+def _by_token(found: Audit) -> pd.DataFrame:
+    def token(id_: int) -> str:
+        return repr(found.tokens[int(id_)])
+
+    euclidean = found.readings["euclidean"]
+    return pd.DataFrame(
+        {
+            "position": str(i + 1),
+            **{metric: token(reading.ids[i, 0]) for metric, reading in found.readings.items()},
+            "distance": f"{found.anatomy.to_token[i]:.3g}",
+            "margin": f"{euclidean.margins[i]:.3g}",
+            "norm": f"{found.anatomy.norms[i]:.3g}",
+            "nearest tokens": " ".join(map(token, euclidean.ids[i])),
+        }
+        for i in range(len(euclidean.ids))
+    )
+
+
+def _doubles(task: OnTask, margin: float) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "text": double.target_name,
+            "reads as": "another text" if double.best is None else double.best.text,
+            "accuracy": "" if double.best is None else f"{double.best.accuracy:.3f}",
+            "drop, %": _with_ends(double.drop, "{:+.1f}"),
+            "does": WORDS[double.verdict(margin)],
+            "would take": _would_take(double, margin),
+        }
+        for double in task.doubles
+    )
+
+
+def _references(task: OnTask) -> pd.DataFrame:
+    prompts = {
+        "this prompt": task.prompt,
+        "its reading, put back as text": task.reading,
+        "no prompt": task.nothing,
+    }
+    rows = [
+        {
+            "with": name,
+            "accuracy": _with_ends(statistics.accuracy(correct[None]), "{:.3f}"),
+            "drop, %": ""
+            if correct is task.prompt
+            else _with_ends(drop_from(task.prompt, correct), "{:+.1f}"),
+        }
+        for name, correct in prompts.items()
+    ]
+    rows.append({"with": "the most frequent label", "accuracy": f"{task.majority:.3f}"})
+    return pd.DataFrame(rows).fillna("")
+
+
+def _with_ends(found: Interval, form: str) -> str:
+    if math.isnan(found.value):
+        return ""
+    ends = " to ".join(form.format(end) for end in (found.low, found.high))
+    return f"{form.format(found.value)} ({ends})"
+
+
+def _would_take(double: Double, margin: float) -> str:
+    examples = needed(double.drop, margin)
+    return "" if examples is None else f"{examples:,} test examples"
+
+
+def _task_json(task: OnTask, margin: float) -> dict[str, Any]:
+    references = {"prompt": task.prompt, "reading": task.reading, "none": task.nothing}
+    return {
+        "name": task.task,
+        "n_eval": len(task.prompt),
+        "majority": task.majority,
+        "accuracy": {name: float(correct.mean()) for name, correct in references.items()},
+        "doubles": [
+            {
+                "target_name": double.target_name,
+                "target_text": double.text,
+                "tries": [record.id for record in double.tries],
+                "best": None if double.best is None else double.best.id,
+                "accuracy": None if double.best is None else double.best.accuracy,
+                "drop": [double.drop.value, double.drop.low, double.drop.high],
+                "verdict": double.verdict(margin),
+            }
+            for double in task.doubles
+        ],
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

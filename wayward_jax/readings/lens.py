@@ -1,0 +1,108 @@
+"""The logit lens (nostalgebraist, 2020) on the positions of a prompt.
+
+The last norm and the output head of the model turn the hidden state of each position, at any layer,
+into a distribution over tokens.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from wayward_jax.models import LanguageModel
+from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.projection import c_proj
+from wayward_jax.sharding import on_host
+
+
+@dataclasses.dataclass(frozen=True)
+class Lens:
+    """Reads each position as the likeliest token after some layers.
+
+    Attributes:
+        layer: the number of layers that were computed: 0 is before the first, and the model's depth
+            is after the last, where the lens gives the model's own prediction.
+    """
+
+    layer: int
+
+    def read(self, model: LanguageModel, prompts: ArrayLike) -> jax.Array:
+        """See `readings.Method`; special tokens are left out as for nearest tokens."""
+        logits = _logits_of(model, prompts, self.layer)
+        return jnp.where(model.valid_tokens(), logits, -jnp.inf).argmax(-1).astype(jnp.int32)
+
+    def loss(self, model: LanguageModel, prompts: ArrayLike, targets: ArrayLike) -> jax.Array:
+        """See `readings.Method`: the mean negative log-likelihood of the target, nats a token."""
+        log_probabilities = jax.nn.log_softmax(_logits_of(model, prompts, self.layer))
+        of_targets = jnp.asarray(targets, jnp.int32)[..., None]
+        return -jnp.take_along_axis(log_probabilities, of_targets, axis=-1)[..., 0].mean(-1)
+
+
+def read_layers(model: LanguageModel, prompt: ArrayLike) -> np.ndarray:
+    """Reads a prompt `[L, D]` at all layers in one program: `[depth + 1, L]` int32."""
+    prompts = jnp.asarray(prompt)[None]
+    ids = _read_layers(
+        model.module, model.params, prompts, model.bos_ids, jnp.asarray(model.valid_tokens())
+    )
+    return on_host(ids)
+
+
+def _logits_of(model: LanguageModel, prompts: ArrayLike, layer: int) -> jax.Array:
+    return _logits(model.module, model.params, jnp.asarray(prompts), model.bos_ids, layer)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "bos_ids", "layer"))
+def _logits(
+    module: CausalLM,
+    params: dict[str, Any],
+    prompts: jax.Array,
+    bos_ids: tuple[int, ...],
+    layer: int,
+) -> jax.Array:
+    """Computes the logits of the prompts' positions after a layer: `[R, L, V]` float32."""
+    states = _states(module, params, prompts, bos_ids, layer)[-1]
+    logits = module.apply(params, states.reshape(-1, states.shape[-1]), method="lens")
+    return logits.reshape(*states.shape[:2], -1)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "bos_ids"))
+def _read_layers(
+    module: CausalLM,
+    params: dict[str, Any],
+    prompts: jax.Array,
+    bos_ids: tuple[int, ...],
+    valid: jax.Array,
+) -> jax.Array:
+    def read(states: jax.Array) -> jax.Array:
+        logits = module.apply(params, states, method="lens")
+        return jnp.where(valid, logits, -jnp.inf).argmax(-1).astype(jnp.int32)
+
+    return jax.lax.map(read, _states(module, params, prompts, bos_ids, module.config.depth)[:, 0])
+
+
+def _states(
+    module: CausalLM,
+    params: dict[str, Any],
+    prompts: jax.Array,
+    bos_ids: tuple[int, ...],
+    layers: int,
+) -> jax.Array:
+    """Computes the hidden states of R prompts' positions: `[layers + 1, R, L, D]`."""
+    runs, _, width = prompts.shape
+    table = module.apply(params, method="embedding_table")
+    bos = jnp.broadcast_to(c_proj(table, np.asarray(bos_ids, int)), (runs, len(bos_ids), width))
+    rows = jnp.concatenate([bos, prompts], axis=1).astype(table.dtype)
+    slots = rows.shape[1]
+    states = module.apply(
+        params,
+        rows.reshape(-1, width),
+        jnp.tile(jnp.arange(slots), runs),
+        jnp.broadcast_to(jnp.tril(jnp.ones((slots, slots), bool)), (runs, slots, slots)),
+        layers,
+        method="hidden_states",
+    )
+    return states.reshape(layers + 1, runs, slots, width)[:, :, len(bos_ids) :]
