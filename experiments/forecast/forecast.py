@@ -172,10 +172,10 @@ def _sample(task: EncodedTask, plan: PopulationPlan) -> tuple[float, StepCost, f
     """The mean `PackedShape.cost`, work and seconds of the host of a step, from the first calls."""
     costs, work, calls = 0.0, StepCost(), 0
     began = time.perf_counter()
-    for batches in itertools.islice(iter_batches(task.train, plan), SAMPLE_CALLS):
-        rows, slots = batches.packs.ids.shape[-2:]
+    for packs in itertools.islice(iter_batches(task.train, plan), SAMPLE_CALLS):
+        rows, slots = packs.ids.shape[-2:]
         costs += PackedShape(rows, slots, 0, 0, 0).cost
-        work += step_cost(batches, plan)
+        work += step_cost(packs, plan)
         calls += 1
     host_seconds = (time.perf_counter() - began) / (calls * plan.steps_per_call)
     steps = calls * plan.steps_per_call

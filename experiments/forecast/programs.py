@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.family import Family
-from wayward_jax.packing import PackedShape, pack_segments
+from wayward_jax.packing import PackedBatch, PackedShape, pack_segments
 from wayward_jax.sharding import BY_RUN, param_specs
 from wayward_jax.training.evaluation import EvaluationSet, pack_behind, score_packs
 from wayward_jax.training.optimizers import named_optimizer
@@ -19,7 +19,6 @@ from wayward_jax.training.planning import PopulationPlan
 from wayward_jax.training.step import (
     BATCH_SPECS,
     STATE_SPECS,
-    Batches,
     Population,
     TrainState,
     init_state,
@@ -73,7 +72,7 @@ def compile_training(
         model.params,
         _like(population, mesh, BY_RUN),
         _like(state, mesh, STATE_SPECS),
-        _like(_batches(plan, shape), mesh, BATCH_SPECS),
+        _like(_packs(plan, shape), mesh, BATCH_SPECS),
         optimizer,
         run.steps,
         mesh,
@@ -98,16 +97,12 @@ def compile_scoring(
     )
 
 
-def _batches(plan: PopulationPlan, shape: PackedShape) -> Batches:
-    """The shapes of the batches of a call."""
-    packs = plan.run_shards * plan.packs_per_shard
-    nothing = [[[]] * plan.runs_per_pack]
-    pack = pack_segments(nothing, plan.prompt_lengths[None, : plan.runs_per_pack], shape)
-    axes = (plan.steps_per_call, packs, plan.data_shards)
-    return Batches(
-        packs=jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *x.shape[1:]), x.dtype), pack),
-        run_index=jax.ShapeDtypeStruct((*axes[:2], plan.runs_per_pack), jnp.int32),
-    )
+def _packs(plan: PopulationPlan, shape: PackedShape) -> PackedBatch:
+    """The shapes of the packs of a call, see `step.BATCH_SPECS`."""
+    runs = plan.runs_per_shard
+    pack = pack_segments([[[]] * runs], plan.prompt_lengths[None, :runs], shape)
+    axes = (plan.steps_per_call, plan.run_shards * plan.packs_per_shard, plan.data_shards)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *x.shape[1:]), x.dtype), pack)
 
 
 def _state(

@@ -59,7 +59,7 @@ def main(name: str, axis: str = "runs") -> None:
         run_shards=mesh.shape["runs"],
         data_shards=mesh.shape["data"],
         packs_per_shard=1,
-        runs_per_pack=8 // mesh.shape["runs"],
+        runs_per_shard=8 // mesh.shape["runs"],
         eval_steps=(2,),
         steps_per_call=2,
         shapes=(PackedShape(rows=8, slots=128, copies=4, queries=32, predictions=32),),
