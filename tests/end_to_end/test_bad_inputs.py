@@ -122,11 +122,11 @@ FLAGS = {
     "targets of no tokens": ({"targets": "text="}, "--targets", "another text"),
     "target longer than the context": (
         {"targets": "text=" + " ".join(["w1"] * 64)},
-        *("--targets", "64 tokens", "64 positions", "choose shorter"),
+        *("--targets", "64 positions", "64 positions", "choose shorter"),
     ),
     "target far longer than the context": (
         {"targets": "text=" + "w1 " * 40_000},
-        *("--targets", "40000 tokens", "choose shorter"),
+        *("--targets", "40000 positions", "choose shorter"),
     ),
     "target and text longer than the context": (
         {"targets": "text=" + " ".join(["w1"] * 60)},
@@ -350,7 +350,7 @@ FILES = {
     "family": (
         lambda at: {"model": at.model(model_type="bert")},
         "'bert'",
-        "only gpt2, llama",
+        "only gemma2, gemma3_text",
         "another --model",
     ),
     "family of the wrong kind": (lambda at: {"model": at.model(model_type=[])}, "/model: "),

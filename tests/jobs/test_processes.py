@@ -17,7 +17,7 @@ from wayward_jax.jobs import job, processes, records
 from wayward_jax.jobs.exit_codes import LOST, STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
-FLAGS = {"gamma": "0.5", "batch_size": 4, "steps": 60, "n_eval": 0, "checkpoint_every": 5}
+FLAGS = {"gamma": "0.5", "batch_size": 4, "steps": 240, "n_eval": 0, "checkpoint_every": 5}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 def alone(folder):
     """The job's folder after one process has done it."""
     out_dir = folder / "alone"
-    settings = toy_job.settings(folder, out_dir, gamma=(0.5,), steps=60)
+    settings = toy_job.settings(folder, out_dir, gamma=(0.5,), steps=240)
     with ProgressReporter(Console(quiet=True)) as watch:
         job.run_job(settings, main.EXPERIMENT, out_dir, watch)
     return out_dir
