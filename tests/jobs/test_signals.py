@@ -25,6 +25,17 @@ flags.run(main, CalibrationSettings)
 """
 
 
+@pytest.fixture(autouse=True)
+def nothing_ignored():
+    """Programs inherit ignored signals, and `nohup` may have started the tests."""
+    ignored = [each for each in STOPPING if signal.getsignal(each) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def send(number, seconds, *launcher):
     """The exit code and errors of a program that has a signal while it starts."""
     command = [*launcher, sys.executable, "-c", PROGRAM, f"--seed={seconds}"]
@@ -53,7 +64,9 @@ def test_a_job_that_tunes_is_asked_to_stop(number):
     with interruption.heed():
         assert not interruption.asked()
         os.kill(os.getpid(), number)
+        deadline = time.monotonic() + 60
         while not interruption.asked():
+            assert time.monotonic() < deadline
             time.sleep(0.01)
     assert {each: signal.getsignal(each) for each in STOPPING} == before
 
