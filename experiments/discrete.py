@@ -121,7 +121,7 @@ def demonstrations(
     order = np.random.default_rng(seed).permutation(len(train))
     for index in order[:MOST_DEMONSTRATIONS]:
         example = train[index]
-        # Of several label words, the first one.
+        # A label with several label words is shown by its first word.
         more = [*example.ids[example.branch <= 1].tolist(), *separator]
         if len(ids) + len(more) > room:
             break

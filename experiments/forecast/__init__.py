@@ -1,1 +1,1 @@
-"""What a job would take on accelerators that are not there, by their compilers' estimates."""
+"""Forecasts of what a job would take on accelerators that are not there."""

@@ -35,6 +35,26 @@ class ModelConfig(Protocol):
         """The width of all query heads of a layer together, `H * d`."""
 
 
+class HuggingFaceNames:
+    """Gives a configuration the properties of `ModelConfig` that Hugging Face's names stand for."""
+
+    max_position_embeddings: int
+    num_hidden_layers: int
+    num_attention_heads: int
+
+    @property
+    def max_positions(self) -> int:
+        return self.max_position_embeddings
+
+    @property
+    def depth(self) -> int:
+        return self.num_hidden_layers
+
+    @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
+
 class CausalLM(nn.Module):
     """A language model that maps embeddings to hidden states.
 

@@ -12,13 +12,12 @@ from typing import Any
 
 from wayward_jax.models.family import require
 from wayward_jax.models.llama.modeling import LlamaConfig
-from wayward_jax.models.llama.params import LLAMA_FAMILY, layer_kinds, read_config
+from wayward_jax.models.llama.params import LLAMA_FAMILY, attention_biases, layer_kinds, read_config
 from wayward_jax.models.rope import read_rope
 
 
 def _gemma(entries: Mapping[str, Any], **switches: Any) -> LlamaConfig:
     require(entries, use_bidirectional_attention=False)
-    bias = entries.get("attention_bias", False)
     entries = {
         "head_dim": 256,
         "sliding_window": 4096,
@@ -27,8 +26,7 @@ def _gemma(entries: Mapping[str, Any], **switches: Any) -> LlamaConfig:
     }
     return read_config(
         entries,
-        qkv_bias=bias,
-        output_bias=bias,
+        **attention_biases(entries),
         norms="both",
         zero_centered_norm=True,
         attention_multiplier=entries.get("query_pre_attn_scalar", 256) ** -0.5,

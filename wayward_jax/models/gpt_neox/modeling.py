@@ -7,13 +7,13 @@ import jax
 
 from wayward_jax.models.activations import ACTIVATIONS
 from wayward_jax.models.attention import AttentionMask, attend
-from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
 from wayward_jax.models.rope import Rope
 from wayward_jax.models.rotary import Rotary
 
 
 @dataclasses.dataclass(frozen=True)
-class GPTNeoXConfig:
+class GPTNeoXConfig(HuggingFaceNames):
     """The sizes and variants of a GPT-NeoX, named as in the Hugging Face configuration.
 
     Attributes:
@@ -33,18 +33,6 @@ class GPTNeoXConfig:
     attention_bias: bool = True
     use_parallel_residual: bool = True
     tie_word_embeddings: bool = False
-
-    @property
-    def max_positions(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def depth(self) -> int:
-        return self.num_hidden_layers
-
-    @property
-    def heads(self) -> int:
-        return self.num_attention_heads
 
     @property
     def attention_width(self) -> int:

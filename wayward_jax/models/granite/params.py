@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from wayward_jax.models.llama.modeling import LlamaConfig
-from wayward_jax.models.llama.params import LLAMA_FAMILY, read_config
+from wayward_jax.models.llama.params import LLAMA_FAMILY, attention_biases, read_config
 
 
 def _granite(entries: Mapping[str, Any]) -> LlamaConfig:
-    bias = entries.get("attention_bias", False)
-    return read_config({"attention_multiplier": 1.0, **entries}, qkv_bias=bias, output_bias=bias)
+    return read_config({"attention_multiplier": 1.0, **entries}, **attention_biases(entries))
 
 
 GRANITE_FAMILY = dataclasses.replace(LLAMA_FAMILY, config=_granite)

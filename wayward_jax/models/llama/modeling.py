@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from wayward_jax.models.activations import ACTIVATIONS
 from wayward_jax.models.attention import AttentionMask, attend
-from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
 from wayward_jax.models.rope import Rope
 from wayward_jax.models.rotary import Rotary
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(HuggingFaceNames):
     """The sizes and switches of a Llama, named as in the Hugging Face configuration if it has them.
 
     Attributes:
@@ -70,18 +70,6 @@ class LlamaConfig:
     local_rope: Rope | None = None
     sliding_window: int | None = None
     layer_kinds: tuple[str, ...] = ()
-
-    @property
-    def max_positions(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def depth(self) -> int:
-        return self.num_hidden_layers
-
-    @property
-    def heads(self) -> int:
-        return self.num_attention_heads
 
     @property
     def attention_width(self) -> int:

@@ -54,9 +54,14 @@ def layer_kinds(entries: Mapping[str, Any], is_local: Callable[[int], bool]) -> 
     return tuple(LAYER_KINDS[kind] for kind in types)
 
 
-def _llama(entries: Mapping[str, Any]) -> LlamaConfig:
+def attention_biases(entries: Mapping[str, Any]) -> dict[str, bool]:
+    """Reads the switches of `LlamaConfig` that most families have as one, `attention_bias`."""
     bias = entries.get("attention_bias", False)
-    return read_config(entries, qkv_bias=bias, output_bias=bias)
+    return {"qkv_bias": bias, "output_bias": bias}
+
+
+def _llama(entries: Mapping[str, Any]) -> LlamaConfig:
+    return read_config(entries, **attention_biases(entries))
 
 
 def _mistral(entries: Mapping[str, Any]) -> LlamaConfig:

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from wayward_jax.models.llama.modeling import LlamaConfig
-from wayward_jax.models.llama.params import LLAMA_FAMILY, read_config
+from wayward_jax.models.llama.params import LLAMA_FAMILY, attention_biases, read_config
 
 
 def _olmo2(entries: Mapping[str, Any]) -> LlamaConfig:
-    bias = entries.get("attention_bias", False)
-    return read_config(entries, qkv_bias=bias, output_bias=bias, norms="after", qk_norm="width")
+    return read_config(entries, **attention_biases(entries), norms="after", qk_norm="width")
 
 
 OLMO2_FAMILY = dataclasses.replace(

@@ -7,14 +7,14 @@ import jax
 
 from wayward_jax.models.activations import ACTIVATIONS
 from wayward_jax.models.attention import AttentionMask, attend
-from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
 
 # The table of positions begins with this many rows that no position uses.
 UNUSED_POSITIONS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class OPTConfig:
+class OPTConfig(HuggingFaceNames):
     """The sizes and variants of an OPT, named as in the Hugging Face configuration.
 
     Attributes:
@@ -38,18 +38,6 @@ class OPTConfig:
     enable_bias: bool = True
     layer_norm_elementwise_affine: bool = True
     tie_word_embeddings: bool = True
-
-    @property
-    def max_positions(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def depth(self) -> int:
-        return self.num_hidden_layers
-
-    @property
-    def heads(self) -> int:
-        return self.num_attention_heads
 
     @property
     def attention_width(self) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wayward_jax.models.llama.modeling import LlamaConfig
-from wayward_jax.models.llama.params import LLAMA_FAMILY, layer_kinds, read_config
+from wayward_jax.models.llama.params import LLAMA_FAMILY, attention_biases, layer_kinds, read_config
 
 
 def _qwen(entries: Mapping[str, Any], **switches: Any) -> LlamaConfig:
@@ -21,9 +21,8 @@ def _qwen2(entries: Mapping[str, Any]) -> LlamaConfig:
 
 
 def _qwen3(entries: Mapping[str, Any]) -> LlamaConfig:
-    bias = entries.get("attention_bias", False)
     entries = {"head_dim": 128, **entries}
-    return _qwen(entries, qkv_bias=bias, output_bias=bias, qk_norm="head")
+    return _qwen(entries, **attention_biases(entries), qk_norm="head")
 
 
 QWEN2_FAMILY = dataclasses.replace(LLAMA_FAMILY, config=_qwen2)

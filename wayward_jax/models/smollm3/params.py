@@ -6,13 +6,13 @@ from typing import Any
 
 from wayward_jax.models.family import require
 from wayward_jax.models.llama.modeling import LlamaConfig
-from wayward_jax.models.llama.params import LLAMA_FAMILY, read_config
+from wayward_jax.models.llama.params import LLAMA_FAMILY, attention_biases, read_config
 from wayward_jax.models.rope import read_rope
 
 
 def _smollm3(entries: Mapping[str, Any]) -> LlamaConfig:
     require(entries, use_sliding_window=False)
-    bias, count = entries.get("attention_bias", False), entries["num_hidden_layers"]
+    count = entries["num_hidden_layers"]
     interval = entries.get("no_rope_layer_interval", 4)
     # The entry has a 1 for each layer that does have a rotary embedding.
     rotated = entries.get("no_rope_layers") or [(i + 1) % interval for i in range(count)]
@@ -20,8 +20,7 @@ def _smollm3(entries: Mapping[str, Any]) -> LlamaConfig:
     return read_config(
         entries,
         rope=rope,
-        qkv_bias=bias,
-        output_bias=bias,
+        **attention_biases(entries),
         layer_kinds=tuple("global" if each else "unrotated" for each in rotated[:count]),
         tie_word_embeddings=entries.get("tie_word_embeddings", True),
     )
