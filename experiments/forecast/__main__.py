@@ -1,4 +1,4 @@
-"""What a job would take on accelerators that are not there: `python -m experiments.forecast`.
+"""Forecasts a job on accelerators that are not there: `python -m experiments.forecast`.
 
 It takes the flags of `experiments.run`, and says whether the job fits and how long it would take on
 each `--topology`, by the estimates of the compilers for those machines.

@@ -1,4 +1,4 @@
-"""How long a compiled program takes on a device, by its compiler's figures."""
+"""Estimates how long a compiled program takes on a device, from its compiler's figures."""
 
 import collections
 from collections.abc import Mapping

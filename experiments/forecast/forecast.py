@@ -1,4 +1,4 @@
-"""What a job would take on a machine that is not there."""
+"""The forecast of a job on a machine that is not there."""
 
 import collections
 import dataclasses
@@ -30,7 +30,7 @@ SAMPLE_CALLS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What equal populations of one model and task would take, by the compiler's estimates.
+    """The compiler's estimates for equal populations of one model and task.
 
     Attributes:
         model, task: their names.

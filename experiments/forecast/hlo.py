@@ -47,7 +47,7 @@ KINDS = (
     *("products", "attention kernel", "norms and elementwise", "copies", "gathers"),
     "collectives",
 )
-"""What operations do, and where time goes."""
+"""The kinds of operations among which the time of a program is divided."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Program:
                 yield each, times
 
     def _trips(self, loop: Operation) -> int:
-        """How often a loop is repeated: the only number that its condition compares with."""
+        """Finds how often a loop is repeated: its condition compares with this number alone."""
         if loop.trips:
             return loop.trips
         limits = [
