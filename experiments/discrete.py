@@ -16,8 +16,8 @@ from experiments import grid
 from wayward_jax.analysis.selection import compare
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
-from wayward_jax.packing import Segment
 from wayward_jax.runs import RunRecord
+from wayward_jax.segments import Segments
 
 # This text follows each demonstration.
 SEPARATOR = "\n"
@@ -58,8 +58,7 @@ def _measure_zero_shot(context: ProbeContext, record: RunRecord) -> list[dict[st
 def _measure_few_shot(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
     run = record.run
     task = context.tasks[run.task]
-    segments = [segment for part in task.test.parts for pack in part for segment in pack]
-    longest = 1 + max(int(segment.positions.max()) for segment in segments)
+    longest = 1 + int(task.test.segments.joined.positions.max())
     ids = demonstrations(
         task.train[run.data_seed],
         context.model.tokenizer.encode(SEPARATOR),
@@ -104,15 +103,13 @@ def calibrate(scores: np.ndarray, prior: np.ndarray) -> np.ndarray:
     return scores - prior
 
 
-def demonstrations(
-    train: Sequence[Segment], separator: Sequence[int], *, room: int, seed: int
-) -> list[int]:
+def demonstrations(train: Segments, separator: Sequence[int], *, room: int, seed: int) -> list[int]:
     """Joins training examples with their labels, in random order, each followed by `separator`.
 
     There are as many as fit into `room` tokens, and at most `MOST_DEMONSTRATIONS`.
 
     Args:
-        train: segments from `packing.gold_segments`.
+        train: segments from `segments.gold_segments`.
         separator: tokens.
         room: the largest number of tokens.
         seed: the seed of the choice and order.

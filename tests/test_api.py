@@ -11,7 +11,7 @@ import pytest
 import wayward_jax as wj
 from tests.helpers import toy_models
 from wayward_jax.constraints import Constraint
-from wayward_jax.packing import example_order
+from wayward_jax.segments import example_order
 from wayward_jax.sharding import make_mesh, place_params
 from wayward_jax.targets import load_texts
 from wayward_jax.tasks import TaskData

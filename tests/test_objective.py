@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.helpers import toy_models
+from tests.helpers.packs import pack_lists
 from wayward_jax.objective import distance, summed_losses
-from wayward_jax.packing import PackedShape, gold_segments, pack_segments
+from wayward_jax.segments import gold_segments
+from wayward_jax.shapes import PackedShape
 
 LENGTHS = (5, 3, 4, 2)
 EXAMPLES = (4, 1, 3, 0)
@@ -59,7 +61,7 @@ def encoded():
 @pytest.fixture(scope="module")
 def pack(encoded):
     segments = [gold_segments(own, [1] * len(own), range(2)) for own in encoded]
-    packed = pack_segments([segments], np.array([LENGTHS]), PACK_SHAPE)
+    packed = pack_lists([segments], [LENGTHS], PACK_SHAPE)
     return jax.tree.map(lambda x: x[0], packed)
 
 

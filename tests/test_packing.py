@@ -7,22 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import toy_models
-from wayward_jax.packing import (
-    PackedShape,
-    choose_shapes,
-    example_order,
-    fill_rows,
-    fitting_shape,
-    gold_segments,
-    label_segments,
-    make_segment,
-    needed_shapes,
-    pack_segments,
-    padded,
-    row_sizes,
-    segment_sizes,
-    spread,
-)
+from tests.helpers.packs import numbered, pack_lists
+from wayward_jax.packing import fitting_shape, needed_shapes
+from wayward_jax.rows import fill_rows, row_sizes
+from wayward_jax.segments import example_order, gold_segments, label_segments, make_segment
+from wayward_jax.shapes import PackedShape, choose_shapes, padded
 from wayward_jax.tasks import Encoded
 
 # One run with an example of two labels and an example of one, and a run with one example.
@@ -43,7 +32,7 @@ def of_length(length):
 
 def packed(runs, prompt_lengths, shape):
     """One batch."""
-    batches = pack_segments([runs], np.array([prompt_lengths]), shape)
+    batches = pack_lists([runs], [prompt_lengths], shape)
     return jax.tree.map(lambda x: x[0], batches)
 
 
@@ -96,7 +85,7 @@ def test_labels_of_equal_context_share_it():
     assert_fields(shared, ids=[1, 2, 3, 4, 5], branch=[0, 0, 1, 2, 3], score=[0, 0, 1, 1, 2, 2])
 
     channel = Encoded(((1, 2), (3, 4), (1, 2)), ((5, 9),) * 3)
-    segments = label_segments([direct, channel])[1:]
+    segments = list(label_segments([direct, channel]))[1:]
     assert_fields(segments[0], ids=[1, 2, 5, 5], branch=[0, 0, 1, 3], score=[3, 3, 5, 5])
     assert_fields(segments[1], ids=[3, 4, 5], branch=[0, 0, 2], score=[4, 4])
 
@@ -165,16 +154,6 @@ def test_many_batches_are_filled_as_each_alone(batches):
             assert (ours[number, :, n:] == -1).all()
 
 
-@given(lengths, st.integers(1, 5))
-def test_pieces_are_spread_evenly_and_none_is_lost(lengths, n_parts):
-    parts = spread(list(map(of_length, lengths)), n_parts)
-    filled = [[len(p.ids) for p in part] for part in parts]
-    assert len(parts) == n_parts
-    assert sorted(length for part in filled for length in part) == sorted(lengths)
-    totals = list(map(sum, filled))
-    assert max(totals) - min(totals) <= max(lengths, default=0)
-
-
 @given(st.integers(0, 100))
 def test_padding_is_to_the_least_positive_multiple(size):
     assert padded(size) == min(n for n in range(8, 200, 8) if n >= size)
@@ -227,9 +206,9 @@ def test_the_least_shape_of_batches_fits_each():
     prompts = np.array([[4, 1], [4, 0]])
     # Rows of 16: 4 + 9 three times, and 1 + 2 behind the first; then 0 + 16.
     np.testing.assert_array_equal(
-        needed_shapes(segment_sizes(runs), prompts, 16), [[3, 16, 3, 8, 8], [1, 16, 1, 8, 8]]
+        needed_shapes(*numbered(runs), prompts, 16), [[3, 16, 3, 8, 8], [1, 16, 1, 8, 8]]
     )
-    assert fitting_shape(runs, prompts, 16) == PackedShape(3, 16, 3, 8, 8)
+    assert fitting_shape(*numbered(runs), prompts, 16) == PackedShape(3, 16, 3, 8, 8)
 
 
 def test_a_batch_of_two_runs_by_hand():
@@ -254,7 +233,7 @@ def test_a_batch_of_two_runs_by_hand():
 def test_the_packs_of_a_step_share_its_rows():
     shape = PackedShape(rows=4, slots=7, copies=2, queries=8, predictions=8)
     whole = packed(BY_HAND, [2, 1], shape)
-    halves = pack_segments([BY_HAND], np.array([[2, 1]]), shape._replace(rows=2), packs=2)
+    halves = pack_lists([BY_HAND], [[2, 1]], shape._replace(rows=2), packs=2)
     for name in ("ids", "positions", "run", "branch"):
         np.testing.assert_array_equal(np.concatenate(getattr(halves, name)), getattr(whole, name))
     np.testing.assert_array_equal(halves.copies, [[[0, 7], [-1, -1]], [[-1, -1], [0, -1]]])
@@ -336,7 +315,9 @@ def test_every_prediction_keeps_its_prompt_its_token_and_its_context(
     runs = [
         [p for p in label_segments(encoded) if placed[p.score[0] // 2] == run] for run in range(4)
     ]
-    read = read_back(packed(runs, prompts, fitting_shape([runs], np.array([prompts]), slots)))
+    read = read_back(
+        packed(runs, prompts, fitting_shape(*numbered([runs]), np.array([prompts]), slots))
+    )
     expected = {}
     for run, example, own in zip(placed, encoded, scores, strict=True):
         for score, context, continuation in zip(own, *example, strict=True):
@@ -351,8 +332,8 @@ def test_every_prediction_keeps_its_prompt_its_token_and_its_context(
 def test_batches_packed_together_are_those_packed_alone():
     """Only the numbers that tell segments apart count on."""
     batches, prompts = [BY_HAND, BY_HAND[::-1], [[], []]], np.array([[2, 1], [0, 3], [1, 1]])
-    shape = fitting_shape(batches, prompts, 16)
-    together = pack_segments(batches, prompts, shape)
+    shape = fitting_shape(*numbered(batches), prompts, 16)
+    together = pack_lists(batches, prompts, shape)
     for number, (runs, own) in enumerate(zip(batches, prompts, strict=True)):
         alone = packed(runs, own, shape)
         for name, expected in vars(alone).items():

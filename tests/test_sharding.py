@@ -11,11 +11,11 @@ from flax import traverse_util
 
 from tests.helpers import toy_models
 from wayward_jax.models.gpt2.params import GPT2_FAMILY
-from wayward_jax.packing import gold_segments
+from wayward_jax.segments import gold_segments
 from wayward_jax.sharding import make_mesh, place, place_params
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.optimizers import named_optimizer
-from wayward_jax.training.planning import iter_batches, plan_populations
+from wayward_jax.training.planning import iter_calls, plan_populations
 from wayward_jax.training.step import BATCH_SPECS, train_steps
 from wayward_jax.training.trainer import init_population, tune_population
 
@@ -56,17 +56,15 @@ def results_on(model_of):
             prompt_length=6,
             template=0,
             tokens=300,
-            devices=mesh.shape["data"],
         )
         (own,) = plan_populations(
-            task.train,
+            {"toy": task.train},
             toy_models.toy_runs(model, steps=STEPS),
             population=5,
             pack_tokens=200,
             mesh=mesh,
             num_evals=2,
         )
-        own = dataclasses.replace(own, shapes=own.shapes[-1:])
         return tune_population(model, task, own, mesh)
 
     return results
@@ -101,7 +99,7 @@ def compiled(model, mesh):
     """The text of the program that takes two steps of five runs."""
     own_runs = toy_models.toy_runs(model, steps=2)
     train = {100: gold_segments(toy_models.examples(20, n_labels=2, seed=0), [1] * 20, range(2))}
-    (own,) = plan_populations(train, own_runs, population=5, pack_tokens=100, mesh=mesh)
+    (own,) = plan_populations({"toy": train}, own_runs, population=5, pack_tokens=100, mesh=mesh)
     optimizer = named_optimizer("adamw", steps=2)
     population, state = init_population(model, own, mesh, optimizer)
     return (
@@ -110,7 +108,8 @@ def compiled(model, mesh):
             model.params,
             population,
             state,
-            place(next(iter_batches(train, own)), mesh, BATCH_SPECS),
+            place(next(iter_calls(train, own)).packs, mesh, BATCH_SPECS),
+            2,
             optimizer,
             2,
             mesh,

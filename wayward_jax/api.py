@@ -18,16 +18,12 @@ from jax.typing import ArrayLike, DTypeLike
 from wayward_jax import assets, metrics, models, objective, tasks
 from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.models import LanguageModel
-from wayward_jax.packing import (
-    PackedBatch,
-    fitting_shape,
-    gold_segments,
-    pack_segments,
-    row_sizes,
-)
+from wayward_jax.packing import PackedBatch, fitting_shape, pack_segments
 from wayward_jax.projection import METRICS
 from wayward_jax.prompt_files import checked_prompt, fit_prompt, read_prompt
 from wayward_jax.readings import Reading, read_prompts
+from wayward_jax.rows import row_sizes
+from wayward_jax.segments import gold_segments
 from wayward_jax.sharding import make_mesh
 from wayward_jax.targets import load_texts, tokenize
 from wayward_jax.tasks import TaskData
@@ -219,9 +215,9 @@ def evaluate(
         prompt_length=length,
         method=method,
         template=task.task.default_template if template is None else template,
+        n_dev=n_eval,
         n_eval=n_eval,
         tokens=busy_tokens(mesh),
-        devices=mesh.shape["data"],
         truncate=truncate,
         row_grain=row_grain(mesh),
     )
@@ -270,19 +266,21 @@ def pack(
         max_tokens=model.module.config.max_positions - input_length,
         texts_b=chosen.texts_b,
     )
-    gold = gold_segments(encoded, chosen.labels.tolist(), task.task.word_labels)
-    segments = dict(zip(numbers, gold, strict=True))
-    runs = [[segments[number] for number in own] for own in examples]
-    lengths = np.full((1, len(runs)), input_length)
-    longest = max(len(segment.ids) for segment in segments.values())
+    segments = gold_segments(encoded, chosen.labels.tolist(), task.task.word_labels)
+    most = max(map(len, examples))
+    of_runs = np.full((1, len(examples), most), -1)
+    for run, own in enumerate(examples):
+        of_runs[0, run, : len(own)] = np.searchsorted(numbers, own)
+    lengths = np.full((1, len(examples)), input_length)
+    longest = int(segments.sizes[:, 0].max())
     shape = min(
         (
-            fitting_shape([runs], lengths, slots)
+            fitting_shape(segments, of_runs, lengths, slots)
             for slots in row_sizes(input_length, longest, row_grain(mesh_of(model)))
         ),
         key=lambda shape: shape.cost,
     )
-    return jax.tree.map(lambda x: x[0], pack_segments([runs], lengths, shape))
+    return jax.tree.map(lambda x: x[0], pack_segments(segments, of_runs, lengths, shape))
 
 
 def losses(

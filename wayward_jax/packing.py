@@ -5,12 +5,10 @@ the prompt of another run and its examples. Attention is causal, so a prompt doe
 examples behind it: every example attends to the copy of its prompt in its row. Prompts of any
 lengths stand beside each other.
 
-The labels of an example share its context. The context is therefore stored once, and the labels'
-continuations branch off it: every token attends to the context before it and to its own branch
-alone. No example attends to another.
+Every token attends to its prompt, to the context before it and to its own branch alone. No example
+attends to another.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,42 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wayward_jax.tasks.encoding import Encoded
-
-# All sizes of a batch but the number of rows and copies are multiples of this.
-GRAIN = 8
-
-# In rows of so many slots, attention takes about as long as the rest of a layer.
-COSTLY_SLOTS = 2400
-
-# Longer rows are used only if an example needs them.
-MAX_SLOTS = 512
-
-# A further shape must save this share of the cost to be worth its compilation.
-MIN_SAVING = 0.01
-
-
-class PackedShape(NamedTuple):
-    """The sizes of a batch. They decide what it costs and which program computes it.
-
-    Attributes:
-        rows: W.
-        slots: S, the slots of a row.
-        copies: n, the most copies of one run's prompt.
-        queries: Q, the slots whose hidden states predict something.
-        predictions: K, the predicted tokens.
-    """
-
-    rows: int
-    slots: int
-    copies: int
-    queries: int
-    predictions: int
-
-    @property
-    def cost(self) -> float:
-        """About how long a batch takes, in slots of a short row."""
-        return self.rows * self.slots * (1 + self.slots / COSTLY_SLOTS)
+from wayward_jax.rows import count_rows, fill_rows
+from wayward_jax.segments import Segments, make_segment
+from wayward_jax.shapes import PackedShape, padded
 
 
 @struct.dataclass
@@ -110,392 +75,216 @@ class PackedBatch:
         return jnp.asarray(self.run).ravel()[self.query[self.of]]
 
 
-class Segment(NamedTuple):
-    """One context and its continuations, which will be placed in a batch.
+class Placement(NamedTuple):
+    """Where the segments and the copies of prompts of M packs start.
 
-    Positions are counted from the end of the prompt.
-
-    It has `[n]` tokens, `[q]` queries and `[k]` predictions, with the meanings of a `PackedBatch`.
-    The last token of a continuation is predicted and never read, so it is not among the tokens.
+    pack: `[E]`, the pack of each segment; never falling.
+    run: `[E]`, its run.
+    number: `[E]`, which of some `Segments` it is.
+    slot: `[E]`, where it starts, counted through all rows of the pack.
+    copy_pack: `[C]`, the pack of each copy of a prompt. Those of one run and pack stand together.
+    copy_run: `[C]`, the run whose prompt it is.
+    copy_slot: `[C]`, where it starts.
     """
 
-    ids: np.ndarray
-    positions: np.ndarray
-    branch: np.ndarray
-    query: np.ndarray
-    of: np.ndarray
-    target: np.ndarray
-    score: np.ndarray
-    weight: np.ndarray
+    pack: np.ndarray
+    run: np.ndarray
+    number: np.ndarray
+    slot: np.ndarray
+    copy_pack: np.ndarray
+    copy_run: np.ndarray
+    copy_slot: np.ndarray
 
 
-def make_segment(
-    context: Sequence[int], continuations: dict[int, Sequence[int]], first_score: int
-) -> Segment:
-    """Makes the segment in which `continuations` (by label) branch off `context`.
+def place_segments(
+    numbers: np.ndarray, starts: np.ndarray, copies: np.ndarray, slots: int, packs: int = 1
+) -> Placement:
+    """Divides the filled rows of M steps among P packs.
 
-    A label has the number `first_score + label`; its NLL is a mean over its continuation.
-    """
-    ids, positions = list(context), list(range(len(context)))
-    branch = [0] * len(context)
-    query = [len(context) - 1]  # it predicts the first token of every continuation
-    of: list[int] = []
-    target: list[int] = []
-    score: list[int] = []
-    weight: list[float] = []
-    for label, tokens in continuations.items():
-        inner = range(len(ids), len(ids) + len(tokens) - 1)
-        of += [0, *range(len(query), len(query) + len(inner))]
-        query += inner
-        target += tokens
-        score += [first_score + label] * len(tokens)
-        weight += [1 / len(tokens)] * len(tokens)
-        ids += tokens[:-1]
-        positions += range(len(context), len(context) + len(inner))
-        branch += [1 + label] * len(inner)
-    arrays = (np.asarray(x, np.int32) for x in (ids, positions, branch, query, of, target, score))
-    return Segment(*arrays, np.asarray(weight, np.float32))
-
-
-def gold_segments(
-    encoded: Sequence[Encoded], labels: Sequence[int], word_labels: Sequence[int]
-) -> list[Segment]:
-    """Makes the segments of training: an example with its gold label alone.
+    A run may have rows in several packs of a step.
 
     Args:
-        encoded: N examples.
-        labels: `[N]`, their gold labels.
-        word_labels: `[W]`, the label of each label word. The words of a gold label have the numbers
-            0, 1, ...
-    """
-    words = {
-        label: [word for word, own in enumerate(word_labels) if own == label]
-        for label in set(word_labels)
-    }
-    return [
-        make_segment(
-            example.contexts[words[label][0]],
-            {number: example.continuations[word] for number, word in enumerate(words[label])},
-            0,
-        )
-        for example, label in zip(encoded, np.asarray(labels).tolist(), strict=True)
-    ]
-
-
-def label_segments(encoded: Sequence[Encoded]) -> list[Segment]:
-    """Makes the segments of scoring: every word, number `example * W + word`, of every example.
-
-    Words with equal contexts share a segment.
-    """
-    segments = []
-    for number, example in enumerate(encoded):
-        shared: dict[tuple[int, ...], dict[int, Sequence[int]]] = {}
-        for label, context in enumerate(example.contexts):
-            shared.setdefault(context, {})[label] = example.continuations[label]
-        first_score = number * len(example.contexts)
-        segments += [
-            make_segment(context, by_label, first_score) for context, by_label in shared.items()
-        ]
-    return segments
-
-
-def sizes(segments: Sequence[Segment]) -> np.ndarray:
-    """Counts the tokens, queries and predictions of each segment: `[E, 3]`."""
-    found = [(len(p.ids), len(p.query), len(p.of)) for p in segments]
-    return np.array(found, np.int64).reshape(-1, 3)
-
-
-def fill_rows(
-    lengths: np.ndarray, prompt_lengths: np.ndarray, slots: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Puts the segments of M batches into rows, each segment behind a copy of its run's prompt.
-
-    Runs come one after the other, and the longest segments of a run first. A segment comes into the
-    first row with a copy of its prompt and room for it, else into the first row with room for both.
-
-    Args:
-        lengths: `[M, R, B]`, tokens of the segments of R runs; 0 where a run has fewer.
-        prompt_lengths: `[M, R]`, vectors of the runs' prompts. No segment and its prompt are
-            together longer than `slots`.
+        numbers: `[M, R, B]`, the segments of each run at each step; -1 for none.
+        starts: `[M, R, B]`, from `fill_rows`.
+        copies: `[M, R, B]`, from `fill_rows`.
         slots: S, the length of a row.
+        packs: P.
 
     Returns:
-        The slot where each segment starts, and the slot where the copy of its prompt starts if the
-        segment is the first behind that copy, else -1. Both are `[M, R, B]`, and the row is
-        `slot // S`. The starts of segments without tokens are -1.
+        The placement in the packs `[M * P]` of one step after those of another.
     """
-    every = np.arange(len(lengths))
-    starts, copies = np.full_like(lengths, -1), np.full_like(lengths, -1)
-    filled = np.zeros((len(lengths), 1), np.int64)
-    for run, prompt in enumerate(prompt_lengths.T):
-        longest_first = np.argsort(-lengths[:, run], axis=1, kind="stable").T
-        most = (lengths[:, run] > 0).sum(axis=1).max(initial=0)
-        has_prompt = np.zeros_like(filled, bool)
-        for segment in longest_first[:most]:
-            if filled[:, -1].any():  # there is always an empty row
-                filled, has_prompt = (np.pad(x, ((0, 0), (0, 1))) for x in (filled, has_prompt))
-            length = lengths[every, run, segment]
-            missing = np.where(has_prompt, 0, prompt[:, None])
-            fits = filled + missing + length[:, None] <= slots
-            row = (fits.astype(np.int8) + (fits & has_prompt)).argmax(axis=1)
-            real, is_first = length > 0, ~has_prompt[every, row]
-            free, added = row * slots + filled[every, row], missing[every, row]
-            starts[every, run, segment] = np.where(real, free + added, -1)
-            copies[every, run, segment] = np.where(real & is_first, free, -1)
-            filled[every, row] += np.where(real, added + length, 0)
-            has_prompt[every, row] |= real
-    return starts, copies
+    own_slots = -(-count_rows(starts, slots) // packs) * slots  # of each pack of a step
 
+    def located(where: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The place in `where`, the pack, run and slot of what starts somewhere, by pack."""
+        flat = np.flatnonzero(where.ravel() >= 0)
+        step, run = np.divmod(flat // where.shape[2], where.shape[1])
+        pack, slot = np.divmod(where.ravel()[flat], own_slots[step])
+        pack += step * packs
+        order = np.argsort(pack, kind="stable") if packs > 1 else slice(None)
+        return flat[order], pack[order], run[order], slot[order]
 
-def spread(segments: Sequence[Segment], parts: int) -> list[list[Segment]]:
-    """Spreads segments over parts with about as many tokens: the longest first, to the emptiest."""
-    spread: list[list[Segment]] = [[] for _ in range(parts)]
-    filled = [0] * parts
-    for item in sorted(segments, key=lambda p: -len(p.ids)):
-        emptiest = filled.index(min(filled))
-        spread[emptiest].append(item)
-        filled[emptiest] += len(item.ids)
-    return spread
-
-
-def padded(sizes: np.ndarray) -> np.ndarray:
-    """Rounds sizes up to multiples of `GRAIN`, at least `GRAIN`."""
-    return np.maximum(-(-sizes // GRAIN), 1) * GRAIN
-
-
-def row_sizes(prompt_length: int, longest: int, grain: int) -> list[int]:
-    """Lists the lengths of rows to choose from.
-
-    Args:
-        prompt_length: vectors of the longest prompt.
-        longest: tokens of the longest example.
-        grain: lengths are multiples of it.
-    """
-    shortest = -(-(prompt_length + longest) // grain)
-    # Behind a long prompt there must be room for several examples, for each row repeats the prompt.
-    enough = max(MAX_SLOTS, prompt_length + MAX_SLOTS // 2) // grain
-    return [grain * n for n in range(shortest, max(shortest, enough) + 1)]
-
-
-def choose_shapes(needed: np.ndarray, most: int) -> tuple[tuple[PackedShape, ...], float]:
-    """Chooses a few shapes so that batches are computed at little cost.
-
-    Args:
-        needed: `[C, M, 5]`, from `needed_shapes` for M batches with rows of each of C lengths.
-        most: the most shapes. None is added that saves less than `MIN_SAVING`.
-
-    Returns:
-        Shapes sorted by cost, and the mean cost of a batch. Every batch fits one of the shapes and
-        is to be computed in the first that it fits.
-    """
-    slots = needed[:, 0, 1]
-    rows, counts = np.unique(needed[..., 0], axis=1, return_counts=True)
-    choices = [(c, n) for c in range(len(slots)) for n in np.unique(rows[c])]
-    costs = np.array([PackedShape(n, slots[c], 0, 0, 0).cost for c, n in choices])
-    fits = np.array([rows[c] <= n for c, n in choices])
-    each = np.where(fits, costs[:, None], np.inf)  # [choices, different batches]
-    chosen: list[int] = []
-    cost = np.inf
-    while len(chosen) < most:
-        more = _exchanged([*chosen, _cheapest(chosen, each, counts)], each, counts)
-        with_more = (each[more].min(axis=0) * counts).sum()
-        if with_more > (1 - MIN_SAVING) * cost:
-            break
-        chosen, cost = more, with_more
-
-    shapes, left = [], np.ones(needed.shape[1], bool)
-    for best in sorted(chosen, key=lambda choice: costs[choice]):
-        c, n = choices[best]
-        own = left & (needed[c, :, 0] <= n)
-        if own.any():
-            shapes.append(PackedShape(int(n), *needed[c, own, 1:].max(axis=0).tolist()))
-        left &= ~own
-    return tuple(shapes), float(cost / counts.sum())
-
-
-def _cheapest(others: Sequence[int], each: np.ndarray, counts: np.ndarray) -> int:
-    """Finds the choice that costs least together with the others.
-
-    Args:
-        others: choices that are made.
-        each: `[choices, C]`, what each of C different batches costs with each choice.
-        counts: `[C]`, how often each batch occurs.
-    """
-    least = each[list(others)].min(axis=0, initial=np.inf)
-    return int((np.minimum(least, each) * counts).sum(axis=1).argmin())
-
-
-def _exchanged(chosen: Sequence[int], each: np.ndarray, counts: np.ndarray) -> list[int]:
-    """Exchanges one choice after the other for the cheapest beside the rest."""
-    better = list(chosen)
-    for i in range(len(better)):
-        better[i] = _cheapest(better[:i] + better[i + 1 :], each, counts)
-    return better
-
-
-def segment_sizes(batches: Sequence[Sequence[Sequence[Segment]]]) -> np.ndarray:
-    """The `sizes` of the segments of M batches of R runs: `[M, R, B, 3]`, 0 for no segment."""
-    runs = [run for batch in batches for run in batch]
-    counts = np.array([len(run) for run in runs], np.int64)
-    found = np.zeros((len(runs), counts.max(initial=0), 3), np.int64)
-    found[np.repeat(np.arange(len(runs)), counts), _ranges(counts)] = sizes(
-        [segment for run in runs for segment in run]
-    )
-    return found.reshape(len(batches), len(batches[0]), *found.shape[1:])
-
-
-def needed_shapes(
-    segments: np.ndarray, prompt_lengths: np.ndarray, slots: int, packs: int = 1
-) -> np.ndarray:
-    """Finds the least shape with rows of so many slots for the packs of each of M steps.
-
-    Args:
-        segments: `[M, R, B, 3]`, from `segment_sizes`.
-        prompt_lengths: `[M, R]`.
-        slots: S.
-        packs: P, into which the rows of a step are divided.
-
-    Returns:
-        `[M, 5]`, each a `PackedShape`.
-    """
-    starts, copies = fill_rows(segments[..., 0], prompt_lengths, slots)
-    rows = _rows_per_pack(starts, slots, packs)
-    slots_per_pack = rows[:, None, None] * slots
-    numbers = np.arange(packs)[:, None, None, None]
-    own = starts // slots_per_pack == numbers  # [P, M, R, B]
-    own_copies = copies // slots_per_pack == numbers
-    most_copies = own_copies.sum(axis=3).max(axis=(0, 2), initial=1)
-    counts = np.einsum("pmrb,mrbk->pmk", own, segments[..., 1:], dtype=np.int64)
-    queries, predictions = padded(counts.max(axis=0)).T
-    return np.stack([rows, np.full_like(rows, slots), most_copies, queries, predictions], axis=1)
-
-
-def _rows_per_pack(starts: np.ndarray, slots: int, packs: int) -> np.ndarray:
-    """Counts the rows of each pack of M steps: `[M]`. The rows of a step are divided evenly."""
-    rows = starts.max(axis=(1, 2), initial=0) // slots + 1
-    return -(-rows // packs)
-
-
-def fitting_shape(
-    batches: Sequence[Sequence[Sequence[Segment]]], prompt_lengths: np.ndarray, slots: int
-) -> PackedShape:
-    """Finds the least shape that fits each of M batches.
-
-    Args:
-        batches: for each batch, the segments of R runs.
-        prompt_lengths: `[M, R]`.
-        slots: S.
-    """
-    needed = needed_shapes(segment_sizes(batches), prompt_lengths, slots)
-    return PackedShape(*needed.max(axis=0).tolist())
+    flat, pack, run, slot = located(starts)
+    _, *of_copies = located(copies)
+    return Placement(pack, run, numbers.ravel()[flat], slot, *of_copies)
 
 
 def pack_segments(
-    steps: Sequence[Sequence[Sequence[Segment]]],
+    segments: Segments,
+    numbers: np.ndarray,
     prompt_lengths: np.ndarray,
     shape: PackedShape,
     packs: int = 1,
 ) -> PackedBatch:
     """Packs the segments of M steps, each into P packs of a shape that fits them.
 
-    The rows of a step are divided among its packs. A run may have rows in several of them.
-
     Args:
-        steps: for each step, the segments of R runs.
-        prompt_lengths: `[M, R]`.
+        segments: of which the steps have some.
+        numbers: `[M, R, B]`, those of each run at each step; -1 for none.
+        prompt_lengths: `[M, R]`, vectors of the runs' prompts.
         shape: of each pack.
         packs: P.
 
     Returns:
         The packs of one step after those of another, `[M * P, ...]`. Each knows all R runs.
     """
-    starts, copies = fill_rows(segment_sizes(steps)[..., 0], prompt_lengths, shape.slots)
-    own_slots = _rows_per_pack(starts, shape.slots, packs) * shape.slots  # of each pack of a step
-    count, stream = len(steps) * packs, shape.rows * shape.slots
+    filled = fill_rows(segments.lengths(numbers), prompt_lengths, shape.slots)
+    placed = place_segments(numbers, *filled, shape.slots, packs)
+    return pack_placed(segments, placed, prompt_lengths.repeat(packs, axis=0), shape)
 
-    def located(slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The pack, the run and the slot of what starts somewhere, sorted by pack."""
-        step, run, _ = np.nonzero(slots >= 0)
-        pack_of_step, slot = np.divmod(slots[slots >= 0], own_slots[step])
-        pack = step * packs + pack_of_step
-        order = np.argsort(pack, kind="stable")
-        return order, pack[order], run[order], slot[order]
 
-    order, of_batch, of_run, start = located(starts)
-    segments = [segment for step in steps for run in step for segment in run]
-    segments = [segments[number] for number in order]
-    tokens, queries, predictions = sizes(segments).T
+def pack_placed(
+    segments: Segments, placed: Placement, prompt_lengths: np.ndarray, shape: PackedShape
+) -> PackedBatch:
+    """Packs segments that are placed in M packs: `[M, ...]`.
 
-    in_slots = {
-        name: np.zeros(count * stream, np.int32)
-        for name in ("ids", "positions", "run", "segment", "branch")
-    }
-    in_slots["run"][:] = -1
+    Args:
+        segments: of which the placement has some.
+        placed: their places.
+        prompt_lengths: `[M, R]`.
+        shape: of each pack. The placement fits it.
+    """
+    count, stream = len(prompt_lengths), shape.rows * shape.slots
+    joined, firsts = segments.joined, segments.firsts[placed.number].T
+    tokens, queries, predictions = segments.sizes[placed.number].T
 
-    def put(slots: np.ndarray, **values: np.ndarray) -> None:
-        for name, array in values.items():
-            in_slots[name][slots] = array
+    # For each slot, the number of the placed segment and its token. Slots without a token have 0,
+    # and the first token of all, whose position and branch are 0.
+    slots = ranges(placed.pack * stream + placed.slot, tokens)
+    segment, token = np.zeros((2, count * stream), np.int64)
+    segment[slots] = np.repeat(np.arange(1, 1 + len(tokens)), tokens)
+    token[slots] = ranges(firsts[0], tokens)
+    ids = np.where(segment > 0, joined.ids.take(token), 0)
+    positions, branch = joined.positions.take(token), joined.branch.take(token)
+    run = np.insert(placed.run.astype(np.int32), 0, -1).take(segment)
+    before = prompt_lengths[placed.pack, placed.run].astype(np.int32)
+    positions += np.insert(before, 0, 0).take(segment)
 
-    _, copy_batch, copy_run, copy_slot = located(copies)
-    length_of = prompt_lengths.repeat(packs, axis=0)  # [M * P, R]
-    lengths = length_of[copy_batch, copy_run]
-    vectors = _ranges(lengths)
-    put(
-        np.repeat(copy_batch * stream + copy_slot, lengths) + vectors,
-        positions=vectors,
-        run=np.repeat(copy_run, lengths),
-    )
-    copies_of = np.zeros(length_of.shape, np.int64)
-    np.add.at(copies_of, (copy_batch, copy_run), 1)
-    copy_starts = np.full((*length_of.shape, shape.copies), -1, np.int32)
-    copy_starts[copy_batch, copy_run, _ranges(copies_of[copies_of > 0])] = copy_slot
-    put(
-        np.repeat(of_batch * stream + start, tokens) + _ranges(tokens),
-        ids=_joined(segments, "ids"),
-        positions=_joined(segments, "positions") + np.repeat(length_of[of_batch, of_run], tokens),
-        run=np.repeat(of_run, tokens),
-        segment=np.repeat(1 + np.arange(len(segments)), tokens),
-        branch=_joined(segments, "branch"),
-    )
+    lengths = prompt_lengths[placed.copy_pack, placed.copy_run]
+    slots = ranges(placed.copy_pack * stream + placed.copy_slot, lengths)
+    positions[slots] = ranges(np.zeros_like(lengths), lengths)
+    run[slots] = np.repeat(placed.copy_run, lengths)
+
+    copies = np.full((*prompt_lengths.shape, shape.copies), -1, np.int32)
+    of_run = _before_in_group(placed.copy_pack * prompt_lengths.shape[1] + placed.copy_run)
+    copies[placed.copy_pack, placed.copy_run, of_run] = placed.copy_slot
+
+    first_query = _before_in_group(placed.pack, queries)
 
     def in_order(
-        field: str, counts: np.ndarray, size: int, shift: np.ndarray | int = 0
+        field: str, source: np.ndarray, slots: np.ndarray, size: int, shift: np.ndarray | int = 0
     ) -> np.ndarray:
-        """Puts a field of all segments, each with its own shift, into `[M, size]`."""
-        values = _joined(segments, field)
-        batch = np.repeat(of_batch, counts)
-        made = np.zeros((count, size), values.dtype)
-        place = _ranges(np.bincount(batch, minlength=count))
-        made[batch, place] = values + np.repeat(np.broadcast_to(shift, counts.shape), counts)
-        return made
+        """Puts a field of all segments, with a shift, into `[M, size]`."""
+        values = getattr(joined, field)
+        made = np.zeros(count * size, values.dtype)
+        made[slots] = values[source] + shift
+        return made.reshape(count, size)
 
-    first_query = np.cumsum(queries) - queries
-    first_query -= first_query[np.searchsorted(of_batch, of_batch)]  # counted within the batch
+    query_slots = ranges(placed.pack * shape.queries + first_query, queries)
+    first_prediction = _before_in_group(placed.pack, predictions)
+    slots = ranges(placed.pack * shape.predictions + first_prediction, predictions)
+    source = ranges(firsts[2], predictions)
+    ids, positions, run, branch, segment = (
+        x.reshape(count, shape.rows, shape.slots)
+        for x in (ids, positions, run, branch, segment.astype(np.int32))
+    )
     return PackedBatch(
-        **{name: x.reshape(count, shape.rows, shape.slots) for name, x in in_slots.items()},
-        prompt_lengths=length_of.astype(np.int32),
-        copies=copy_starts,
-        query=in_order("query", queries, shape.queries, start),
-        of=in_order("of", predictions, shape.predictions, first_query),
-        target=in_order("target", predictions, shape.predictions),
-        score=in_order("score", predictions, shape.predictions),
-        weight=in_order("weight", predictions, shape.predictions),
+        ids=ids,
+        positions=positions,
+        run=run,
+        segment=segment,
+        branch=branch,
+        prompt_lengths=prompt_lengths.astype(np.int32),
+        copies=copies,
+        query=in_order(
+            "query",
+            ranges(firsts[1], queries),
+            query_slots,
+            shape.queries,
+            np.repeat(placed.slot, queries),
+        ),
+        of=in_order("of", source, slots, shape.predictions, np.repeat(first_query, predictions)),
+        target=in_order("target", source, slots, shape.predictions),
+        score=in_order("score", source, slots, shape.predictions),
+        weight=in_order("weight", source, slots, shape.predictions),
     )
 
 
-def _ranges(lengths: np.ndarray) -> np.ndarray:
-    """Counts from 0 up to each length, one range after the other: `[sum of lengths]`."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+def needed_shapes(
+    segments: Segments,
+    numbers: np.ndarray,
+    prompt_lengths: np.ndarray,
+    slots: int,
+    packs: int = 1,
+) -> np.ndarray:
+    """Finds the least shape for the packs of each of M steps: `[M, 5]`, each a `PackedShape`.
+
+    The arguments are those of `pack_segments`, with rows of S slots.
+    """
+    filled = fill_rows(segments.lengths(numbers), prompt_lengths, slots)
+    placed = place_segments(numbers, *filled, slots, packs)
+    steps, runs = prompt_lengths.shape
+    _, queries, predictions = segments.sizes[placed.number].T
+    of_step = np.zeros((5, steps), np.int64)
+    np.maximum.at(of_step[0], placed.pack // packs, placed.slot // slots + 1)
+    before = _before_in_group(placed.copy_pack * runs + placed.copy_run)
+    np.maximum.at(of_step[2], placed.copy_pack // packs, before + 1)
+    for size, each in ((3, queries), (4, predictions)):
+        counts = np.bincount(placed.pack, each, minlength=steps * packs)
+        of_step[size] = padded(counts.reshape(steps, packs).max(axis=1).astype(np.int64))
+    of_step = np.maximum(of_step, 1)
+    of_step[1] = slots
+    return of_step.T
 
 
-def _joined(segments: Sequence[Segment], field: str) -> np.ndarray:
-    """Joins a field of all segments; float32 for weights and int32 for the rest."""
-    dtype = np.float32 if field == "weight" else np.int32
-    return np.concatenate([np.zeros(0, dtype), *(getattr(s, field) for s in segments)])
+def empty_pack(runs: int, shape: PackedShape) -> PackedBatch:
+    """Makes a pack of R runs without examples."""
+    segments = Segments.join([make_segment([0], {0: [0]}, 0)])
+    numbers = np.full((1, runs, 1), -1)
+    packs = pack_segments(segments, numbers, np.zeros((1, runs), np.int64), shape)
+    return jax.tree.map(lambda x: x[0], packs)
 
 
-def example_order(n_examples: int, count: int, seed: int) -> np.ndarray:
-    """Draws `[count]` example numbers: one random order of all after another, by `seed` alone."""
-    rng = np.random.default_rng(seed)
-    epochs = -(-count // n_examples)
-    return np.concatenate([rng.permutation(n_examples) for _ in range(epochs)])[:count]
+def fitting_shape(
+    segments: Segments, numbers: np.ndarray, prompt_lengths: np.ndarray, slots: int
+) -> PackedShape:
+    """Finds the least shape that fits each of M batches; see `needed_shapes`."""
+    needed = needed_shapes(segments, numbers, prompt_lengths, slots)
+    return PackedShape(*needed.max(axis=0).tolist())
+
+
+def ranges(firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Counts from each of `firsts`, one range of `lengths` after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(firsts - before, lengths) + np.arange(lengths.sum())
+
+
+def _before_in_group(groups: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+    """Sums the sizes (1 each by default) of what stands before in the same group: `[E]`.
+
+    Members of a group stand together.
+    """
+    sizes = np.ones_like(groups) if sizes is None else sizes
+    before = np.cumsum(sizes) - sizes
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    return before - np.repeat(before[starts], np.diff(starts, append=len(groups)))

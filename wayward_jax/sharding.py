@@ -59,6 +59,53 @@ def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
     return jax.tree.map(put, specs, tree)
 
 
+Shards = tuple[slice, slice]
+"""Some run shards and some data shards of a mesh."""
+
+ALL_SHARDS: Shards = (slice(None), slice(None))
+
+
+def local_shards(mesh: Mesh) -> Shards:
+    """Finds the shards, and those between them, that have devices of this process."""
+    local = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
+    shards = np.nonzero(local.any(axis=2))
+    return tuple(slice(int(own.min()), int(own.max()) + 1) for own in shards)  # type: ignore[return-value]
+
+
+def place_part(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """Puts packs onto the mesh, of which each process has those of its `local_shards`.
+
+    Args:
+        tree: of arrays of the process's own packs. Axis 1 is divided among the run shards, and axis
+            2 among the data shards.
+        mesh: where they are put.
+        spec: `PartitionSpec(None, "runs", "data")`.
+    """
+    if not mesh.is_multi_process:
+        return place(tree, mesh, spec)
+    sharding, local = NamedSharding(mesh, spec), local_shards(mesh)
+    sizes = mesh.shape["runs"], mesh.shape["data"]
+
+    def put(x: np.ndarray) -> jax.Array:
+        shape, before = list(x.shape), [0] * x.ndim
+        for axis, (own, size) in enumerate(zip(local, sizes, strict=True), start=1):
+            each = x.shape[axis] // (own.stop - own.start)
+            shape[axis], before[axis] = each * size, each * own.start
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            ranges = [range(n)[one] for n, one in zip(shape, index, strict=True)]
+            return x[
+                tuple(
+                    slice(own.start - first, own.stop - first)
+                    for own, first in zip(ranges, before, strict=True)
+                )
+            ]
+
+        return jax.make_array_from_callback(tuple(shape), sharding, part)
+
+    return jax.tree.map(put, tree)
+
+
 def on_host(tree: Any) -> Any:
     """Copies a pytree to NumPy arrays.
 

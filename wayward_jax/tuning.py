@@ -66,6 +66,7 @@ def tune(
     method: str = "direct",
     template: int | None = None,
     truncate: str = "tail",
+    n_dev: int = 256,
     n_eval: int = 256,
     population: int | None = None,
     callback: Callable[[StepMetrics], None] | None = None,
@@ -104,7 +105,8 @@ def tune(
         method: `direct` or `channel`.
         template: index of the task's template; None is the paper's.
         truncate: the end that is cut from a text that is too long, `tail` or `head`.
-        n_eval: examples of dev and of test that are evaluated; 0 is all of them.
+        n_dev: dev examples, by which prompts are chosen; 0 is all of them.
+        n_eval: test examples that are evaluated; 0 is all of them.
         population: the most runs to tune at once; None is as many as keep the devices busy.
         callback: is called with the metrics of every few steps.
         progress: whether to show a progress bar.
@@ -148,6 +150,7 @@ def tune(
         method=method,
         template=template,
         truncate=truncate,
+        n_dev=n_dev,
         n_eval=n_eval,
         population="auto" if population is None else population,
         prompt_length=[] if prompt_length is None else [prompt_length],
@@ -199,6 +202,7 @@ def tune(
             model,
             task,
             list(runs),
+            n_dev=n_dev,
             n_eval=n_eval,
             truncate=truncate,
             population=population,
@@ -249,6 +253,7 @@ def _tune_runs(
     task: TaskData,
     runs: Sequence[Run],
     *,
+    n_dev: int,
     n_eval: int,
     truncate: str,
     population: int | None,
@@ -266,21 +271,21 @@ def _tune_runs(
         prompt_length=longest,
         method=runs[0].method,
         template=runs[0].template,
+        n_dev=n_dev,
         n_eval=n_eval,
         tokens=busy_tokens(mesh),
-        devices=mesh.shape["data"],
         truncate=truncate,
         row_grain=row_grain(mesh),
     )
     plans = plan_populations(
-        encoded.train,
+        {task.task.name: encoded.train},
         runs,
         population=population,
         pack_tokens=pack_tokens(model, encoded.train, runs, mesh),
         mesh=mesh,
         row_grain=row_grain(mesh),
     )
-    unprompted = predict_unprompted(model, encoded, mesh, length=longest)
+    unprompted = predict_unprompted(model, encoded, plans[0], mesh)
     meter = ThroughputMeter(model.embedding_table().dtype, mesh)
     records: dict[str, RunRecord] = {}
     with ProgressReporter(console) as reporter:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark import torch_side
@@ -29,9 +28,9 @@ from experiments.benchmark.workload import (
 )
 from wayward_jax import tasks
 from wayward_jax.models import LanguageModel
-from wayward_jax.packing import example_order, label_segments
+from wayward_jax.segments import example_order, label_segments
 from wayward_jax.sharding import make_mesh
-from wayward_jax.training.evaluation import evaluation_sets, nll, start_scoring
+from wayward_jax.training.evaluation import EvaluationSet, score_prompts, scoring_shape
 from wayward_jax.training.memory import busy_tokens, row_grain
 
 TOLERANCE = 1e-3
@@ -89,9 +88,9 @@ def _compare_tuning(
         _check(f"{name}, {side}: loss", first_loss, other.step(*steps[0]))  # and warms it up
     seconds: dict[str, list[float]] = {side: [] for side in ("here", *sides)}
     for step in steps[1:]:
-        while math.isnan(elapsed := tuner.tune_chunk().seconds):
+        while math.isnan((chunk := tuner.tune_chunk()).seconds):
             pass
-        seconds["here"].append(elapsed / len(tuner.plan.runs) / tuner.plan.steps_per_call)
+        seconds["here"].append(chunk.seconds / len(tuner.plan.runs) / len(chunk.task_loss))
         for side, other in sides.items():
             seconds[side].append(_time(lambda other=other, step=step: other.step(*step)))
     return [_make_row(name, what, side, seconds) for side in sides]
@@ -107,19 +106,19 @@ def _compare_scoring(
     rounds: int,
 ) -> Row:
     mesh = make_mesh()
-    (ours,) = evaluation_sets(
-        [label_segments(encoded)],
-        [np.zeros(len(encoded), np.int32)],
-        range(len(encoded[0].continuations)),
+    segments = label_segments(encoded)
+    shape = scoring_shape(
+        [segments],
         prompt_length=len(prompt),
         tokens=busy_tokens(mesh),
         row_grain=row_grain(mesh),
     )
+    words = tuple(range(len(encoded[0].continuations)))
+    ours = EvaluationSet(segments, shape, np.zeros(len(encoded), np.int32), words)
     some = encoded[:SAMPLES]
-    prompts = jnp.asarray(prompt)[None]
 
     def score_here() -> np.ndarray:
-        return nll(start_scoring(model, prompts, [len(prompt)], ours, mesh), ours)[0]
+        return score_prompts(model, [prompt], ours, mesh, length=len(prompt))[0]
 
     _check(f"{name}, {what}", score_here()[: len(some)], paper.nll(some))
     seconds: dict[str, list[float]] = {"here": [], "paper-style": []}

@@ -21,12 +21,13 @@ def measure_tuning(name: str, population: int, seconds: float) -> Row:
     """
     model = load_model(name)
     tuner = Tuner(model, encode_reviews(model, load_reviews()), population)
-    taken, peaks, chunks, cost, computed_tokens = 0.0, [], 0, StepCost(), 0
+    taken, peaks, chunks, steps, cost, computed_tokens = 0.0, [], 0, 0, StepCost(), 0
     while taken < seconds:
         peak = measure_peak(model.embedding_table().dtype)
         chunk = tuner.tune_chunk()
         if not math.isnan(chunk.seconds):
             taken, chunks = taken + chunk.seconds, chunks + 1
+            steps += len(chunk.task_loss)
             peaks.append(peak)
             cost, computed_tokens = cost + chunk.cost, computed_tokens + chunk.computed_tokens
     peak = statistics.mean(peaks)
@@ -37,7 +38,7 @@ def measure_tuning(name: str, population: int, seconds: float) -> Row:
         "real tokens/s": cost.tokens / taken,
         "tokens/s": computed_tokens / taken,
         "real share": cost.tokens / computed_tokens,
-        "run-steps/s": chunks * tuner.plan.steps_per_call * population / taken,
+        "run-steps/s": steps * population / taken,
         "mfu": needed_flops(model, cost) / taken / peak,
         "peak GFLOP/s": peak / 1e9,
         "programs": len(first_calls),

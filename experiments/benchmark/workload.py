@@ -20,10 +20,10 @@ from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place
 from wayward_jax.training.examples import EncodedTask, encode_task
-from wayward_jax.training.flops import StepCost, step_cost
+from wayward_jax.training.flops import StepCost
 from wayward_jax.training.memory import pack_tokens, row_grain
 from wayward_jax.training.optimizers import named_optimizer
-from wayward_jax.training.planning import iter_batches, plan_populations
+from wayward_jax.training.planning import iter_calls, plan_populations
 from wayward_jax.training.step import BATCH_SPECS, train_steps
 from wayward_jax.training.trainer import init_population
 
@@ -77,7 +77,9 @@ def load_reviews() -> tasks.TaskData:
 
 def encode_reviews(model: LanguageModel, data: tasks.TaskData) -> EncodedTask:
     """Encodes the examples to tune on, and a few to score."""
-    return encode_task(model, {100: data}, prompt_length=PROMPT_LENGTH, n_eval=SAMPLES)
+    return encode_task(
+        model, {100: data}, prompt_length=PROMPT_LENGTH, n_dev=SAMPLES, n_eval=SAMPLES
+    )
 
 
 class Chunk(NamedTuple):
@@ -113,7 +115,7 @@ class Tuner:
         ]
         tokens = pack_tokens(model, task.train, runs, self._mesh)
         (self.plan,) = plan_populations(
-            task.train,
+            {"reviews": task.train},
             runs,
             population=population,
             pack_tokens=tokens,
@@ -124,27 +126,27 @@ class Tuner:
         self._population, self.state = init_population(
             model, self.plan, self._mesh, self._optimizer
         )
-        self._batches = iter_batches(task.train, self.plan)
+        self._calls = iter_calls(task.train, self.plan)
         self.compile_seconds: dict[tuple[int, ...], float] = {}
 
     def tune_chunk(self) -> Chunk:
         """Takes the next chunk of steps, and measures it."""
         began = time.perf_counter()
-        batch = next(self._batches)
+        call = next(self._calls)
         self.state, losses = train_steps(
             self._model.module,
             self._model.params,
             self._population,
             self.state,
-            place(batch, self._mesh, BATCH_SPECS),
+            place(call.packs, self._mesh, BATCH_SPECS),
+            call.steps,
             self._optimizer,
             STEPS,
             self._mesh,
         )
-        task_loss = np.asarray(losses.task)  # waits for the steps
+        task_loss = np.asarray(losses.task)[: call.steps]  # waits for the steps
         seconds = time.perf_counter() - began
-        shape = batch.ids.shape
+        shape = call.packs.ids.shape
         if shape not in self.compile_seconds:
             self.compile_seconds[shape], seconds = seconds, math.nan
-        cost = step_cost(batch, self.plan)
-        return Chunk(seconds, task_loss, cost, batch.ids.size)
+        return Chunk(seconds, task_loss, call.cost, call.packs.ids.size)

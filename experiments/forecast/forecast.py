@@ -18,11 +18,12 @@ from wayward_jax.jobs.inputs import ModelInputs, read_inputs, read_starts
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.settings import ForecastSettings
 from wayward_jax.models import LanguageModel
-from wayward_jax.packing import PackedShape
+from wayward_jax.shapes import PackedShape
+from wayward_jax.training.evaluation import EvaluationSet, plan_scoring
 from wayward_jax.training.examples import EncodedTask
-from wayward_jax.training.flops import StepCost, needed_flops, step_cost
+from wayward_jax.training.flops import StepCost, needed_flops
 from wayward_jax.training.memory import row_grain
-from wayward_jax.training.planning import PopulationPlan, iter_batches, plan_populations
+from wayward_jax.training.planning import PopulationPlan, iter_calls, plan_populations
 
 # The mix of shapes, the work and the host's time of so many calls stand for those of all.
 SAMPLE_CALLS = 10
@@ -83,23 +84,23 @@ def forecast(
     inputs = read_inputs(settings, experiment, loader, read_starts(settings), watch)
     found = []
     for name, each in inputs.models.items():
-        for task in each.tasks:
-            for plans in _alike(settings, each, task, loader.mesh):
-                watch.doing(f"{topology}, {name}, {task}: compiling")
-                model = loader.model(name)
-                found.append(_forecast(model, each.tasks[task], plans, machine, loader.mesh, task))
+        for plans in _alike(settings, each, loader.mesh):
+            task = plans[0].runs[0].task
+            watch.doing(f"{topology}, {name}, {task}: compiling")
+            model = loader.model(name)
+            found.append(_forecast(model, each.tasks[task], plans, machine, loader.mesh, task))
     return len(devices), found
 
 
 def _alike(
-    settings: ForecastSettings, inputs: ModelInputs, task: str, mesh: Mesh
+    settings: ForecastSettings, inputs: ModelInputs, mesh: Mesh
 ) -> list[list[PopulationPlan]]:
-    """The populations of a task, those together that take the same programs."""
+    """The populations of a model, those of a task together that take the same programs."""
     plans = plan_populations(
-        inputs.tasks[task].train,
-        inputs.runs[task],
+        {task: own.train for task, own in inputs.tasks.items()},
+        [run for runs in inputs.runs.values() for run in runs],
         population=settings.population,
-        pack_tokens=inputs.pack_tokens[task],
+        pack_tokens=min(inputs.pack_tokens.values()),
         mesh=mesh,
         row_grain=row_grain(mesh),
     )
@@ -108,7 +109,7 @@ def _alike(
         run = plan.runs[0]
         constraints = tuple(sorted({each.constraint for each in plan.runs}))
         return (
-            *(dataclasses.replace(plan, runs=()), len(plan.padded_runs), constraints),
+            *(run.task, dataclasses.replace(plan, runs=(), call_shapes=()), constraints),
             *(run.optimizer, run.steps, run.warmup, run.weight_decay),
         )
 
@@ -172,19 +173,25 @@ def _sample(task: EncodedTask, plan: PopulationPlan) -> tuple[float, StepCost, f
     """The mean `PackedShape.cost`, work and seconds of the host of a step, from the first calls."""
     costs, work, calls = 0.0, StepCost(), 0
     began = time.perf_counter()
-    for packs in itertools.islice(iter_batches(task.train, plan), SAMPLE_CALLS):
-        rows, slots = packs.ids.shape[-2:]
+    steps = 0
+    for call in itertools.islice(iter_calls(task.train, plan), SAMPLE_CALLS):
+        rows, slots = call.packs.ids.shape[-2:]
         costs += PackedShape(rows, slots, 0, 0, 0).cost
-        work += step_cost(packs, plan)
-        calls += 1
-    host_seconds = (time.perf_counter() - began) / (calls * plan.steps_per_call)
-    steps = calls * plan.steps_per_call
+        work += call.cost
+        calls, steps = calls + 1, steps + call.steps
+    host_seconds = (time.perf_counter() - began) / steps
     mean = StepCost(*(round(x / steps) for x in dataclasses.astuple(work)))
     return costs / calls, mean, host_seconds
 
 
 def _evaluated_parts(task: EncodedTask, plan: PopulationPlan) -> int:
     """The calls of the scoring program that a population takes."""
-    subsets = sum(len(task.dev_subset[seed].parts) for seed in plan.data_seeds)
-    dev = sum(len(task.dev[seed].parts) for seed in plan.data_seeds)
-    return len(plan.eval_steps) * subsets + dev + len(task.test.parts)
+
+    def parts(sets: Sequence[EvaluationSet]) -> int:
+        own = [*sets, *[None] * (len(plan.padded_runs) - len(sets))]
+        lengths = plan.prompt_lengths.tolist()
+        return len(plan_scoring(own, lengths, plan.run_shards, plan.data_shards).parts)
+
+    subset = parts([task.dev_subset[run.data_seed] for run in plan.runs])
+    dev = parts([task.dev[run.data_seed] for run in plan.runs])
+    return len(plan.eval_steps) * subset + dev + parts([task.test] * len(plan.runs))

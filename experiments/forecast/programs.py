@@ -11,9 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.family import Family
-from wayward_jax.packing import PackedBatch, PackedShape, pack_segments
+from wayward_jax.packing import PackedBatch, empty_pack
+from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import BY_RUN, param_specs
-from wayward_jax.training.evaluation import EvaluationSet, pack_behind, score_packs
+from wayward_jax.training.evaluation import BY_SHARD, EvaluationSet, score_packs
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import PopulationPlan
 from wayward_jax.training.step import (
@@ -73,6 +74,7 @@ def compile_training(
         _like(population, mesh, BY_RUN),
         _like(state, mesh, STATE_SPECS),
         _like(_packs(plan, shape), mesh, BATCH_SPECS),
+        jax.ShapeDtypeStruct((), jnp.int32),
         optimizer,
         run.steps,
         mesh,
@@ -83,26 +85,31 @@ def compile_scoring(
     model: LanguageModel, plan: PopulationPlan, examples: EvaluationSet, mesh: Mesh
 ) -> Compiled:
     """Compiles the program that scores a part of some examples under all prompts of a plan."""
-    lengths = plan.prompt_lengths
+    places = len(plan.padded_runs)
     width = model.embedding_table().shape[1]
-    prompts = jax.ShapeDtypeStruct((len(lengths), plan.prompt_length, width), jnp.float32)
-    packs = pack_behind(examples.parts[0], lengths, examples.shape)
+    prompts = jax.ShapeDtypeStruct((places, plan.prompt_length, width), jnp.float32)
+    pack = empty_pack(plan.runs_per_shard, examples.shape)
+    axes = (plan.run_shards, plan.data_shards)
     return _compile(
         score_packs,
         model.module,
         model.params,
         _like(prompts, mesh, BY_RUN),
-        _like(packs, mesh, PartitionSpec("runs", "data")),
+        _like(_stacked(pack, axes), mesh, BY_SHARD),
         mesh,
     )
 
 
 def _packs(plan: PopulationPlan, shape: PackedShape) -> PackedBatch:
     """The shapes of the packs of a call, see `step.BATCH_SPECS`."""
-    runs = plan.runs_per_shard
-    pack = pack_segments([[[]] * runs], plan.prompt_lengths[None, :runs], shape)
+    pack = empty_pack(plan.runs_per_shard, shape)
     axes = (plan.steps_per_call, plan.run_shards * plan.packs_per_shard, plan.data_shards)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *x.shape[1:]), x.dtype), pack)
+    return _stacked(pack, axes)
+
+
+def _stacked(pack: PackedBatch, axes: tuple[int, ...]) -> PackedBatch:
+    """The shapes of packs with further axes before those of a pack."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *x.shape), x.dtype), pack)
 
 
 def _state(

@@ -226,7 +226,7 @@ def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
 def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first")
     with pytest.raises(InputError, match=r"reuse=.*n_dev=12 there and 5 here"):
-        run_job(folder, tmp_path / "again", reuse=(tmp_path / "first",), n_eval=5)
+        run_job(folder, tmp_path / "again", reuse=(tmp_path / "first",), n_dev=5)
     assert not (tmp_path / "again").exists()
 
 

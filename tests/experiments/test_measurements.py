@@ -14,7 +14,7 @@ from rich.console import Console
 from experiments import flags
 from experiments.discrete import MOST_DEMONSTRATIONS, calibrate, demonstrations
 from experiments.path import between
-from tests.helpers import toy_job, toy_models
+from tests.helpers import packs, toy_job, toy_models
 from wayward_jax import checkpoints
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.selection import compare
@@ -22,9 +22,8 @@ from wayward_jax.analysis.terminal import show
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.probes import ProbeContext
-from wayward_jax.packing import gold_segments, label_segments
+from wayward_jax.segments import gold_segments
 from wayward_jax.sharding import make_mesh
-from wayward_jax.training.evaluation import evaluation_sets
 
 
 def flipped(path):
@@ -144,9 +143,7 @@ def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, bos, tm
     ours = toy_models.make(family, tmp_path)
     theirs = toy_models.load_published(family, tmp_path)
     encoded = toy_models.examples(5, n_labels=2, seed=1)
-    (examples,) = evaluation_sets(
-        [label_segments(encoded)], [np.zeros(5, np.int32)], range(2), prompt_length=7, tokens=10**6
-    )
+    examples = packs.evaluation_set(encoded, [0] * 5, prompt_length=7, tokens=10**4)
     texts = ([7, 8, 9], [3], [], [5, 5, 11, 60], [*range(1, 31)])
     table = np.asarray(ours.embedding_table())
     prompts = [table[ids].reshape(-1, toy_models.WIDTH) for ids in texts]

@@ -9,18 +9,17 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.forecast.hlo import Program
 from experiments.forecast.machines import find
 from experiments.forecast.programs import abstract_params, compile_scoring, compile_training
+from tests.helpers.packs import evaluation_set
 from tests.helpers.toy_models import examples
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.families import FAMILIES
-from wayward_jax.packing import PackedShape, label_segments
 from wayward_jax.runs import Run
+from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import make_mesh
-from wayward_jax.training.evaluation import evaluation_sets
 from wayward_jax.training.planning import PopulationPlan
 
 # Two layers, of two heads of 64 and of four heads of 128 with two key heads.
@@ -64,15 +63,8 @@ def main(name: str, axis: str = "runs") -> None:
         steps_per_call=2,
         shapes=(PackedShape(rows=8, slots=128, copies=4, queries=32, predictions=32),),
     )
-    encoded, labels = examples(8, 2, seed=0), np.zeros(8, np.int32)
-    (scored,) = evaluation_sets(
-        [label_segments(encoded)],
-        [labels],
-        (0, 1),
-        prompt_length=5,
-        tokens=512,
-        row_grain=128,
-        devices=mesh.shape["data"],
+    scored = evaluation_set(
+        examples(8, 2, seed=0), [0] * 8, prompt_length=5, tokens=512, row_grain=128
     )
     compiled = {
         "train": compile_training(model, plan, plan.shapes[0], mesh),

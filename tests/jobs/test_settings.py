@@ -48,6 +48,7 @@ OTHERS = {
     "prompt_length": "4,7",
     "k_shot": "16",
     "data_seed": "1,2",
+    "n_dev": "0",
     "n_eval": "0",
     "population": "12",
     "mesh": "runs:4,data:2,model:1",

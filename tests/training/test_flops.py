@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from tests.helpers import toy_models
-from wayward_jax.packing import example_order
+from wayward_jax.segments import example_order
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.examples import encode_task
-from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops, step_cost
-from wayward_jax.training.planning import iter_batches, plan_populations
+from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops
+from wayward_jax.training.planning import iter_calls, plan_populations
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_the_step_cost_all_steps_is_that_of_the_runs_examples(model, mesh, token
     runs = toy_models.toy_runs(model, steps=6, batch_size=3)
     train = encode_task(model, {100: toy_models.toy_data()}, prompt_length=6, template=0).train
     (own,) = plan_populations(
-        train, runs, population=len(runs), pack_tokens=tokens, mesh=mesh, num_evals=2
+        {"toy": train}, runs, population=len(runs), pack_tokens=tokens, mesh=mesh, num_evals=2
     )
 
     prompts = sum(6 * run.prompt_length for run in runs)
@@ -34,7 +34,7 @@ def test_the_step_cost_all_steps_is_that_of_the_runs_examples(model, mesh, token
             segment = train[100][number]
             seen = segment.positions + 1 + run.prompt_length
             expected += StepCost(len(segment.ids), len(segment.of), int(seen.sum()))
-    found = [step_cost(batch, own) for batch in iter_batches(train, own)]
+    found = [call.cost for call in iter_calls(train, own)]
     assert sum(found, StepCost()) == expected
 
 

@@ -14,8 +14,10 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
 from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.objective import summed_losses
-from wayward_jax.packing import PackedShape, gold_segments, pack_segments
+from wayward_jax.packing import empty_pack
 from wayward_jax.runs import Run
+from wayward_jax.segments import gold_segments
+from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training import memory
 from wayward_jax.training.planning import plan_populations
@@ -57,8 +59,7 @@ def needed_by_xla(model, runs, prompt_length, shape):
         return jax.grad(total)(prompts)
 
     prompts = jnp.zeros((runs, prompt_length, width))
-    batches = pack_segments([[[]] * runs], np.full((1, runs), prompt_length), shape)
-    pack = jax.tree.map(lambda x: x[0], batches)
+    pack = empty_pack(runs, shape)
     program = jax.jit(gradient).lower(model.params, prompts, pack).compile()
     return program.memory_analysis().temp_size_in_bytes
 
@@ -92,7 +93,7 @@ def planned(small, monkeypatch):
         monkeypatch.setattr(memory, "free_bytes", lambda device: free)
         tokens = memory.pack_tokens(small, TRAIN, runs, make_mesh())
         return tokens, plan_populations(
-            TRAIN, runs, population=None, pack_tokens=tokens, mesh=make_mesh()
+            {"none": TRAIN}, runs, population=None, pack_tokens=tokens, mesh=make_mesh()
         )
 
     return plans

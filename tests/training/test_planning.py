@@ -15,15 +15,15 @@ from jax.sharding import AbstractMesh
 from tests.helpers import toy_models
 from wayward_jax import targets
 from wayward_jax.models.formats import gguf
-from wayward_jax.packing import example_order, gold_segments, label_segments
 from wayward_jax.runs import Run
+from wayward_jax.segments import Segments, example_order, gold_segments, label_segments
 from wayward_jax.sharding import AXES, make_mesh
 from wayward_jax.tasks import encode, load
-from wayward_jax.training.evaluation import evaluation_sets
+from wayward_jax.training.evaluation import EvaluationSet, plan_scoring, scoring_shape
 from wayward_jax.training.memory import busy_tokens, row_grain
 from wayward_jax.training.planning import (
     MAX_SHAPES,
-    iter_batches,
+    iter_calls,
     plan_populations,
 )
 
@@ -65,7 +65,9 @@ meshes = st.sampled_from(
     mesh=meshes,
 )
 def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, mesh):
-    plans = plan_populations(TRAIN, runs, population=population, pack_tokens=pack_tokens, mesh=mesh)
+    plans = plan_populations(
+        {"task": TRAIN}, runs, population=population, pack_tokens=pack_tokens, mesh=mesh
+    )
     assert collections.Counter(run for each in plans for run in each.runs) == collections.Counter(
         runs
     )
@@ -101,21 +103,27 @@ def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, 
 )
 def test_runs_that_cannot_share_a_program_are_apart(different):
     runs = [A_RUN, dataclasses.replace(A_RUN, **different), dataclasses.replace(A_RUN, seed=2)]
-    plans = plan_populations(TRAIN, runs, population=3, pack_tokens=1000, mesh=make_mesh())
+    plans = plan_populations(
+        {"task": TRAIN}, runs, population=3, pack_tokens=1000, mesh=make_mesh()
+    )
     assert [each.runs for each in plans] == [(runs[0], runs[2]), (runs[1],)]
 
 
 def test_k_shot_samples_of_a_task_share_a_population():
     few = dataclasses.replace(A_RUN, k_shot=16)
     runs = [few, dataclasses.replace(few, data_seed=13)]
-    (own,) = plan_populations(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
+    (own,) = plan_populations(
+        {"task": TRAIN}, runs, population=2, pack_tokens=1000, mesh=make_mesh()
+    )
     assert own.runs == tuple(runs)
     assert own.data_seeds == [13, 100]
 
 
 def test_populations_have_short_and_long_prompts_alike():
     runs = [dataclasses.replace(A_RUN, prompt_length=n, seed=n, gamma=n) for n in (9, 3, 7, 5, 1)]
-    plans = plan_populations(TRAIN, runs, population=2, pack_tokens=1000, mesh=make_mesh())
+    plans = plan_populations(
+        {"task": TRAIN}, runs, population=2, pack_tokens=1000, mesh=make_mesh()
+    )
     lengths = [[run.prompt_length for run in each.runs] for each in plans]
     assert sorted(lengths) == [[1, 7], [3, 9], [5]]
 
@@ -145,11 +153,13 @@ def expected(data_seed, numbers):
 @given(runs=runs_of_any_kind, pack_tokens=st.integers(1, 300), mesh=meshes)
 def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
     """Those that its seed alone decides, whatever else is in the population."""
-    for own in plan_populations(TRAIN, runs, population=8, pack_tokens=pack_tokens, mesh=mesh):
+    for own in plan_populations(
+        {"task": TRAIN}, runs, population=8, pack_tokens=pack_tokens, mesh=mesh
+    ):
         steps, batch_size = own.runs[0].steps, own.runs[0].batch_size
         step = 0
-        for call in iter_batches(TRAIN, own):
-            for packs in _each(call):
+        for call in iter_calls(TRAIN, own):
+            for packs in _each(call.packs)[: call.steps]:
                 found = [collections.Counter() for _ in own.padded_runs]
                 for number, parts in enumerate(_each(packs)):
                     first = number // own.packs_per_shard * own.runs_per_shard
@@ -164,6 +174,21 @@ def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
                     assert found[number] == expected(run.data_seed, wanted)
                 step += 1
         assert step == steps
+
+
+def test_a_process_lays_out_the_packs_of_its_own_shards():
+    runs = [dataclasses.replace(A_RUN, prompt_length=n, seed=n) for n in range(1, 8)]
+    mesh = AbstractMesh((2, 2, 1), AXES)
+    (own,) = plan_populations({"task": TRAIN}, runs, population=7, pack_tokens=30, mesh=mesh)
+    assert own.packs_per_shard > 1
+    whole = iter_calls(TRAIN, own)
+    part = iter_calls(TRAIN, own, shards=(slice(1, 2), slice(0, 1)))
+    for expected, found in zip(whole, part, strict=True):
+        assert found[1:] == expected[1:]
+        for name, x in vars(found.packs).items():
+            if name != "segment":  # they are counted through all packs
+                wanted = getattr(expected.packs, name)[:, own.packs_per_shard :, :1]
+                np.testing.assert_array_equal(x, wanted, name)
 
 
 def _each(packs):
@@ -211,7 +236,7 @@ def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, 
         for seed, target in enumerate(instructions)
     ]
     plans = plan_populations(
-        train,
+        {name: train},
         runs,
         population=population,
         pack_tokens=busy_tokens(mesh),
@@ -220,19 +245,25 @@ def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, 
     )
     needed = computed = 0
     for own in plans[::5] if population == 1 else plans:
-        prompts = own.steps_per_call * sum(run.prompt_length for run in own.runs)
-        for batch in itertools.islice(iter_batches(train, own), LOOKED_AT // own.steps_per_call):
-            needed += (batch.segment > 0).sum() + prompts
-            computed += batch.segment.size
+        prompts = sum(run.prompt_length for run in own.runs)
+        for call in itertools.islice(iter_calls(train, own), LOOKED_AT // own.steps_per_call):
+            packs = jax.tree.map(lambda x, taken=call.steps: x[:taken], call.packs)
+            needed += (packs.segment > 0).sum() + call.steps * prompts
+            computed += packs.segment.size
     assert needed >= 0.85 * computed
 
 
+@pytest.mark.parametrize("busy", [2048, 8192])
 @pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])
-def test_evaluation_computes_little_for_nothing(encoded, name):
-    _, test, labels, words = encoded(name, 16)
-    (examples,) = evaluation_sets(
-        [test], [labels], words, prompt_length=5, tokens=busy_tokens(make_mesh())
-    )
-    needed = sum(len(p.ids) for part in examples.parts for pack in part for p in pack)
-    computed = examples.shape.rows * examples.shape.slots * len(examples.parts)
-    assert needed >= 0.9 * computed
+def test_evaluation_computes_little_for_nothing(encoded, name, busy):
+    """Of 64 examples, of 32 and of all; for 32 runs of different prompts, and on a CPU for one."""
+    _, test, _, words = encoded(name, 16)
+    sets = [Segments.join(list(test)[:n]) for n in (64, 32, len(test))]  # one an example
+    shape = scoring_shape(sets, prompt_length=20, tokens=busy, row_grain=8 if busy < 8192 else 128)
+    for runs in (32,) if busy == 8192 else (1, 32):
+        lengths = [5 + i % 16 for i in range(runs)]
+        for own in sets:
+            each = EvaluationSet(own, shape, np.zeros(1, np.int32), words)
+            scoring = plan_scoring([each] * runs, lengths, 1, 1)
+            needed = runs * own.sizes[:, 0].sum() + sum(lengths)
+            assert needed >= 0.85 * len(scoring.parts) * shape.rows * shape.slots

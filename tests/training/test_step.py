@@ -9,12 +9,13 @@ import pytest
 
 from tests.helpers import toy_models
 from wayward_jax.constraints import AdaptiveGamma, Target
-from wayward_jax.packing import PackedShape, example_order, gold_segments
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
+from wayward_jax.segments import example_order, gold_segments
+from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.optimizers import named_optimizer
-from wayward_jax.training.planning import iter_batches, plan_populations
+from wayward_jax.training.planning import iter_calls, plan_populations
 from wayward_jax.training.step import train_steps
 from wayward_jax.training.trainer import init_population
 
@@ -79,7 +80,7 @@ def together(model):
 def planned(runs, pack_tokens=10**6):
     """`runs` as one population, and that as one pack, unless `pack_tokens` are few."""
     (own,) = plan_populations(
-        TRAIN, runs, population=len(runs), pack_tokens=pack_tokens, mesh=make_mesh()
+        {"none": TRAIN}, runs, population=len(runs), pack_tokens=pack_tokens, mesh=make_mesh()
     )
     return own
 
@@ -88,7 +89,7 @@ def in_one_shape(own):
     """The same plan with less to compile."""
     most = np.max(own.shapes, axis=0).tolist()
     shape = PackedShape(*most)._replace(copies=own.runs[0].batch_size)
-    return dataclasses.replace(own, shapes=(shape,))
+    return dataclasses.replace(own, shapes=(shape,), call_shapes=(0,) * len(own.calls))
 
 
 def tuned(model, own, start_of=start_of):
@@ -96,18 +97,16 @@ def tuned(model, own, start_of=start_of):
     starts = {run.init: start_of(run) for run in own.runs}
     population, state = init_population(model, own, make_mesh(), OPTIMIZER, starts)
     losses = []
-    for batches in iter_batches(TRAIN, own):
-        state, loss = take_steps(model, population, state, batches)
-        losses.append(loss)
+    for call in iter_calls(TRAIN, own):
+        state, loss = take_steps(model, population, state, call)
+        losses.append(jax.tree.map(lambda x, taken=call.steps: x[:taken], loss))
     return state, jax.tree.map(lambda *x: np.concatenate(x), *losses)
 
 
-def take_steps(model, population, state, batches, steps=STEPS):
-    """The state after a few of the steps, and their losses."""
+def take_steps(model, population, state, call, steps=STEPS):
+    """The state after the steps of a call, and their losses."""
     optimizer, mesh = named_optimizer("adamw", steps), make_mesh()
-    return train_steps(
-        model.module, model.params, population, state, batches, optimizer, steps, mesh
-    )
+    return train_steps(model.module, model.params, population, state, *call, optimizer, steps, mesh)
 
 
 def torch_tuned(theirs, run):
@@ -169,6 +168,17 @@ def test_runs_divided_among_packs_of_several_shapes_end_the_same(model, together
     assert (np.asarray(state.diverged_at) == -1).all()
 
 
+def test_a_call_may_have_fewer_steps_than_its_program(model, together):
+    """Three and two of five steps, in a program of three."""
+    own = dataclasses.replace(in_one_shape(planned(RUNS)), steps_per_call=3)
+    own = dataclasses.replace(own, call_shapes=(0,) * len(own.calls))
+    assert [end - begin for begin, end in own.calls] == [3, 2] * 4
+    state, losses = tuned(model, own)
+    assert (state.step, len(losses.task)) == (STEPS, STEPS)
+    np.testing.assert_allclose(state.prompts, together[0].prompts, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses.task, together[1].task, rtol=1e-4)
+
+
 def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(model, together):
     """Also where it is the first, to which all unused tokens and predictions point."""
     broken = list(RUNS)
@@ -202,13 +212,14 @@ def test_hard_cells_hold_at_every_step_and_leave_other_runs_alone(model, togethe
     starts = {run.init: start_of(run) for run in own.runs}
     population, state = init_population(model, own, make_mesh(), OPTIMIZER, starts)
     steps = 0
-    for batch in iter_batches(TRAIN, dataclasses.replace(own, steps_per_call=1)):
+    one_by_one = dataclasses.replace(own, steps_per_call=1, call_shapes=(0,) * STEPS)
+    for call in iter_calls(TRAIN, one_by_one):
         for r, run in enumerate(own.runs):
             if run.constraint == "cell":
                 prompt = np.float64(state.prompts[r, : run.prompt_length])
                 far = np.square(prompt[:, None] - table).sum(axis=2)
                 assert far.argmin(axis=1).tolist() == list(run.target_ids)
-        state, _ = take_steps(model, population, state, batch)
+        state, _ = take_steps(model, population, state, call)
         steps += 1
     assert steps == STEPS
     r = own.runs.index(confined[1])
@@ -228,8 +239,8 @@ def test_a_gamma_that_is_found_has_the_prompt_read_as_its_target(model, seed):
     runs = [run, dataclasses.replace(run, init="target"), fixed]
     own = in_one_shape(planned(runs))
     population, state = init_population(model, own, make_mesh(), named_optimizer("adamw", 60))
-    for batch in iter_batches(TRAIN, own):
-        state, _ = take_steps(model, population, state, batch, steps=60)
+    for call in iter_calls(TRAIN, own):
+        state, _ = take_steps(model, population, state, call, steps=60)
     nearest = np.asarray(d_proj(model.embedding_table(), state.prompts, model.valid_tokens()))
     np.testing.assert_array_equal(nearest[:2], np.tile(run.target_ids, (2, 1)))
     adaptive, penalty = state.constraint_states  # of `dual` and `penalty`, in this order

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import toy_models
 from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import encode
-from wayward_jax.training.evaluation import predictions, start_scoring
+from wayward_jax.training.evaluation import plan_scoring, predictions, start_scoring
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.trainer import predict_unprompted, tune_population
@@ -60,7 +60,7 @@ def tuned(model, task, runs, pack_tokens=10**6, num_evals=2, **options):
     """The results of all runs in one population, in one pack unless `pack_tokens` are few."""
     mesh = make_mesh()
     (own,) = plan_populations(
-        task.train,
+        {"toy": task.train},
         runs,
         population=len(runs),
         pack_tokens=pack_tokens,
@@ -93,8 +93,9 @@ def test_results_are_of_their_runs_and_complete(results, runs, model, task):
     assert [result.run for result in results] == runs
     prompts = np.stack([np.pad(r.prompt, [(0, 6 - len(r.prompt)), (0, 0)]) for r in results])
     lengths = [run.prompt_length for run in runs]
-    losses = start_scoring(model, jnp.asarray(prompts), lengths, task.test, make_mesh())
-    for result, expected in zip(results, predictions(losses, task.test), strict=True):
+    scoring = plan_scoring([task.test] * len(runs), lengths, 1, 1)
+    losses = start_scoring(model, jnp.asarray(prompts), scoring, make_mesh())
+    for result, expected in zip(results, predictions(losses, scoring), strict=True):
         assert result.prompt.shape == (result.run.prompt_length, toy_models.WIDTH)
         assert len(result.token_ids) == result.run.prompt_length
         assert (result.n_train, result.n_dev, result.n_eval) == (40, 30, 50)

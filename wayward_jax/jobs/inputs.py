@@ -33,7 +33,7 @@ from wayward_jax.prompt_files import SavedPrompt, fit_prompt, read_prompt
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import TaskData
-from wayward_jax.training.examples import EncodedTask, encode_task
+from wayward_jax.training.examples import EncodedTask, encode_tasks
 from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
 
 Datasets = Mapping[str, Mapping[int, TaskData]]
@@ -342,20 +342,20 @@ def _read_for(
         check_cells(model, planned[task])
     # Experiments put prompts before the examples of other tasks, too.
     longest = max(run.prompt_length for runs in planned.values() for run in runs)
-    encoded, fitting = {}, {}
+    encoded = encode_tasks(
+        model,
+        datasets,
+        templates=templates,
+        prompt_length=longest,
+        method=settings.method,
+        n_dev=settings.n_dev,
+        n_eval=settings.n_eval,
+        tokens=busy_tokens(mesh),
+        truncate=settings.truncate,
+        row_grain=row_grain(mesh),
+    )
+    fitting = {}
     for task, samples in datasets.items():
-        encoded[task] = encode_task(
-            model,
-            samples,
-            prompt_length=longest,
-            method=settings.method,
-            template=templates[task],
-            n_eval=settings.n_eval,
-            tokens=busy_tokens(mesh),
-            devices=mesh.shape["data"],
-            truncate=settings.truncate,
-            row_grain=row_grain(mesh),
-        )
         test = samples[settings.data_seed[-1]].test
         cut = tasks.count_truncated(
             samples[settings.data_seed[-1]].task,

@@ -128,14 +128,13 @@ class _Work:
 
         def make(left: set[str]) -> Plans:
             return [
-                (task, each)
+                (each.runs[0].task, each)
                 for model in self.inputs.models.values()
-                for task, runs in model.runs.items()
                 for each in plan_populations(
-                    model.tasks[task].train,
-                    [run for run in runs if run.id in left],
+                    {task: own.train for task, own in model.tasks.items()},
+                    [run for runs in model.runs.values() for run in runs if run.id in left],
                     population=population,
-                    pack_tokens=model.pack_tokens[task],
+                    pack_tokens=min(model.pack_tokens.values()),
                     mesh=mesh,
                     row_grain=row_grain(mesh),
                 )
@@ -151,16 +150,16 @@ class _Work:
             return
         meter = ThroughputMeter(self.loader.dtype, self.loader.mesh)
         profiler = Profiler(self.folder.layout, self.settings.profile if is_primary() else 0)
-        for (name, task), populations in itertools.groupby(plans, _model_and_task):
+        for (name, task), own in itertools.groupby(plans, _model_and_task):
             self.watch.doing(f"{name}, {task}, without a prompt")
-            inputs = self.inputs.models[name]
+            populations = [each for _, each in own]
             unprompted = predict_unprompted(
                 self.loader.model(name),
-                inputs.tasks[task],
+                self.inputs.models[name].tasks[task],
+                populations[0],
                 self.loader.mesh,
-                length=max(run.prompt_length for own in inputs.runs.values() for run in own),
             )
-            for _, each in populations:
+            for each in populations:
                 self._tune(task, each, meter, profiler, unprompted)
 
     def _tune(

@@ -14,7 +14,7 @@ from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
 from wayward_jax.training.evaluation import EvaluationSet, score_prompts, with_room
 from wayward_jax.training.examples import EncodedTask
-from wayward_jax.training.memory import row_grain
+from wayward_jax.training.memory import busy_tokens, row_grain
 
 # Prompts that are longer than the tuned ones are padded to a multiple of this many tokens.
 GRAIN = 64
@@ -64,8 +64,12 @@ class ProbeContext:
         length = max(record.run.prompt_length for record in self.records)
         if longest > length:
             length = min(-(-longest // GRAIN) * GRAIN, self.max_positions)
-            grain = row_grain(self.mesh)
-            examples = with_room(examples, length + len(self.model.bos_ids), grain)
+            examples = with_room(
+                examples,
+                length + len(self.model.bos_ids),
+                tokens=busy_tokens(self.mesh),
+                row_grain=row_grain(self.mesh),
+            )
         inputs = [self.model.with_bos(prompt) for prompt in prompts]
         length += len(self.model.bos_ids)
         return score_prompts(self.model, inputs, examples, self.mesh, length=length)

@@ -317,9 +317,10 @@ class Settings(CommonSettings):
     data_seed: tuple[int, ...] = setting(
         Listed(SEED), "100", "Seeds of the choice of training examples; every run is made for each."
     )
-    n_eval: int = setting(
-        whole(0), "256", "Examples of dev and of test that are evaluated; 0 is all of them."
+    n_dev: int = setting(
+        whole(0), "256", "Dev examples, by which gammas and prompts are chosen; 0 is all of them."
     )
+    n_eval: int = setting(whole(0), "256", "Test examples that are evaluated; 0 is all of them.")
     population: int | None = setting(
         Value("a number from 1 on, or auto", read_size),
         AUTO,

@@ -3,14 +3,16 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
-from wayward_jax.packing import GRAIN, Segment, example_order, gold_segments, label_segments
+from wayward_jax.segments import Segments, example_order, gold_segments, label_segments
+from wayward_jax.shapes import GRAIN, PackedShape
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
-from wayward_jax.training.evaluation import EvaluationSet, evaluation_sets
+from wayward_jax.training.evaluation import EvaluationSet, scoring_shape
 
 CONTENT_FREE = "N/A"
 """A text that says nothing about any task."""
@@ -23,7 +25,7 @@ class EncodedTask:
     The train and dev examples depend on the choice of examples, and so on a run's data seed.
 
     Attributes:
-        train: for each data seed, a segment with the gold label for each example.
+        train: for each data seed, the segments with the gold label of each example.
         dev_subset: for each data seed, a few dev examples, for evaluations during training.
         dev: for each data seed, the examples by which runs are chosen.
         test: the examples on which results are reported.
@@ -33,7 +35,7 @@ class EncodedTask:
             train, dev and test examples.
     """
 
-    train: dict[int, list[Segment]]
+    train: dict[int, Segments]
     dev_subset: dict[int, EvaluationSet]
     dev: dict[int, EvaluationSet]
     test: EvaluationSet
@@ -42,34 +44,43 @@ class EncodedTask:
 
 
 def encode_task(
+    model: LanguageModel, samples: Mapping[int, TaskData], *, template: int = 1, **options: Any
+) -> EncodedTask:
+    """Tokenizes a single task's examples; see `encode_tasks`."""
+    return encode_tasks(model, {"": samples}, templates={"": template}, **options)[""]
+
+
+def encode_tasks(
     model: LanguageModel,
-    samples: Mapping[int, TaskData],
+    samples: Mapping[str, Mapping[int, TaskData]],
     *,
+    templates: Mapping[str, int],
     prompt_length: int,
     method: str = "direct",
-    template: int = 1,
+    n_dev: int = 0,
     n_eval: int = 0,
     n_dev_subset: int = 64,
     tokens: int = 2048,
-    devices: int = 1,
     truncate: str = "tail",
     row_grain: int = GRAIN,
-) -> EncodedTask:
-    """Tokenizes a task's examples for prompts of up to `prompt_length` tokens.
+) -> dict[str, EncodedTask]:
+    """Tokenizes the examples of tasks for prompts of up to `prompt_length` tokens.
+
+    One program scores the dev and test examples of all of them.
 
     Args:
         model: that the tokens are for.
-        samples: the task's data by the data seed of their choice; they differ in train and dev
-            alone.
+        samples: for each task, its data by the data seed of their choice; they differ in train and
+            dev alone.
+        templates: for each task, the index of its template.
         prompt_length: the longest prompt.
         method: `direct` or `channel`.
-        template: index of the task's template.
-        n_eval: random examples to which dev and test are cut, the same for every run; 0 is all.
+        n_dev: random examples to which dev is cut, the same for every run; 0 is all.
+        n_eval: random examples to which test is cut, the same for every run; 0 is all.
         n_dev_subset: random examples to which the dev subset is cut.
         tokens: about how many tokens are scored at once.
-        devices: parts of the examples that are scored side by side.
         truncate: the end that is cut from a text that is too long, `tail` or `head`.
-        row_grain: see `packing.row_sizes`.
+        row_grain: see `rows.row_sizes`.
 
     Raises:
         InputError: the model has no room for such prompts; see also `tasks.encode`.
@@ -84,7 +95,7 @@ def encode_task(
             "for prompt and text: choose shorter targets or --prompt_length",
         )
 
-    def encoded(data: TaskData, examples: Examples) -> list[Encoded]:
+    def encoded(data: TaskData, examples: Examples, template: int) -> list[Encoded]:
         return encode(
             data.task,
             examples.texts,
@@ -96,48 +107,76 @@ def encode_task(
             truncate=truncate,
         )
 
-    def some(examples: Examples, limit: int) -> Examples:
-        order = example_order(len(examples), len(examples), seed=0)
-        return examples.take(np.sort(order[: limit or None]))
-
-    last = list(samples.values())[-1]
-    evaluated = [
-        *(
-            (data, some(data.dev, min(n_dev_subset, n_eval or n_dev_subset)))
-            for data in samples.values()
-        ),
-        *((data, some(data.dev, n_eval)) for data in samples.values()),
-        (last, some(last.test, n_eval)),
-        (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32), (CONTENT_FREE,))),
-    ]
-    tokens_of = [encoded(data, examples) for data, examples in evaluated]
-    train = {seed: encoded(data, data.train) for seed, data in samples.items()}
-    *of_samples, test, content_free = evaluation_sets(
-        [label_segments(each) for each in tokens_of],
-        [examples.labels for _, examples in evaluated],
-        last.task.word_labels,
+    tokenized = {}
+    for name, own in samples.items():
+        *_, last = own.values()
+        evaluated = [
+            *(
+                (data, _some(data.dev, min(n_dev_subset, n_dev or n_dev_subset)))
+                for data in own.values()
+            ),
+            *((data, _some(data.dev, n_dev)) for data in own.values()),
+            (last, _some(last.test, n_eval)),
+            (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32), (CONTENT_FREE,))),
+        ]
+        tokenized[name] = [
+            (encoded(data, examples, templates[name]), examples.labels)
+            for data, examples in [*((data, data.train) for data in own.values()), *evaluated]
+        ]
+    segments = {
+        name: [label_segments(each) for each, _ in own[len(samples[name]) :]]
+        for name, own in tokenized.items()
+    }
+    shape = scoring_shape(
+        [each for own in segments.values() for each in own],
         prompt_length=prompt_length,
         tokens=tokens,
-        devices=devices,
         row_grain=row_grain,
     )
+    return {
+        name: _make_task(samples[name], tokenized[name], segments[name], shape) for name in samples
+    }
+
+
+def _some(examples: Examples, limit: int) -> Examples:
+    """Random examples, the same whenever there are as many; 0 is all."""
+    order = example_order(len(examples), len(examples), seed=0)
+    return examples.take(np.sort(order[: limit or None]))
+
+
+def _make_task(
+    samples: Mapping[int, TaskData],
+    tokenized: Sequence[tuple[Sequence[Encoded], np.ndarray]],
+    segments: Sequence[Segments],
+    shape: PackedShape,
+) -> EncodedTask:
+    """Makes a task of its examples.
+
+    Args:
+        samples: its data, S samples.
+        tokenized: S times train, S times the dev subset, S times dev, test, and the example without
+            content, each with labels.
+        segments: of all but train.
+        shape: in which they are scored.
+    """
+    task, count = next(iter(samples.values())).task, len(samples)
+    train, evaluated = tokenized[:count], tokenized[count:]
+    sets = [
+        EvaluationSet(own, shape, labels, tuple(task.word_labels))
+        for own, (_, labels) in zip(segments, evaluated, strict=True)
+    ]
     return EncodedTask(
         train={
-            seed: gold_segments(train[seed], data.train.labels, data.task.word_labels)
-            for seed, data in samples.items()
+            seed: gold_segments(each, labels, task.word_labels)
+            for seed, (each, labels) in zip(samples, train, strict=True)
         },
-        dev_subset=dict(zip(samples, of_samples[: len(samples)], strict=True)),
-        dev=dict(zip(samples, of_samples[len(samples) :], strict=True)),
-        test=test,
-        content_free=content_free,
+        dev_subset=dict(zip(samples, sets[:count], strict=True)),
+        dev=dict(zip(samples, sets[count : 2 * count], strict=True)),
+        test=sets[-2],
+        content_free=sets[-1],
         digests={
-            seed: _digest(
-                (train[seed], data.train.labels),
-                (tokens_of[i], evaluated[i][1].labels),
-                (tokens_of[len(samples) + i], evaluated[len(samples) + i][1].labels),
-                (tokens_of[-2], evaluated[-2][1].labels),
-            )
-            for i, (seed, data) in enumerate(samples.items())
+            seed: _digest(train[i], evaluated[i], evaluated[count + i], evaluated[-2])
+            for i, seed in enumerate(samples)
         },
     )
 

@@ -2,15 +2,16 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from wayward_jax.models import LanguageModel
-from wayward_jax.packing import PackedBatch
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.segments import Segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +36,20 @@ class StepCost:
         )
 
 
-def step_cost(packs: PackedBatch, plan: PopulationPlan) -> StepCost:
-    """The cost of the steps of `planning.iter_batches`, which are still on the host."""
-    real = packs.segment > 0
-    prompts = len(packs.ids) * sum(run.input_length for run in plan.runs)
+def step_cost(segments: Segments, numbers: np.ndarray, prompt_lengths: Sequence[int]) -> StepCost:
+    """The cost of some steps of R runs.
+
+    Args:
+        segments: examples.
+        numbers: `[R, steps, B]`, which of them each run has at each step.
+        prompt_lengths: `[R]`, vectors of the runs' prompts.
+    """
+    lengths = np.array(prompt_lengths)
+    tokens, _, predictions = np.moveaxis(segments.sizes[numbers], 3, 0)
     return StepCost(
-        tokens=int(real.sum()) + prompts,
-        predictions=int((packs.weight > 0).sum()),
-        pairs=int((packs.positions + 1)[real].sum()),
+        tokens=int(tokens.sum() + numbers.shape[1] * lengths.sum()),
+        predictions=int(predictions.sum()),
+        pairs=int(segments.pairs[numbers].sum() + (tokens.sum(axis=(1, 2)) * lengths).sum()),
     )
 
 

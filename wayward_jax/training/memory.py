@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import psutil
 from jax.sharding import Mesh
 
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import summed_losses
-from wayward_jax.packing import PackedBatch, PackedShape, pack_segments
+from wayward_jax.packing import PackedBatch, empty_pack
 from wayward_jax.runs import Run
+from wayward_jax.shapes import PackedShape
 from wayward_jax.training.planning import MAX_OVERFULL, SAMPLE_STEPS, Train, plan_populations
 
 # A device is busy with this many tokens of a pack. More tokens gain nothing.
@@ -64,10 +64,9 @@ def activation_bytes(
         # The leaves alone, for JAX would keep the structure, and the whole pass with it, forever.
         return jax.tree.leaves(jax.vjp(losses, prompts)[1])
 
-    empty = pack_segments([[[]] * runs], np.full((1, runs), prompt_length), shape)
     width = model.embedding_table().shape[1]
     prompts = jax.ShapeDtypeStruct((runs, prompt_length, width), jnp.float32)
-    residuals = jax.eval_shape(kept, model.params, prompts, jax.tree.map(lambda x: x[0], empty))
+    residuals = jax.eval_shape(kept, model.params, prompts, empty_pack(runs, shape))
     weights = 3 * 4 * model.module.config.heads * shape.rows * shape.slots**2
     return _bytes(residuals) - _bytes(model.params) + weights
 
@@ -101,7 +100,7 @@ def pack_tokens(
         some = longest_first[: mesh.shape["runs"] * (1 + tokens // longest_first[0].batch_size)]
         some = [dataclasses.replace(run, steps=min(run.steps, SAMPLE_STEPS)) for run in some]
         plan, *_ = plan_populations(
-            train,
+            {runs[0].task: train},
             list(dict.fromkeys(some)),
             population=None,
             pack_tokens=tokens,

@@ -36,14 +36,14 @@ class TrainProgress:
 
     state: after the steps so far. The next steps reuse its buffers.
     losses: of those steps, call by call.
-    nll: for each evaluation so far, the `evaluation.start_scoring` of each data seed's dev subset.
+    nll: for each evaluation so far, the `evaluation.start_scoring` of the runs' dev subsets.
     nearest: for each evaluation, `d_proj` of the prompts, `[R, L]`.
     prompts: for each evaluation, the prompts `[R, L, D]`; empty if all runs keep their last.
     """
 
     state: TrainState
     losses: tuple[Losses, ...] = ()
-    nll: tuple[list[list[jax.Array]], ...] = ()
+    nll: tuple[list[jax.Array], ...] = ()
     nearest: tuple[jax.Array, ...] = ()
     prompts: tuple[jax.Array, ...] = ()
 

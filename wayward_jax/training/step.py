@@ -146,37 +146,40 @@ def train_steps(
     population: Population,
     state: TrainState,
     packs: PackedBatch,
+    count: ArrayLike,
     optimizer: optax.GradientTransformation,
     steps: int,
     mesh: Mesh,
 ) -> tuple[TrainState, Losses]:
-    """Takes n steps on the devices.
+    """Takes up to n steps on the devices.
 
     Args:
         module: a `CausalLM`.
         params: its frozen weights.
         population: R runs.
         state: before the steps; its buffers are reused.
-        packs: each run's examples with their gold labels, see `BATCH_SPECS`.
+        packs: each run's examples at n steps with their gold labels, see `BATCH_SPECS`.
+        count: of the n steps that are taken, at least 1. One program takes any number of them.
         optimizer: of one prompt. Its updates are multiplied by each run's learning rate.
         steps: of the whole training.
         mesh: of axes `runs`, `data` and `model`. Runs never communicate; a run's gradient is summed
             over `data`; the compiler distributes what is sharded over `model`.
 
     Returns:
-        The state n steps later, and the losses at those steps.
+        The state after the steps, and the losses at them, NaN for those that are not taken.
     """
+    end = state.step + count
 
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(PartitionSpec(), BY_RUN, STATE_SPECS, BATCH_SPECS),
+        in_specs=(PartitionSpec(), BY_RUN, STATE_SPECS, BATCH_SPECS, PartitionSpec()),
         out_specs=(STATE_SPECS, PartitionSpec(None, "runs")),
         axis_names={"runs", "data"},
         check_vma=False,
     )
     def train_shard(
-        params: dict, population: Population, state: TrainState, packs: PackedBatch
+        params: dict, population: Population, state: TrainState, packs: PackedBatch, end: jax.Array
     ) -> tuple[TrainState, Losses]:
         targets = embed_targets(population, module.apply(params, method="embedding_table"))
 
@@ -220,9 +223,16 @@ def train_steps(
             )
             return new_state, Losses(jnp.where(finite, task_losses, jnp.nan), distances)
 
-        return jax.lax.scan(step, state, packs)
+        def skip(state: TrainState, packs: PackedBatch) -> tuple[TrainState, Losses]:
+            nothing = jnp.full(len(state.prompts), jnp.nan)
+            return state, Losses(nothing, nothing)
 
-    return train_shard(params, population, state, packs)
+        def step_until_end(state: TrainState, packs: PackedBatch) -> tuple[TrainState, Losses]:
+            return jax.lax.cond(state.step < end, step, skip, state, packs)
+
+        return jax.lax.scan(step_until_end, state, packs)
+
+    return train_shard(params, population, state, packs, end)
 
 
 def embed_targets(population: Population, table: jax.Array) -> Target:

@@ -21,17 +21,20 @@ from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.provenance import Provenance
 from wayward_jax.readings import ReadTokens, read_tokens
 from wayward_jax.runs import CurvePoint, Run, RunRecord
-from wayward_jax.sharding import BY_RUN, on_host, place
+from wayward_jax.sharding import BY_RUN, local_shards, on_host, place, place_part
 from wayward_jax.training.evaluation import (
     EvaluationSet,
+    Scoring,
+    plan_scoring,
     predictions,
     score_prompts,
     start_scoring,
 )
 from wayward_jax.training.examples import EncodedTask
-from wayward_jax.training.flops import StepCost, step_cost
+from wayward_jax.training.flops import StepCost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
-from wayward_jax.training.planning import PopulationPlan, iter_batches
+from wayward_jax.training.planning import PopulationPlan, iter_calls
+from wayward_jax.training.prefetch import prefetch
 from wayward_jax.training.progress import StepMetrics, TrainProgress
 from wayward_jax.training.step import (
     BATCH_SPECS,
@@ -91,27 +94,31 @@ def tune_population(
         progress = TrainProgress.from_tree(resume_from, state)
         progress = progress.replace(state=place(progress.state, mesh, STATE_SPECS))
 
+    subset = _plan_scoring(task.dev_subset, plan)
     cost = StepCost()
-    for packs in iter_batches(task.train, plan, progress.step):
-        previous_cost, cost = cost, step_cost(packs, plan)
+    for call in prefetch(iter_calls(task.train, plan, progress.step, local_shards(mesh))):
+        previous_cost, cost = cost, call.cost
         state, losses = train_steps(
             model.module,
             model.params,
             population,
             progress.state,
-            place(packs, mesh, BATCH_SPECS),
+            place_part(call.packs, mesh, BATCH_SPECS),
+            call.steps,
             transformation,
             steps,
             mesh,
         )
+        if call.steps < plan.steps_per_call:
+            losses = jax.tree.map(lambda x, taken=call.steps: x[:taken], losses)
         if progress.losses:  # the host waits for the call before, which is done or nearly so
             on_steps(_metrics(progress, runs, previous_cost))
         progress = progress.replace(state=state, losses=(*progress.losses, losses))
         if progress.step in plan.eval_steps:
-            progress = _evaluate(model, task, plan, progress, mesh)
+            progress = _evaluate(model, subset, plan, progress, mesh)
         on_progress(progress)
     on_steps(_metrics(progress, runs, cost))
-    records = _make_records(model, task, plan, population, progress, mesh)
+    records = _make_records(model, task, subset, plan, population, progress, mesh)
     seconds = (time.perf_counter() - began) / len(runs)
     return [
         dataclasses.replace(record, seconds=seconds, unprompted=unprompted) for record in records
@@ -119,21 +126,28 @@ def tune_population(
 
 
 def predict_unprompted(
-    model: LanguageModel, task: EncodedTask, mesh: Mesh, *, length: int
+    model: LanguageModel, task: EncodedTask, plan: PopulationPlan, mesh: Mesh
 ) -> np.ndarray:
     """Tells which test examples are predicted right without any prompt: `[n_eval]` bool.
 
-    BOS is put before the examples if the model expects it there.
+    BOS is put before the examples if the model expects it there. The program is the one that scores
+    the prompts of a population.
 
     Args:
         model: the frozen model.
         task: its examples.
-        mesh: see `start_scoring`.
-        length: of prompts, for which the model has room beside the examples.
+        plan: of the population.
+        mesh: that the plan was made for.
     """
     nothing = model.with_bos(np.zeros((0, model.embedding_table().shape[1]), np.float32))
-    length += len(model.bos_ids)
-    scores = score_prompts(model, [nothing], task.test, mesh, length=length)
+    scores = score_prompts(
+        model,
+        [nothing],
+        task.test,
+        mesh,
+        length=plan.prompt_length,
+        places=len(plan.padded_runs),
+    )
     return metrics.predict(scores[0]) == task.test.labels
 
 
@@ -217,16 +231,27 @@ def _metrics(progress: TrainProgress, runs: Sequence[Run], cost: StepCost) -> St
     )
 
 
+def _plan_scoring(
+    sets: EvaluationSet | Mapping[int, EvaluationSet], plan: PopulationPlan
+) -> Scoring:
+    """Plans how each run is scored on its set: one for all runs, or by the run's data seed."""
+    own = [sets if isinstance(sets, EvaluationSet) else sets[run.data_seed] for run in plan.runs]
+    nothing = [None] * (len(plan.padded_runs) - len(own))
+    return plan_scoring(
+        [*own, *nothing], plan.prompt_lengths.tolist(), plan.run_shards, plan.data_shards
+    )
+
+
 def _evaluate(
     model: LanguageModel,
-    task: EncodedTask,
+    subset: Scoring,
     plan: PopulationPlan,
     progress: TrainProgress,
     mesh: Mesh,
 ) -> TrainProgress:
     """Starts to score the prompts on their dev subsets, and to read them."""
     prompts = progress.state.prompts
-    nll = _start_scoring_samples(model, prompts, task.dev_subset, plan, mesh)
+    nll = start_scoring(model, prompts, subset, mesh)
     nearest = d_proj(model.embedding_table(), prompts, model.valid_tokens())
     progress = progress.replace(nll=(*progress.nll, nll), nearest=(*progress.nearest, nearest))
     if any(run.keep == "best" for run in plan.runs):
@@ -238,6 +263,7 @@ def _evaluate(
 def _make_records(
     model: LanguageModel,
     task: EncodedTask,
+    subset: Scoring,
     plan: PopulationPlan,
     population: Population,
     progress: TrainProgress,
@@ -246,14 +272,15 @@ def _make_records(
     """The records of a population that is tuned, all but their seconds."""
     runs, state = plan.runs, progress.state
     readings = [_read(model, ids, runs) for ids in progress.nearest]
-    curves = _curves(task, plan, progress, readings)
+    curves = _curves(subset, plan, progress, readings)
     kept = [_kept_point(run, curve) for run, curve in zip(runs, curves, strict=True)]
     prompts = _kept_prompts(plan, progress, kept)
 
-    dev_nll = _start_scoring_samples(model, prompts, task.dev, plan, mesh)
-    test_nll = start_scoring(model, prompts, plan.prompt_lengths, task.test, mesh)
-    dev_accuracies = _accuracies(dev_nll, task.dev, plan)
-    predicted = predictions(test_nll, task.test)
+    dev, test = _plan_scoring(task.dev, plan), _plan_scoring(task.test, plan)
+    dev_nll = start_scoring(model, prompts, dev, mesh)
+    test_nll = start_scoring(model, prompts, test, mesh)
+    dev_accuracies = _accuracies(dev_nll, dev)
+    predicted = predictions(test_nll, test)
     targets = c_proj(model.embedding_table(), population.target_ids)
     gammas = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
     never = jnp.zeros(len(gammas), bool)
@@ -338,36 +365,14 @@ def _gamma_found(left: bool, outside: bool) -> str:
     return "too small" if outside else "suffices"
 
 
-def _start_scoring_samples(
-    model: LanguageModel,
-    prompts: jax.Array,
-    sets: Mapping[int, EvaluationSet],
-    plan: PopulationPlan,
-    mesh: Mesh,
-) -> list[list[jax.Array]]:
-    """`start_scoring` of each sample's set under all prompts, sorted by data seed."""
-    return [
-        start_scoring(model, prompts, plan.prompt_lengths, sets[seed], mesh)
-        for seed in plan.data_seeds
-    ]
-
-
-def _accuracies(
-    nll: Sequence[list[jax.Array]], sets: Mapping[int, EvaluationSet], plan: PopulationPlan
-) -> list[float]:
-    """Each run's accuracy on the set of its own sample, from `_start_scoring_samples`."""
-    predicted = {
-        seed: predictions(of_sample, sets[seed])
-        for seed, of_sample in zip(plan.data_seeds, nll, strict=True)
-    }
-    return [
-        metrics.accuracy(predicted[run.data_seed][r], sets[run.data_seed].labels)
-        for r, run in enumerate(plan.runs)
-    ]
+def _accuracies(parts: Sequence[jax.Array], scoring: Scoring) -> list[float]:
+    """Each run's accuracy on its set, from `start_scoring`."""
+    labels = [own.labels for own in scoring.sets if own is not None]
+    return list(map(metrics.accuracy, predictions(parts, scoring), labels))
 
 
 def _curves(
-    task: EncodedTask,
+    subset: Scoring,
     plan: PopulationPlan,
     progress: TrainProgress,
     readings: Sequence[Sequence[ReadTokens]],
@@ -376,7 +381,7 @@ def _curves(
     losses = on_host(progress.losses)
     task_loss = np.concatenate([call.task for call in losses])
     distances = np.concatenate([call.distance for call in losses])
-    accuracies = [_accuracies(nll, task.dev_subset, plan) for nll in progress.nll]
+    accuracies = [_accuracies(nll, subset) for nll in progress.nll]
     stretches = list(zip([0, *plan.eval_steps[:-1]], plan.eval_steps, strict=True))
     return [
         tuple(
