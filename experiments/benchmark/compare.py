@@ -30,8 +30,9 @@ from wayward_jax import tasks
 from wayward_jax.models import LanguageModel
 from wayward_jax.segments import example_order, label_segments
 from wayward_jax.sharding import make_mesh
-from wayward_jax.training.evaluation import EvaluationSet, score_prompts, scoring_shape
+from wayward_jax.training.evaluation import score_prompts
 from wayward_jax.training.memory import busy_tokens, row_grain
+from wayward_jax.training.scoring import EvaluationSet, scoring_shape
 
 TOLERANCE = 1e-3
 

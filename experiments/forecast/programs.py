@@ -14,9 +14,10 @@ from wayward_jax.models.family import Family
 from wayward_jax.packing import PackedBatch, empty_pack
 from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import BY_RUN, param_specs
-from wayward_jax.training.evaluation import BY_SHARD, EvaluationSet, score_packs
+from wayward_jax.training.evaluation import BY_SHARD, score_packs
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.scoring import EvaluationSet
 from wayward_jax.training.step import (
     BATCH_SPECS,
     STATE_SPECS,

@@ -4,7 +4,7 @@ import numpy as np
 
 from wayward_jax.packing import pack_segments
 from wayward_jax.segments import Segments, label_segments, make_segment
-from wayward_jax.training.evaluation import EvaluationSet, scoring_shape
+from wayward_jax.training.scoring import EvaluationSet, scoring_shape
 
 
 def numbered(steps):

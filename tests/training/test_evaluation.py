@@ -16,13 +16,8 @@ from wayward_jax.objective import prediction_losses
 from wayward_jax.segments import Segments, label_segments, make_segment
 from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import make_mesh
-from wayward_jax.training.evaluation import (
-    EvaluationSet,
-    nll,
-    plan_scoring,
-    predictions,
-    start_scoring,
-)
+from wayward_jax.training.evaluation import nll, predictions, start_scoring
+from wayward_jax.training.scoring import EvaluationSet, plan_scoring
 
 LENGTHS = (3, 5)
 PROMPTS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, toy_models.WIDTH)), jnp.float32)

@@ -19,13 +19,13 @@ from wayward_jax.runs import Run
 from wayward_jax.segments import Segments, example_order, gold_segments, label_segments
 from wayward_jax.sharding import AXES, make_mesh
 from wayward_jax.tasks import encode, load
-from wayward_jax.training.evaluation import EvaluationSet, plan_scoring, scoring_shape
 from wayward_jax.training.memory import busy_tokens, row_grain
 from wayward_jax.training.planning import (
     MAX_SHAPES,
     iter_calls,
     plan_populations,
 )
+from wayward_jax.training.scoring import EvaluationSet, plan_scoring, scoring_shape
 
 # Two choices of examples.
 EXAMPLES = {seed: toy_models.examples(10, n_labels=2, seed=seed) for seed in (100, 13)}

@@ -9,9 +9,10 @@ import pytest
 from tests.helpers import toy_models
 from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import encode
-from wayward_jax.training.evaluation import plan_scoring, predictions, start_scoring
+from wayward_jax.training.evaluation import predictions, start_scoring
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.planning import plan_populations
+from wayward_jax.training.scoring import plan_scoring
 from wayward_jax.training.trainer import predict_unprompted, tune_population
 
 STEPS = 200

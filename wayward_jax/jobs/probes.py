@@ -12,9 +12,10 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
-from wayward_jax.training.evaluation import EvaluationSet, score_prompts, with_room
+from wayward_jax.training.evaluation import score_prompts
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.memory import busy_tokens, row_grain
+from wayward_jax.training.scoring import EvaluationSet, with_room
 
 # Prompts that are longer than the tuned ones are padded to a multiple of this many tokens.
 GRAIN = 64

@@ -12,7 +12,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.segments import Segments, example_order, gold_segments, label_segments
 from wayward_jax.shapes import GRAIN, PackedShape
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
-from wayward_jax.training.evaluation import EvaluationSet, scoring_shape
+from wayward_jax.training.scoring import EvaluationSet, scoring_shape
 
 CONTENT_FREE = "N/A"
 """A text that says nothing about any task."""

@@ -22,20 +22,14 @@ from wayward_jax.provenance import Provenance
 from wayward_jax.readings import ReadTokens, read_tokens
 from wayward_jax.runs import CurvePoint, Run, RunRecord
 from wayward_jax.sharding import BY_RUN, local_shards, on_host, place, place_part
-from wayward_jax.training.evaluation import (
-    EvaluationSet,
-    Scoring,
-    plan_scoring,
-    predictions,
-    score_prompts,
-    start_scoring,
-)
+from wayward_jax.training.evaluation import predictions, score_prompts, start_scoring
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
 from wayward_jax.training.planning import PopulationPlan, iter_calls
 from wayward_jax.training.prefetch import prefetch
 from wayward_jax.training.progress import StepMetrics, TrainProgress
+from wayward_jax.training.scoring import EvaluationSet, Scoring, plan_scoring
 from wayward_jax.training.step import (
     BATCH_SPECS,
     STATE_SPECS,
