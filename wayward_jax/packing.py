@@ -204,16 +204,16 @@ def pack_placed(
     first_prediction = _before_in_group(placed.pack, predictions)
     slots = ranges(placed.pack * shape.predictions + first_prediction, predictions)
     source = ranges(firsts[2], predictions)
-    ids, positions, run, branch, segment = (
-        x.reshape(count, shape.rows, shape.slots)
-        for x in (ids, positions, run, branch, segment.astype(np.int32))
-    )
+
+    def in_rows(x: np.ndarray) -> np.ndarray:
+        return x.astype(np.int32, copy=False).reshape(count, shape.rows, shape.slots)
+
     return PackedBatch(
-        ids=ids,
-        positions=positions,
-        run=run,
-        segment=segment,
-        branch=branch,
+        ids=in_rows(ids),
+        positions=in_rows(positions),
+        run=in_rows(run),
+        segment=in_rows(segment),
+        branch=in_rows(branch),
         prompt_lengths=prompt_lengths.astype(np.int32),
         copies=copies,
         query=in_order(

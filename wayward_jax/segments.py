@@ -41,7 +41,7 @@ class Segment(NamedTuple):
 
 
 # Which of the sizes of a segment each of its arrays has: tokens, queries or predictions.
-_SIZES = Segment(0, 0, 0, 1, 2, 2, 2, 2)
+_SIZES = (0, 0, 0, 1, 2, 2, 2, 2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,8 +128,9 @@ def make_segment(
         ids += tokens[:-1]
         positions += range(len(context), len(context) + len(inner))
         branch += [1 + label] * len(inner)
-    arrays = (np.asarray(x, np.int32) for x in (ids, positions, branch, query, of, target, score))
-    return Segment(*arrays, np.asarray(weight, np.float32))
+    lists = (ids, positions, branch, query, of, target, score)
+    arrays = (*(np.asarray(x, np.int32) for x in lists), np.asarray(weight, np.float32))
+    return Segment(*arrays)
 
 
 def gold_segments(

@@ -92,7 +92,7 @@ def place_part(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
             each = x.shape[axis] // (own.stop - own.start)
             shape[axis], before[axis] = each * size, each * own.start
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             ranges = [range(n)[one] for n, one in zip(shape, index, strict=True)]
             return x[
                 tuple(

@@ -195,8 +195,8 @@ def plan_scoring(
     by_shard = []
     for first in range(0, len(sets), runs_per_shard):
         places = [i for i in range(first, first + runs_per_shard) if sets[i] is not None]
-        filled = [rows[id(sets[i]), lengths[i]] for i in places]
-        by_shard.append(_divide(filled, [i - first for i in places], shape))
+        of_runs = [rows[id(sets[i]), lengths[i]] for i in places]
+        by_shard.append(_divide(of_runs, [i - first for i in places], shape))
     count = -(-max(map(len, by_shard)) // data_shards) * data_shards
     nothing = Placement(*[np.zeros(0, np.int64)] * 7)
     for packs in by_shard:
