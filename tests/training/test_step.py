@@ -106,7 +106,9 @@ def tuned(model, own, start_of=start_of):
 def take_steps(model, population, state, call, steps=STEPS):
     """The state after the steps of a call, and their losses."""
     optimizer, mesh = named_optimizer("adamw", steps), make_mesh()
-    return train_steps(model.module, model.params, population, state, *call, optimizer, steps, mesh)
+    return train_steps(
+        model.module, model.params, population, state, *call[:2], optimizer, steps, mesh
+    )
 
 
 def torch_tuned(theirs, run):

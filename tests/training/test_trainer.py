@@ -147,7 +147,14 @@ def test_examples_are_predicted_without_any_prompt_as_plain_passes_do(tmp_path):
         )
         for example in encode(data.task, data.test.texts, model.tokenizer, template=0)
     ]
-    found = predict_unprompted(model, task, make_mesh(), length=6)
+    (own,) = plan_populations(
+        {"toy": task.train},
+        toy_models.toy_runs(model, steps=2),
+        population=5,
+        pack_tokens=100,
+        mesh=make_mesh(),
+    )
+    found = predict_unprompted(model, task, own, make_mesh())
     np.testing.assert_array_equal(found, expected == data.test.labels)
     assert 0 < found.mean() < 1
 
@@ -167,9 +174,10 @@ def test_a_digest_tells_examples_apart(model):
         digest(dataclasses.replace(data, dev=shorter)),
         digest(dataclasses.replace(data, train=data.dev)),
         digest(data, method="channel"),
+        digest(data, n_dev=7),
         digest(data, n_eval=7),
     ]
-    assert len({each[100] for each in (first, *others)}) == 6
+    assert len({each[100] for each in (first, *others)}) == 7
 
 
 def test_what_is_told_of_all_steps_adds_up_to_the_curves(results, told):

@@ -379,7 +379,7 @@ def _plan_alike(
     slots = row_sizes(prompt_length, max(int(own.max()) for own in lengths), row_grain)
     firsts = [plans[i] for i in np.cumsum(n_populations) - n_populations]  # one of each group
     sample = _demands(train, firsts, slots, min(steps, SAMPLE_STEPS))
-    shapes, _ = choose_shapes(sample.max(axis=2).reshape(len(slots), -1, 5), MAX_SHAPES)
+    shapes, _ = choose_shapes(sample.reshape(len(slots), -1, 5), MAX_SHAPES)
     row_slots = sorted({shape.slots for shape in shapes})
     demands = _demands(train, plans, row_slots, steps)
     steps_per_call, shapes = _choose_calls(demands, eval_steps)
