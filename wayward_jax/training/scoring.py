@@ -55,13 +55,16 @@ def scoring_shape(
         row_grain: see `rows.row_sizes`.
     """
     longest = max(int(each.sizes[:, 0].max()) for each in sets)
+    lengths = np.array([each.sizes[:, 0].sum() for each in sets])
     choices = []
     for slots in row_sizes(prompt_length, longest, max(row_grain, ROW_GRAIN)):
         needed = np.array([len(_fill(each, [prompt_length], slots)[0].counts) for each in sets])
         most = max(1, tokens // slots)
         for rows in range(max(1, round(LEAST_SHARE * most)), most + 1):
             shape = PackedShape(rows, slots, rows, 0, 0)
-            cost = (-(-needed // rows)).sum() * (shape.cost + PACK_COST * tokens)
+            packs = -(-needed // rows)
+            # Small sets count for more than their size, because they are scored more often.
+            cost = (packs / np.sqrt(lengths)).sum() * (shape.cost + PACK_COST * tokens)
             choices.append((cost, shape))
     _, shape = min(choices)
     # Behind short prompts, rows have room for more examples.
