@@ -188,7 +188,7 @@ def _evaluated_parts(task: EncodedTask, plan: PopulationPlan) -> int:
     """The calls of the scoring program that a population takes."""
 
     def parts(sets: Sequence[EvaluationSet]) -> int:
-        own = [*sets, *[None] * (len(plan.padded_runs) - len(sets))]
+        own = plan.in_places(sets, None)
         lengths = plan.prompt_lengths.tolist()
         return len(plan_scoring(own, lengths, plan.run_shards, plan.data_shards).parts)
 

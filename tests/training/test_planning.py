@@ -84,7 +84,9 @@ def test_every_run_is_planned_once_with_its_like(runs, population, pack_tokens, 
         assert own[-1] <= each.prompt_length
         assert population is None or len(each.runs) <= population
         assert len(each.runs) <= each.run_shards * each.runs_per_shard == len(each.padded_runs)
-        assert each.padded_runs[: len(each.runs)] == list(each.runs)
+        assert [each.padded_runs[place] for place in each.places] == list(each.runs)
+        of_shards = np.bincount(each.places // each.runs_per_shard, minlength=each.run_shards)
+        assert max(of_shards) - min(of_shards) <= 1
         assert (each.run_shards, each.data_shards) == (mesh.shape["runs"], mesh.shape["data"])
         assert 1 <= len(each.shapes) <= MAX_SHAPES
     assert all(len(of_group) == 1 for of_group in shapes.values())  # one set of programs
@@ -170,7 +172,7 @@ def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
                 for number, run in enumerate(own.padded_runs):
                     order = example_order(len(TRAIN[run.data_seed]), steps * batch_size, run.seed)
                     own_examples = order.reshape(steps, batch_size)[step]
-                    wanted = own_examples if number < len(own.runs) else ()
+                    wanted = own_examples if number in own.places else ()
                     assert found[number] == expected(run.data_seed, wanted)
                 step += 1
         assert step == steps

@@ -85,13 +85,27 @@ class PopulationPlan:
         return np.array([run.input_length for run in self.padded_runs])
 
     @property
+    def places(self) -> np.ndarray:
+        """The place of each run among those of all shards, which have about as many runs."""
+        shards = np.array_split(np.arange(len(self.runs)), self.run_shards)
+        return np.concatenate(
+            [i * self.runs_per_shard + np.arange(len(own)) for i, own in enumerate(shards)]
+        )
+
+    def in_places(self, values: Sequence[Any], empty: Any) -> list[Any]:
+        """Puts a value of each run into its place; the other places are `empty`."""
+        found = [empty] * (self.run_shards * self.runs_per_shard)
+        for place, value in zip(self.places.tolist(), values, strict=True):
+            found[place] = value
+        return found
+
+    @property
     def padded_runs(self) -> list[Run]:
         """One run for every place in the shards: the last run again where there are too few.
 
         The copies have no examples, so they cost next to nothing.
         """
-        places = self.run_shards * self.runs_per_shard
-        return [*self.runs, *[self.runs[-1]] * (places - len(self.runs))]
+        return self.in_places(self.runs, self.runs[-1])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; runs by id."""
@@ -254,7 +268,7 @@ def _lay_out(
             end - begin,
             step_cost(
                 segments,
-                orders[: len(plan.runs), begin:end],
+                orders[plan.places, begin:end],
                 [run.input_length for run in plan.runs],
             ),
         )
@@ -286,7 +300,7 @@ def _orders(train: Train, plan: PopulationPlan) -> tuple[Segments, np.ndarray]:
     steps, batch_size = plan.runs[0].steps, plan.runs[0].batch_size
     orders = np.full((len(plan.padded_runs), steps, batch_size), -1, np.int32)
     drawn: dict[tuple[int, int], np.ndarray] = {}
-    for place, run in enumerate(plan.runs):
+    for place, run in zip(plan.places, plan.runs, strict=True):
         if (run.data_seed, run.seed) not in drawn:
             sample = plan.data_seeds.index(run.data_seed)
             order = example_order(len(samples[sample]), steps * batch_size, run.seed)

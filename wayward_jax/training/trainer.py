@@ -106,12 +106,12 @@ def tune_population(
         if call.steps < plan.steps_per_call:
             losses = jax.tree.map(lambda x, taken=call.steps: x[:taken], losses)
         if progress.losses:  # the host waits for the call before, which is done or nearly so
-            on_steps(_metrics(progress, runs, previous_cost))
+            on_steps(_metrics(progress, plan, previous_cost))
         progress = progress.replace(state=state, losses=(*progress.losses, losses))
         if progress.step in plan.eval_steps:
             progress = _evaluate(model, subset, plan, progress, mesh)
         on_progress(progress)
-    on_steps(_metrics(progress, runs, cost))
+    on_steps(_metrics(progress, plan, cost))
     records = _make_records(model, task, subset, plan, population, progress, mesh)
     seconds = (time.perf_counter() - began) / len(runs)
     return [
@@ -212,15 +212,15 @@ def _padded(arrays: Sequence[np.ndarray], plan: PopulationPlan) -> jax.Array:
     )
 
 
-def _metrics(progress: TrainProgress, runs: Sequence[Run], cost: StepCost) -> StepMetrics:
+def _metrics(progress: TrainProgress, plan: PopulationPlan, cost: StepCost) -> StepMetrics:
     """The metrics of the last call's steps."""
     last: Losses = progress.losses[-1]
-    task, distances = (x[:, : len(runs)] for x in on_host((last.task, last.distance)))
+    task, distances = (x[:, plan.places] for x in on_host((last.task, last.distance)))
     return StepMetrics(
         step=progress.step,
-        run_ids=tuple(run.id for run in runs),
+        run_ids=tuple(run.id for run in plan.runs),
         task_loss=task,
-        distance=np.where([run.has_target for run in runs], distances, np.float32(np.nan)),
+        distance=np.where([run.has_target for run in plan.runs], distances, np.float32(np.nan)),
         cost=cost,
     )
 
@@ -230,9 +230,8 @@ def _plan_scoring(
 ) -> Scoring:
     """Plans how each run is scored on its set: one for all runs, or by the run's data seed."""
     own = [sets if isinstance(sets, EvaluationSet) else sets[run.data_seed] for run in plan.runs]
-    nothing = [None] * (len(plan.padded_runs) - len(own))
     return plan_scoring(
-        [*own, *nothing], plan.prompt_lengths.tolist(), plan.run_shards, plan.data_shards
+        plan.in_places(own, None), plan.prompt_lengths.tolist(), plan.run_shards, plan.data_shards
     )
 
 
@@ -265,7 +264,7 @@ def _make_records(
 ) -> list[RunRecord]:
     """The records of a population that is tuned, all but their seconds."""
     runs, state = plan.runs, progress.state
-    readings = [_read(model, ids, runs) for ids in progress.nearest]
+    readings = [_read(model, ids, plan) for ids in progress.nearest]
     curves = _curves(subset, plan, progress, readings)
     kept = [_kept_point(run, curve) for run, curve in zip(runs, curves, strict=True)]
     prompts = _kept_prompts(plan, progress, kept)
@@ -278,7 +277,7 @@ def _make_records(
     targets = c_proj(model.embedding_table(), population.target_ids)
     gammas = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
     never = jnp.zeros(len(gammas), bool)
-    distances, prompts, diverged_at, gammas, left, outside = on_host(
+    found = on_host(
         (
             distance(prompts, targets, population.mask),
             prompts,
@@ -288,6 +287,7 @@ def _make_records(
             _in_constraint_states(population, state, "outside", never),
         )
     )
+    distances, prompts, diverged_at, gammas, left, outside = (x[plan.places] for x in found)
     return [
         RunRecord(
             run=run,
@@ -335,7 +335,7 @@ def _kept_prompts(plan: PopulationPlan, progress: TrainProgress, kept: Sequence[
     if not progress.prompts:
         return progress.state.prompts
     last = len(progress.prompts) - 1
-    padded = np.array([*kept, *[last] * (len(plan.padded_runs) - len(kept))])
+    padded = np.array(plan.in_places(kept, last))
     prompts = progress.state.prompts
     for number, at_evaluation in enumerate(progress.prompts[:-1]):
         prompts = jnp.where((padded == number)[:, None, None], at_evaluation, prompts)
@@ -373,8 +373,8 @@ def _curves(
 ) -> list[tuple[CurvePoint, ...]]:
     """Each run's curve."""
     losses = on_host(progress.losses)
-    task_loss = np.concatenate([call.task for call in losses])
-    distances = np.concatenate([call.distance for call in losses])
+    task_loss = np.concatenate([call.task for call in losses])[:, plan.places]
+    distances = np.concatenate([call.distance for call in losses])[:, plan.places]
     accuracies = [_accuracies(nll, subset) for nll in progress.nll]
     stretches = list(zip([0, *plan.eval_steps[:-1]], plan.eval_steps, strict=True))
     return [
@@ -392,9 +392,9 @@ def _curves(
     ]
 
 
-def _read(model: LanguageModel, nearest: jax.Array, runs: Sequence[Run]) -> list[ReadTokens]:
-    """Reads the prompts of runs, whose nearest tokens are `[R, L]`."""
+def _read(model: LanguageModel, nearest: jax.Array, plan: PopulationPlan) -> list[ReadTokens]:
+    """Reads the prompts of runs, the nearest tokens of all places being `[R, L]`."""
     return [
         read_tokens(model.tokenizer, ids[len(run.bos_ids) : run.input_length], run.target)
-        for run, ids in zip(runs, on_host(nearest).tolist(), strict=False)
+        for run, ids in zip(plan.runs, on_host(nearest)[plan.places].tolist(), strict=True)
     ]
