@@ -359,16 +359,18 @@ def _plan_alike(
     batch_size, steps = groups[0][0].batch_size, groups[0][0].steps
     # Of one run of each group: tokens of a step on a data shard.
     tokens = [
-        own.mean() * batch_size / data_shards + group[-1].input_length
+        own.mean() * batch_size / data_shards + np.mean([run.input_length for run in group])
         for own, group in zip(lengths, groups, strict=True)
     ]
     counts = np.array([len(group) for group in groups])
     in_packs = np.array([max(1, round(pack_tokens / each)) for each in tokens]) * run_shards
     if population is not None:
-        at_once = min(population, counts.max())
-        packs = math.ceil(at_once / run_shards * min(tokens) / (MAX_OVERFULL * pack_tokens))
-        room = [max(1, int(packs * MAX_OVERFULL * pack_tokens / each)) for each in tokens]
-        in_packs = np.minimum(population, np.array(room) * run_shards)
+        # As many packs as the runs with the shortest texts need. Fewer runs have longer texts.
+        at_once = -(-min(population, int(counts.max())) // run_shards)
+        packs = math.ceil(at_once * min(tokens) / (MAX_OVERFULL * pack_tokens))
+        room = [packs * MAX_OVERFULL * pack_tokens / each for each in tokens]
+        of_shard = np.clip(np.floor(np.array(room) + 1e-6), 1, at_once).astype(int)
+        in_packs = np.minimum(population, of_shard * run_shards)
     n_populations = -(-counts // in_packs)
     per_shard = -(-counts // (n_populations * run_shards))
     runs_per_shard = int(per_shard.max())
