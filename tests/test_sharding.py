@@ -65,7 +65,7 @@ def results_on(model_of):
             mesh=mesh,
             num_evals=2,
         )
-        return tune_population(model, task, own, mesh)
+        return sorted(tune_population(model, task, own, mesh), key=lambda record: record.id)
 
     return results
 

@@ -45,7 +45,7 @@ class PopulationPlan:
     """A population of runs and how it is computed.
 
     Attributes:
-        runs: sorted by prompt length.
+        runs: those of one run shard after another, each sorted by prompt length.
         prompt_length: L, of the array of all prompts, each of them with the vectors of BOS before
             it. Shorter prompts are padded there, and nowhere else.
         run_shards: parts of the mesh that have runs of their own.
@@ -381,7 +381,7 @@ def _plan_alike(
     eval_steps = sorted({max(1, round(steps * (i + 1) / num_evals)) for i in range(num_evals)})
     plans = [
         PopulationPlan(
-            runs=tuple(group[first::count]),
+            runs=_dealt(group[first::count], run_shards),
             prompt_length=prompt_length,
             run_shards=run_shards,
             data_shards=data_shards,
@@ -407,6 +407,11 @@ def _plan_alike(
         )
         for plan, own in zip(plans, call_shapes.reshape(len(plans), -1), strict=True)
     ]
+
+
+def _dealt(runs: Sequence[Run], shards: int) -> tuple[Run, ...]:
+    """Deals sorted runs to shards, so that each has short and long prompts."""
+    return tuple(run for shard in range(shards) for run in runs[shard::shards])
 
 
 def _data_seeds(runs: Sequence[Run]) -> set[int]:
