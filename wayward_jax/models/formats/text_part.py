@@ -31,7 +31,9 @@ def text_part(
 
     given = {name: value for name, value in entries.items() if name != "model_type"}
     filled = AutoConfig.for_model(f"{config['model_type']}_text", **given).to_dict()
-    tokens = {name: config[name] for name in ("eos_token_id", "bos_token_id") if name in config}
+    tokens: dict[str, Any] = {
+        name: config[name] for name in ("eos_token_id", "bos_token_id") if name in config
+    }
     of_text = {
         name.replace(prefix, ours, 1): read
         for name, read in tensors.items()
