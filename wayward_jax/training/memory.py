@@ -95,7 +95,7 @@ def pack_tokens(
     longest_first = sorted(runs, key=lambda run: -run.input_length)
     if free is None:
         free = free_bytes(mesh.local_devices[0])
-    usable = SHARE * free
+    usable = SHARE * max(free, 0)
     tokens = busy_tokens(mesh)
     while True:
         # A few steps of as many runs as a pack may have show what it needs.
