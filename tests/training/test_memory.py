@@ -102,7 +102,7 @@ def test_too_little_memory_for_one_run_is_refused(planned):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("free", [2**21, 2**22])
+@pytest.mark.parametrize("free", [2**22, 2**23])
 def test_the_packs_that_are_planned_fit_into_the_memory_there_is(small, planned, free):
     tokens, plans = planned(free)
     assert tokens < planned(2 * free)[0]

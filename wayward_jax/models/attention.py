@@ -167,8 +167,8 @@ def _attend_backward(scoring: Scoring, residuals: tuple, gradient: jax.Array) ->
     def backward(
         bias: jax.Array, rotary: Rotary | None, *inputs: jax.Array
     ) -> tuple[jax.Array, ...]:
-        *inputs, gradient = inputs
-        return _on_this_platform(mix_gradients, scoring, bias, rotary, *inputs, _finite(gradient))
+        *kept, gradient = inputs
+        return _on_this_platform(mix_gradients, scoring, bias, rotary, *kept, _finite(gradient))
 
     *inputs, bias, rotary = residuals
     gradients = _by_model_shard(backward, scoring.head_dim, bias, rotary, *inputs, gradient)

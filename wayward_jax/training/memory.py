@@ -51,7 +51,8 @@ def activation_bytes(model: LanguageModel, mesh: Mesh, shape: PackedShape) -> in
 
     The backward pass keeps the outputs of all linear layers, which are most of it. Compilers
     compute everything else again. To these come three float32 arrays of all logits, and as many of
-    a layer's attention weights. CPUs keep the attention weights of all layers.
+    a layer's attention weights. On CPUs, compilers also keep what activation functions compute,
+    about as much again, and the attention weights of all layers.
     """
     specs = traverse_util.flatten_dict(param_specs(model.params, mesh, model.family.partition_spec))
     flat = traverse_util.flatten_dict(model.params)
@@ -67,9 +68,9 @@ def activation_bytes(model: LanguageModel, mesh: Mesh, shape: PackedShape) -> in
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     attended = shape.rows * shape.slots**2 * config.heads / shards
     return round(
-        outputs * shape.rows * shape.slots * flat[head].dtype.itemsize
+        outputs * shape.rows * shape.slots * flat[head].dtype.itemsize * (2 if on_cpu else 1)
         + 3 * 4 * size(head, 0) * shape.queries
-        + 3 * 4 * attended * (config.depth if on_cpu else 1)
+        + 4 * attended * (3 + (config.depth if on_cpu else 0))
     )
 
 
