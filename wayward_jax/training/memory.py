@@ -50,9 +50,10 @@ def activation_bytes(model: LanguageModel, mesh: Mesh, shape: PackedShape) -> in
     """Estimates the bytes of each device that the step of a pack takes beside the weights.
 
     The backward pass keeps the outputs of all linear layers, which are most of it. Compilers
-    compute everything else again. To these come three float32 arrays of all logits, and as many of
-    a layer's attention weights. On CPUs, compilers also keep what activation functions compute,
-    about as much again, and the attention weights of all layers.
+    compute everything else again. To these come three float32 arrays each of the stream, of all
+    logits, and of a layer's attention weights. Compilers for GPUs and CPUs also keep what
+    activation functions compute, about as much again, and on CPUs the attention weights of all
+    layers.
     """
     specs = traverse_util.flatten_dict(param_specs(model.params, mesh, model.family.partition_spec))
     flat = traverse_util.flatten_dict(model.params)
@@ -65,13 +66,15 @@ def activation_bytes(model: LanguageModel, mesh: Mesh, shape: PackedShape) -> in
 
     outputs = sum(size(path, 1) for path in flat if path[-1] == "kernel")
     head = ("params", "head" if "head" in model.params["params"] else "embed", "embedding")
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    attended = shape.rows * shape.slots**2 * config.heads / shards
-    return round(
-        outputs * shape.rows * shape.slots * flat[head].dtype.itemsize * (2 if on_cpu else 1)
-        + 3 * 4 * size(head, 0) * shape.queries
-        + 4 * attended * (3 + (config.depth if on_cpu else 0))
-    )
+    tokens, itemsize = shape.rows * shape.slots, flat[head].dtype.itemsize
+    logits = shape.queries * size(head, 0)
+    attended = tokens * shape.slots * config.heads / shards
+    working = 3 * 4 * (tokens * flat[head].shape[1] + logits + attended)
+    platform = mesh.devices.flat[0].platform
+    kept = tokens * outputs * itemsize * (1 if platform == "tpu" else 2)
+    if platform == "cpu":
+        kept += 4 * config.depth * attended
+    return round(kept + working)
 
 
 def pack_tokens(
