@@ -1,5 +1,6 @@
 """Devices as a mesh: the same numbers, where weights lie, and what devices tell each other."""
 
+import collections
 import dataclasses
 import re
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from tests.helpers import toy_models
+from experiments.forecast.programs import compile_training
+from tests.helpers import tiny_programs, toy_models
 from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.segments import gold_segments
 from wayward_jax.sharding import make_mesh, place, place_params
@@ -128,6 +130,27 @@ def test_runs_never_communicate_and_examples_only_sum_up(model_of, shape):
     expected = {("all-reduce", "{" + groups + "},")}
     found = set(COLLECTIVE.findall(compiled(model_of("gpt2", mesh), mesh)))
     assert found == expected or (mesh.shape["data"] == 1 and not found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "devices"), [("llama", 4), ("gpt2", 2), ("gemma3_text", 4), ("gpt_neox", 2)]
+)
+def test_a_layer_sums_over_the_model_axis_four_times_at_most_and_moves_nothing_else(
+    family, devices
+):
+    """Behind attention and MLP, and behind the gradients of both, as in Megatron-LM."""
+    mesh = make_mesh(runs=2, model=devices)
+
+    def collectives(depth):
+        entries = {**tiny_programs.CONFIGS[family], tiny_programs.DEPTH_ENTRIES[family]: depth}
+        model, plan = tiny_programs.make_model(family, entries, mesh), tiny_programs.make_plan(mesh)
+        hlo = compile_training(model, plan, plan.shapes[0], mesh).hlo
+        return collections.Counter(name for name, _ in COLLECTIVE.findall(hlo))
+
+    of_layer = collectives(3) - collectives(2)
+    assert of_layer.keys() == {"all-reduce"}
+    assert of_layer["all-reduce"] <= 4
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,23 @@ def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
     return jax.tree.map(put, specs, tree)
 
 
+def keep_whole(x: jax.Array) -> jax.Array:
+    """Keeps an array, and its gradient, whole on every device of the mesh axis `model`.
+
+    Functions that XLA divides among these devices call this where they have summed over the axis.
+    XLA would otherwise divide what follows, too, and move it between devices many times. Without
+    such an axis the array is as it was.
+    """
+    if model_shards() <= 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def model_shards() -> int:
+    """The size of the mesh axis `model` in the function that JAX traces; 0 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get("model", 0)
+
+
 Shards = tuple[slice, slice]
 """Some run shards and some data shards of a mesh."""
 

@@ -22,7 +22,7 @@ def main(given: flags.Given) -> None:
     from rich.console import Console
 
     from experiments.forecast.forecast import forecast
-    from experiments.forecast.show import NOTES, table, total
+    from experiments.forecast.show import NOTES, as_page, table, total
     from wayward_jax.jobs.progress_bar import ProgressReporter
 
     console = Console()
@@ -32,16 +32,20 @@ def main(given: flags.Given) -> None:
             topology: forecast(settings, experiment, topology, watch)
             for topology in settings.topology
         }
-    for parts in zip(*(each for _, each in found.values()), strict=True):
-        console.print(table(dict(zip(found, parts, strict=True))))
-    console.print(total(found, settings.price_per_hour))
-    console.print(NOTES)
+    parts_of_all = zip(*(parts for _, parts in found.values()), strict=True)
+    shown = [
+        *(table(dict(zip(found, parts, strict=True))) for parts in parts_of_all),
+        total(found, settings.price_per_hour),
+        NOTES,
+    ]
+    console.print(*shown, sep="\n")
     if settings.forecast is not None:
         figures = {
             topology: {"devices": devices, "parts": [dataclasses.asdict(part) for part in parts]}
             for topology, (devices, parts) in found.items()
         }
         settings.forecast.write_text(json.dumps(figures, indent=1) + "\n")
+        settings.forecast.with_suffix(".html").write_text(as_page(shown), encoding="utf-8")
 
 
 if __name__ == "__main__":

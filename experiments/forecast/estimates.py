@@ -10,6 +10,7 @@ from experiments.forecast.hlo import (
     count_bytes,
     kernel_work,
     product_flops,
+    sent_bytes,
 )
 from experiments.forecast.machines import Machine
 
@@ -44,7 +45,7 @@ def _on_tpu(program: Program, operation: Operation, kind: str, machine: Machine)
         nearest = min(KERNEL_EFFICIENCY, key=lambda size: abs(size - slots))
         return flops / (KERNEL_EFFICIENCY[nearest] * machine.flops)
     if kind == "collectives" and not operation.cycles and not operation.opcode.endswith("-done"):
-        return 2 * count_bytes(operation.result) / machine.links
+        return sent_bytes(operation) / machine.links
     return operation.cycles / machine.clock
 
 

@@ -17,6 +17,7 @@ _CALLED = re.compile(
 _NAME = re.compile(r"%[\w.\-]+")
 _ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+)\w*\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 COLLECTIVES = (
@@ -189,6 +190,20 @@ def arrays(text: str) -> list[tuple[int, tuple[int, ...]]]:
 def count_bytes(text: str) -> int:
     """The bytes of a type."""
     return sum(element * math.prod(sizes) for element, sizes in arrays(text))
+
+
+def sent_bytes(operation: Operation) -> float:
+    """The bytes that each of n devices in a ring sends for a collective.
+
+    A sum goes around twice, everything else once, and nobody sends to itself: `(n - 1) / n` of the
+    array each time.
+    """
+    most = max(map(count_bytes, (operation.result, *operation.operands)))
+    rounds = 2 if operation.opcode.startswith("all-reduce") else 1
+    if groups := _GROUPS.search(operation.text):
+        n = int(groups[1]) if groups[1] else groups[2].count(",") + 1
+        return rounds * most * (n - 1) / n
+    return rounds * most
 
 
 def product_flops(program: Program, operation: Operation) -> float:

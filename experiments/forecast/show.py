@@ -1,12 +1,18 @@
 """Forecasts as tables."""
 
+import io
 from collections.abc import Mapping, Sequence
 
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 
 from experiments.forecast.estimates import GPU_EFFICIENCY, GPU_LAUNCH, KERNEL_EFFICIENCY
 from experiments.forecast.forecast import Forecast
 from experiments.forecast.hlo import KINDS
+
+# The columns of a page.
+PAGE_WIDTH = 120
 
 NOTES = (
     "\nThese are estimates of a compiler; nothing was run. Packs of other shapes than the largest "
@@ -53,6 +59,13 @@ def total(
     if price_per_hour:
         made.add_row("cost", *cost)
     return made
+
+
+def as_page(shown: Sequence[RenderableType]) -> str:
+    """The HTML of a page that shows the same tables and sentences as the terminal."""
+    console = Console(record=True, file=io.StringIO(), width=PAGE_WIDTH)
+    console.print(*shown, sep="\n")
+    return console.export_html(theme=DEFAULT_TERMINAL_THEME)
 
 
 def _rows(part: Forecast) -> list[tuple[str, str]]:

@@ -17,10 +17,10 @@ from rich.console import Console
 from experiments.forecast.environment import ENVIRONMENT
 from experiments.forecast.estimates import KERNEL_EFFICIENCY, estimate
 from experiments.forecast.forecast import Forecast
-from experiments.forecast.hlo import KINDS, Program, count_bytes, product_flops
+from experiments.forecast.hlo import KINDS, Program, count_bytes, product_flops, sent_bytes
 from experiments.forecast.machines import GPUS, TPUS, find
 from experiments.forecast.shapes import SHAPES
-from experiments.forecast.show import table, total
+from experiments.forecast.show import as_page, table, total
 from wayward_jax.errors import InputError
 from wayward_jax.models.families import FAMILIES
 
@@ -119,6 +119,25 @@ def test_a_gpu_kernel_takes_as_long_as_its_products_or_its_traffic():
 
 
 @pytest.mark.parametrize(
+    ("line", "sent"),
+    [
+        (
+            "f32[8,5] all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%s",
+            2 * 160 * 3 / 4,
+        ),
+        ("f32[8,5] all-reduce(%x), replica_groups=[2,8]<=[16], to_apply=%s", 2 * 160 * 7 / 8),
+        ("f32[8,5] all-reduce(%x), replica_groups={{0},{1}}, to_apply=%s", 0),
+        ("f32[8,5] all-gather(%x), replica_groups=[4,2]<=[8], dimensions={0}", 160 / 2),
+        ("f32[8,5] collective-permute(%x), source_target_pairs={{0,1},{1,0}}", 160),
+    ],
+)
+def test_a_collective_sends_its_array_around_a_ring_once_or_to_sum_up_twice(line, sent):
+    program = Program.parse(f"ENTRY %main (a: f32[8,5]) -> f32[8,5] {{\n  %y = {line}\n}}")
+    ((operation, _),) = program.executed()
+    assert sent_bytes(operation) == sent
+
+
+@pytest.mark.parametrize(
     ("text", "size"),
     [
         ("bf16[3,5]{1,0:T(8,128)(2,1)S(1)}", 30),
@@ -180,7 +199,11 @@ def test_a_job_costs_the_hours_of_all_devices_and_one_that_does_not_fit_has_no_c
     refused = dataclasses.replace(part, refusal="takes 17.0 GiB", step_seconds=0)
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(table({"v5e:2x4": part, "v5e:2x2": refused}))
-    console.print(total({"v5e:2x4": (8, [part]), "v5e:2x2": (4, [refused])}, 1.5))
+    whole = total({"v5e:2x4": (8, [part]), "v5e:2x2": (4, [refused])}, 1.5)
+    console.print(whole)
+    page = as_page([whole, "An estimate."])
+    assert "12.00" in page
+    assert "An estimate." in page
     rows = [re.split(r"\s{2,}", line.strip()) for line in console.export_text().splitlines()]
     shown = {label: values for label, *values in rows}
     assert shown["cost"] == ["12.00"]  # an hour of 8 devices

@@ -7,20 +7,13 @@ import collections
 import json
 import sys
 
-import jax
-import jax.numpy as jnp
-
 from experiments.forecast.hlo import Program
 from experiments.forecast.machines import find
-from experiments.forecast.programs import abstract_params, compile_scoring, compile_training
+from experiments.forecast.programs import compile_scoring, compile_training
 from tests.helpers.packs import evaluation_set
+from tests.helpers.tiny_programs import make_model, make_plan
 from tests.helpers.toy_models import examples
-from wayward_jax.models import LanguageModel
-from wayward_jax.models.families import FAMILIES
-from wayward_jax.runs import Run
-from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import make_mesh
-from wayward_jax.training.planning import PopulationPlan
 
 # Two layers, of two heads of 64 and of four heads of 128 with two key heads.
 CONFIGS = {
@@ -42,27 +35,10 @@ CONFIGS = {
 
 
 def main(name: str, axis: str = "runs") -> None:
-    family = FAMILIES[name]
-    module = family.module_of(CONFIGS[name])
     _, devices = find("v5e:2x2")
     sizes = {"runs": 4} if axis == "runs" else {"runs": 2, axis: 2}
     mesh = make_mesh(**sizes, devices=devices)
-    ids = jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
-    params = abstract_params(shapes, family, jnp.dtype(jnp.bfloat16), mesh)
-    vocabulary = collections.namedtuple("Vocabulary", "vocab_size")(512)
-    model = LanguageModel(name, family, module, params, vocabulary)
-    plan = PopulationPlan(
-        runs=tuple(Run(name, "task", 5, seed=seed, steps=2) for seed in range(8)),
-        prompt_length=5,
-        run_shards=mesh.shape["runs"],
-        data_shards=mesh.shape["data"],
-        packs_per_shard=1,
-        runs_per_shard=8 // mesh.shape["runs"],
-        eval_steps=(2,),
-        steps_per_call=2,
-        shapes=(PackedShape(rows=8, slots=128, copies=4, queries=32, predictions=32),),
-    )
+    model, plan = make_model(name, CONFIGS[name], mesh, "bfloat16"), make_plan(mesh)
     scored = evaluation_set(
         examples(8, 2, seed=0), [0] * 8, prompt_length=5, tokens=512, row_grain=128
     )

@@ -175,6 +175,13 @@ def read_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def read_json_path(text: str) -> Path:
+    path = read_path(text)
+    if path.suffix == ".html":  # the page is there
+        raise ValueError(text)
+    return path
+
+
 def _folder(text: str) -> Path:
     if not text or not os.path.isdir(read_path(text)):
         raise ValueError(text)

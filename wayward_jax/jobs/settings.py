@@ -28,6 +28,7 @@ from wayward_jax.jobs.setting import (
     read_address,
     read_gamma,
     read_index,
+    read_json_path,
     read_k_shot,
     read_mesh,
     read_path,
@@ -557,8 +558,8 @@ class ForecastSettings(Settings):
         decides="nothing",
     )
     forecast: Path | None = setting(
-        Value("a path", read_path),
+        Value("a path that does not end in .html", read_json_path),
         None,
-        "File for the forecast as JSON.",
+        "File for the forecast as JSON; beside it, a page of the same name has the tables.",
         decides="nothing",
     )

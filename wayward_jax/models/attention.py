@@ -9,6 +9,7 @@ again there, because they are by far the largest arrays (FlashAttention, Dao et 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,9 @@ from wayward_jax.models.attention_blocks import (
     mix_gradients,
     query_blocks,
 )
-from wayward_jax.models.attention_kernel import LANES, in_kernel
+from wayward_jax.models.attention_kernel import in_kernel
 from wayward_jax.models.rotary import Rotary
+from wayward_jax.sharding import model_shards
 
 # What is added to the score of a slot that is hidden. It is far below every score of numbers that
 # are at most LARGEST, so that the weight is exactly 0, and finite, so that no NaN comes of it.
@@ -110,6 +112,29 @@ def attend(
     return _attend(q, k, v, mask.bias_within(window), rotary, scoring)
 
 
+def select_slots(
+    x: jax.Array, mixed: jax.Array, slots: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Selects some slots of the stream and of what `attend` returned: `[T, n] -> [Q, n]`.
+
+    None means all. Each device of the mesh axis `model` selects from its own heads. XLA would make
+    the zeros of both gradients one array, and divide the stream as it divides the heads.
+    """
+    if slots is None:
+        return x, mixed
+    if model_shards() <= 1 or mixed.shape[1] % model_shards():
+        return x[slots], mixed[slots]
+    heads = PartitionSpec(None, "model")
+    select = jax.shard_map(
+        lambda mixed, slots: mixed[slots],
+        in_specs=(heads, PartitionSpec()),
+        out_specs=heads,
+        axis_names={"model"},
+        check_vma=False,
+    )
+    return x[slots], select(mixed, slots)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attend(
     q: jax.Array,
@@ -130,14 +155,23 @@ def _attend_forward(
     rotary: Rotary | None,
     scoring: Scoring,
 ) -> tuple[jax.Array, tuple]:
-    q, k, v = _finite(q), _finite(k), _finite(v)
-    (mixed,) = _on_this_platform(mix, scoring, bias, rotary, q, k, v)
-    return mixed, (q, k, v, bias, rotary)
+    def forward(bias: jax.Array, rotary: Rotary | None, *inputs: jax.Array) -> tuple:
+        inputs = tuple(map(_finite, inputs))
+        return *_on_this_platform(mix, scoring, bias, rotary, *inputs), *inputs
+
+    mixed, *inputs = _by_model_shard(forward, scoring.head_dim, bias, rotary, q, k, v)
+    return mixed, (*inputs, bias, rotary)
 
 
 def _attend_backward(scoring: Scoring, residuals: tuple, gradient: jax.Array) -> tuple:
-    q, k, v, bias, rotary = residuals
-    gradients = _on_this_platform(mix_gradients, scoring, bias, rotary, q, k, v, _finite(gradient))
+    def backward(
+        bias: jax.Array, rotary: Rotary | None, *inputs: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        *kept, gradient = inputs
+        return _on_this_platform(mix_gradients, scoring, bias, rotary, *kept, _finite(gradient))
+
+    *inputs, bias, rotary = residuals
+    gradients = _by_model_shard(backward, scoring.head_dim, bias, rotary, *inputs, gradient)
     return *gradients, None, None
 
 
@@ -148,6 +182,31 @@ def _finite(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) <= LARGEST, x, 0)
 
 
+def _by_model_shard(
+    function: Callable[..., tuple[jax.Array, ...]],
+    head_dim: int,
+    bias: jax.Array,
+    rotary: Rotary | None,
+    *inputs: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Calls a function of queries, keys and values on each device of the mesh axis `model`.
+
+    Each device has its own heads, or all if the key heads cannot be divided evenly. Compilers
+    cannot divide kernels, not even by 1, and divide plain attention badly.
+    """
+    if (shards := model_shards()) == 0:
+        return function(bias, rotary, *inputs)
+    kv_heads = inputs[1].shape[1] // head_dim
+    heads = PartitionSpec(None, "model" if kv_heads % shards == 0 else None)
+    return jax.shard_map(
+        function,
+        in_specs=(PartitionSpec(), PartitionSpec(), *[heads] * len(inputs)),
+        out_specs=heads,
+        axis_names={"model"},
+        check_vma=False,
+    )(bias, rotary, *inputs)
+
+
 def _on_this_platform(
     block: Block, scoring: Scoring, bias: jax.Array, rotary: Rotary | None, *inputs: jax.Array
 ) -> tuple[jax.Array, ...]:
@@ -156,33 +215,12 @@ def _on_this_platform(
         bias,
         rotary,
         *inputs,
-        tpu=functools.partial(_by_model_shard, functools.partial(in_kernel, block, scoring)),
+        tpu=functools.partial(in_kernel, block, scoring),
         cpu=plain,
         # The barrier keeps the compiler from keeping the forward pass's weights for the backward
         # pass. CPUs have the memory for them.
         default=lambda *x: plain(*lax.optimization_barrier(x)),
     )
-
-
-def _by_model_shard(
-    kernel: Block, bias: jax.Array, rotary: Rotary | None, *inputs: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Gives each device of the mesh axis `model` its own heads; compilers cannot divide kernels.
-
-    Every device computes all heads where they cannot be divided evenly.
-    """
-    shards = jax.sharding.get_abstract_mesh().shape.get("model")
-    if shards is None:
-        return kernel(bias, rotary, *inputs)
-    key_width = inputs[1].shape[1]
-    divided = PartitionSpec(None, "model" if key_width % (shards * LANES) == 0 else None)
-    return jax.shard_map(
-        kernel,
-        in_specs=(PartitionSpec(), PartitionSpec(), *[divided] * len(inputs)),
-        out_specs=divided,
-        axis_names={"model"},
-        check_vma=False,
-    )(bias, rotary, *inputs)
 
 
 def in_plain_jax(

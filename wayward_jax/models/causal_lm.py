@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from wayward_jax.models.attention import AttentionMask
+from wayward_jax.sharding import keep_whole, model_shards
 
 
 class ModelConfig(Protocol):
@@ -100,8 +101,9 @@ class CausalLM(nn.Module):
             for i, layer in enumerate(self.layers):
                 apply_layer = layer if self.is_initializing() else _traced_once(layer)
                 is_last = i + 1 == len(self.layers)
+                x = keep_whole(x)
                 x = apply_layer(x, mask, output_slots if is_last else None, *layer_inputs)
-            return self.final_norm(x)
+            return self.final_norm(keep_whole(x))
 
     def hidden_states(
         self, x: jax.Array, positions: jax.Array, attention_mask: jax.Array, layers: int
@@ -204,9 +206,16 @@ def _traced_once(layer: nn.Module) -> Callable[..., jax.Array]:
 
     Tracing thirty layers one by one takes seconds. The results are the same.
     """
-    return functools.partial(_apply, layer.clone(parent=None, name=None), layer.variables)
+    apply = _apply_in_line if model_shards() > 1 else _apply_by_call
+    return functools.partial(apply, layer.clone(parent=None, name=None), layer.variables)
 
 
-@functools.partial(jax.jit, static_argnames="layer")
 def _apply(layer: nn.Module, variables: dict, *inputs: Any) -> jax.Array:
     return layer.apply(variables, *inputs)
+
+
+_apply_by_call = jax.jit(_apply, static_argnames="layer")
+
+# XLA cannot divide a function among devices that is called several times where other axes of the
+# mesh are divided by hand: it aborts.
+_apply_in_line = jax.jit(_apply, static_argnames="layer", inline=True)

@@ -4,16 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import psutil
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
-from wayward_jax.objective import summed_losses
-from wayward_jax.packing import PackedBatch, empty_pack
 from wayward_jax.runs import Run
 from wayward_jax.shapes import PackedShape
+from wayward_jax.sharding import param_specs
 from wayward_jax.training.planning import MAX_OVERFULL, SAMPLE_STEPS, Train, plan_populations
 
 # A device is busy with this many tokens of a pack. More tokens gain nothing.
@@ -47,28 +46,35 @@ def row_grain(mesh: Mesh) -> int:
     return ROW_CPU if mesh.devices.flat[0].platform == "cpu" else ROW_ACCELERATOR
 
 
-def activation_bytes(
-    model: LanguageModel, runs: int, prompt_length: int, shape: PackedShape
-) -> int:
-    """The bytes that JAX keeps from the forward pass of a pack to its backward pass.
+def activation_bytes(model: LanguageModel, mesh: Mesh, shape: PackedShape) -> int:
+    """Estimates the bytes of each device that the step of a pack takes beside the weights.
 
-    The attention weights of one layer, which the backward pass computes again, are added: three
-    arrays of float32. Compilers need less. Nothing is computed or compiled for this: JAX follows
-    the pass with shapes alone.
+    The backward pass keeps the outputs of all linear layers, which are most of it. Compilers
+    compute everything else again. To these come three float32 arrays each of the stream, of all
+    logits, and of a layer's attention weights. Compilers for GPUs and CPUs also keep what
+    activation functions compute, about as much again, and on CPUs the attention weights of all
+    layers.
     """
+    specs = traverse_util.flatten_dict(param_specs(model.params, mesh, model.family.partition_spec))
+    flat = traverse_util.flatten_dict(model.params)
+    shards, config = mesh.shape["model"], model.module.config
 
-    def kept(params: dict, prompts: jax.Array, pack: PackedBatch) -> list[jax.Array]:
-        def losses(prompts: jax.Array) -> jax.Array:
-            return summed_losses(model.module, params, prompts, pack)[0]
+    def size(path: tuple[str, ...], axis: int) -> float:
+        """The part of an axis of a parameter that a device holds."""
+        spec = (*specs[path], None, None)
+        return flat[path].shape[axis] / (shards if spec[axis] == "model" else 1)
 
-        # The leaves alone, for JAX would keep the structure, and the whole pass with it, forever.
-        return jax.tree.leaves(jax.vjp(losses, prompts)[1])
-
-    width = model.embedding_table().shape[1]
-    prompts = jax.ShapeDtypeStruct((runs, prompt_length, width), jnp.float32)
-    residuals = jax.eval_shape(kept, model.params, prompts, empty_pack(runs, shape))
-    weights = 3 * 4 * model.module.config.heads * shape.rows * shape.slots**2
-    return _bytes(residuals) - _bytes(model.params) + weights
+    outputs = sum(size(path, 1) for path in flat if path[-1] == "kernel")
+    head = ("params", "head" if "head" in model.params["params"] else "embed", "embedding")
+    tokens, itemsize = shape.rows * shape.slots, flat[head].dtype.itemsize
+    logits = shape.queries * size(head, 0)
+    attended = tokens * shape.slots * config.heads / shards
+    working = 3 * 4 * (tokens * flat[head].shape[1] + logits + attended)
+    platform = mesh.devices.flat[0].platform
+    kept = tokens * outputs * itemsize * (1 if platform == "tpu" else 2)
+    if platform == "cpu":
+        kept += 4 * config.depth * attended
+    return round(kept + working)
 
 
 def pack_tokens(
@@ -93,7 +99,7 @@ def pack_tokens(
     longest_first = sorted(runs, key=lambda run: -run.input_length)
     if free is None:
         free = free_bytes(mesh.local_devices[0])
-    usable = SHARE * free * mesh.shape["model"]
+    usable = SHARE * max(free, 0)
     tokens = busy_tokens(mesh)
     while True:
         # A few steps of as many runs as a pack may have show what it needs.
@@ -107,10 +113,7 @@ def pack_tokens(
             mesh=mesh,
             row_grain=row_grain(mesh),
         )
-        needed = MAX_OVERFULL * max(
-            activation_bytes(model, plan.runs_per_shard, plan.prompt_length, shape)
-            for shape in plan.shapes
-        )
+        needed = MAX_OVERFULL * max(activation_bytes(model, mesh, shape) for shape in plan.shapes)
         if needed <= usable:
             return tokens
         if plan.packs_per_shard == plan.runs_per_shard:
@@ -122,7 +125,3 @@ def pack_tokens(
                 "devices with --mesh",
             )
         tokens = int(0.8 * tokens)
-
-
-def _bytes(tree: object) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 
 from wayward_jax.models.activations import ACTIVATIONS
-from wayward_jax.models.attention import AttentionMask, attend
+from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.sharding import keep_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +69,8 @@ class Block(nn.Module):
         normed = self.ln_1(x)
         q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
         mixed = attend(q, k, v, mask, self.config.n_embd // self.config.n_head)
-        if output_slots is not None:
-            x, mixed = x[output_slots], mixed[output_slots]
-        x = x + self.attn_proj(mixed)
+        x, mixed = select_slots(x, mixed, output_slots)
+        x = keep_whole(x + self.attn_proj(mixed))
         activation = ACTIVATIONS[self.config.activation_function]
         return x + self.mlp_proj(activation(self.c_fc(self.ln_2(x))))
 

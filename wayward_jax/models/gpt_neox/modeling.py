@@ -6,10 +6,11 @@ import flax.linen as nn
 import jax
 
 from wayward_jax.models.activations import ACTIVATIONS
-from wayward_jax.models.attention import AttentionMask, attend
+from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
 from wayward_jax.models.rope import Rope
 from wayward_jax.models.rotary import Rotary
+from wayward_jax.sharding import keep_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +77,8 @@ class Block(nn.Module):
         normed = self.attention_norm(x)
         q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
         mixed = attend(q, k, v, mask, c.head_dim, rotary=rotary)
-        if output_slots is not None:
-            x, mixed = x[output_slots], mixed[output_slots]
-        attended = x + self.o_proj(mixed)
+        x, mixed = select_slots(x, mixed, output_slots)
+        attended = keep_whole(x + self.o_proj(mixed))
         normed = self.mlp_norm(x if c.use_parallel_residual else attended)
         return attended + self.narrow(ACTIVATIONS[c.hidden_act](self.widen(normed)))
 

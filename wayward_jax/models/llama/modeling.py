@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from wayward_jax.models.activations import ACTIVATIONS
-from wayward_jax.models.attention import AttentionMask, attend
+from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
 from wayward_jax.models.rope import Rope
 from wayward_jax.models.rotary import Rotary
+from wayward_jax.sharding import keep_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +150,11 @@ class Block(nn.Module):
             soft_cap=c.attn_logit_softcapping,
             window=c.sliding_window if self.kind == "local" else None,
         )
-        if output_slots is not None:
-            x, mixed = x[output_slots], mixed[output_slots]
+        x, mixed = select_slots(x, mixed, output_slots)
         mixed = self.o_proj(mixed)
         if c.norms != "before":
             mixed = self.attention_post_norm(mixed)
-        x = x + c.residual_multiplier * mixed
+        x = keep_whole(x + c.residual_multiplier * mixed)
         normed = self.mlp_norm(x) if c.norms != "after" else x
         inner = ACTIVATIONS[c.hidden_act](self.gate_proj(normed)) * self.up_proj(normed)
         added = self.down_proj(inner)

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 
 from wayward_jax.models.activations import ACTIVATIONS
-from wayward_jax.models.attention import AttentionMask, attend
+from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
+from wayward_jax.sharding import keep_whole
 
 # The table of positions begins with this many rows that no position uses.
 UNUSED_POSITIONS = 2
@@ -75,9 +76,8 @@ class Block(nn.Module):
         normed = self.attention_norm(x) if before else x
         q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
         mixed = attend(q, k, v, mask, c.hidden_size // c.num_attention_heads)
-        if output_slots is not None:
-            x, mixed = x[output_slots], mixed[output_slots]
-        x = x + self.o_proj(mixed)
+        x, mixed = select_slots(x, mixed, output_slots)
+        x = keep_whole(x + self.o_proj(mixed))
         x = x if before else self.attention_norm(x)
         normed = self.mlp_norm(x) if before else x
         x = x + self.narrow(ACTIVATIONS[c.activation_function](self.widen(normed)))
