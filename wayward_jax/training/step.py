@@ -92,8 +92,8 @@ BATCH_SPECS = PartitionSpec(None, "runs", "data")
 Sums = tuple[jax.Array, jax.Array, jax.Array]
 """Gradients `[R, L, D]`, losses `[R]` and numbers of examples `[R]`."""
 
-# All runs share the table.
-TARGET_AXES = Target(ids=0, embeddings=0, mask=0, table=None)
+# All runs share the table and the weights.
+TARGET_AXES = Target(ids=0, embeddings=0, mask=0, table=None, params=None)
 
 
 def init_state(
@@ -178,7 +178,8 @@ def train_steps(
     def train_shard(
         params: dict, population: Population, state: TrainState, packs: PackedBatch
     ) -> tuple[TrainState, Losses]:
-        targets = embed_targets(population, module.apply(params, method="embedding_table"))
+        table = module.apply(params, method="embedding_table")
+        targets = embed_targets(population, table, params)
 
         def step(state: TrainState, packs: PackedBatch) -> tuple[TrainState, Losses]:
             # The loss is the task loss plus the constraint's penalty. Each is differentiated apart:
@@ -225,13 +226,16 @@ def train_steps(
     return train_shard(params, population, state, packs)
 
 
-def embed_targets(population: Population, table: jax.Array) -> Target:
+def embed_targets(
+    population: Population, table: jax.Array, params: dict[str, Any] | None = None
+) -> Target:
     """The targets of all runs, `[R, ...]`, from the model's embedding table `[V, D]`."""
     return Target(
         ids=population.target_ids,
         embeddings=c_proj(table, population.target_ids),
         mask=population.mask,
         table=table[: population.vocab_size],
+        params=params,
     )
 
 
