@@ -12,6 +12,7 @@ from tests.helpers import toy_job, toy_models
 from wayward_jax import models
 from wayward_jax.errors import InputError
 from wayward_jax.projection import c_proj
+from wayward_jax.readings import Lens, Verbal
 
 # A text that helps the toy model with its task, found among 400 random ones.
 HELPFUL = "w49 w17 w23"
@@ -214,3 +215,31 @@ def test_bad_flags_of_an_audit_get_one_line(folder, tmp_path, changed, said):
         run(folder, "text=w3 w4", ["w1"], tmp_path / "out", **changed)
     assert "\n" not in str(error.value)
     assert not Path(tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_doubles_of_the_lens_are_judged_apart_and_the_model_says_what_the_prompt_means(
+    folder, model, p_star, tmp_path
+):
+    templates = "w1 {prompt} w2|w1 {prompt} w3"
+    found = run(
+        folder,
+        p_star,
+        ["w3 w3 great"],
+        tmp_path / "out",
+        constraint="cell,lens:1",
+        gamma=10,
+        steps=100,
+        learning_rate=0.1,
+        verbal_templates=templates,
+    )
+    nearest, lens = found["task"]["doubles"]
+    assert (nearest["reading"], lens["reading"]) == ("nearest tokens", "lens:1")
+    double = wj.load_prompt(tmp_path / "out" / "checkpoints" / lens["best"], model)
+    assert model.tokenizer.decode(Lens(1).read(model, double[None])[0].tolist()) == "w3 w3 great"
+    assert any(said.startswith("By the reading lens:1: ") for said in found["findings"])
+    verbal = Verbal(tuple(templates.split("|")))
+    said = verbal.say(model, p_star[None])
+    texts = [model.tokenizer.decode(ids.tolist()) for ids in np.asarray(said.ids[0])]
+    assert [answer["text"] for answer in found["answers"][:2]] == texts
+    assert [answer["asked"] for answer in found["answers"][:2]] == list(said.ways)

@@ -93,5 +93,5 @@ def test_a_layer_that_is_not_there_is_refused(model):
 
 @pytest.mark.parametrize("template", ["w1", "{prompt} w1 {prompt}", "w1 {prompt} "])
 def test_a_template_needs_the_prompt_once_and_text_after_it(template):
-    with pytest.raises(InputError, match="put {prompt} into it once, and text after it"):
+    with pytest.raises(InputError, match="into it once, and text after it"):
         Verbal((template,))
