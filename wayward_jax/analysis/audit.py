@@ -15,7 +15,7 @@ import numpy as np
 
 from wayward_jax.analysis import statistics
 from wayward_jax.analysis.anatomy import Anatomy, dissect
-from wayward_jax.analysis.selection import F1_THRESHOLD
+from wayward_jax.analysis.selection import F1_THRESHOLD, is_unconstrained
 from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Compared, Interval
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import METRICS
@@ -195,8 +195,11 @@ def on_task(rows: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> 
         records: the doubles.
     """
     correct = {row["prompt"]: read_bits(row["correct"], row["n_eval"]) for row in rows}
+    held = {record.reading for record in records if not is_unconstrained(record)}
     by_target: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
+        if held and record.reading not in held:
+            continue  # tuned without a constraint beside those that deceive another reading
         by_target.setdefault((record.reading, record.run.target_name), []).append(record)
     doubles = []
     for (reading, name), tries in by_target.items():
@@ -307,10 +310,9 @@ def findings(found: Audit) -> list[str]:
         said.append(_as_text(found))
         if found.on_task.learned:
             _, *others = found.on_task.by_reading().items()
-            said += [
-                f"By the reading {reading}: {_judge_reading(found, found.on_task.task, reading, own)}"
-                for reading, own in others
-            ]
+            for reading, own in others:
+                judged = _judge_reading(found, found.on_task.task, reading, own)
+                said.append(f"By the reading {reading}: {judged}")
         said.append(_effort(found.on_task))
     return said
 
@@ -365,7 +367,10 @@ def _effort(task: OnTask) -> str:
     texts = {double.target_name for double in task.doubles}
     tries = max(len(double.tries) for double in task.doubles)
     ways = dict.fromkeys(
-        f"{run.constraint} of gamma {run.gamma:g}" if run.gamma else run.constraint for run in runs
+        f"{run.constraint} of gamma {run.gamma:g}"
+        if run.gamma or run.constraint == "penalty"
+        else run.constraint
+        for run in runs
     )
     rates = dict.fromkeys(f"{run.learning_rate:g}" for run in runs)
     lost = sum(double.best is None for double in task.doubles)

@@ -28,10 +28,10 @@ NOTES = (
     "The lens (nostalgebraist, 2020) applies the model's last norm and output head to the hidden "
     "states of the prompt's positions after each layer, and reads each position as the likeliest "
     "token.",
-    "The model was asked what the prompt means: it continued texts that have the prompt in them, by "
-    "the likeliest token each time. In some, hidden states of the prompt after a layer were put into "
-    "a layer of the text in place of its vectors (InSPEcT, Ramati et al., 2024). The surprise of an "
-    "answer is its mean negative log-likelihood, in nats a token.",
+    "The model was asked what the prompt means: it continued texts that have the prompt in them, "
+    "by the likeliest token each time. In some, hidden states of the prompt after a layer were put "
+    "into a layer of the text in place of its vectors (InSPEcT, Ramati et al., 2024). The surprise "
+    "of an answer is its mean negative log-likelihood, in nats a token.",
     "Doubles are tuned to deceive nearest tokens, or the reading that --constraint names (lens, "
     "verbal, inspect). About readings of which there are no doubles, nothing is shown.",
 )
