@@ -13,7 +13,7 @@ for rounding, and keeps the reading of a prompt from being a near-tie.
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,12 @@ class Constraint:
     arrays. An object is part of that program, so it must be hashable; a frozen dataclass is. Its
     `repr` names it in the records of its runs. If its state has a field `gamma`, records have the
     last value of that as `final_gamma`.
+
+    Attributes:
+        runs_at_once: of a population, how many the penalty is computed for together; None is all.
     """
+
+    runs_at_once: ClassVar[int | None] = None
 
     def init(self, target: Target, gamma: jax.Array, margin: jax.Array, steps: int) -> Any:
         """The state before the first step: a pytree of arrays.
@@ -138,6 +143,8 @@ class ReadingPenalty(Constraint):
         model: the model that reads; its weights are those of the target, so it has none.
     """
 
+    runs_at_once: ClassVar[int | None] = 8
+
     reading: Method
     model: LanguageModel = dataclasses.field(hash=False)
 
@@ -165,7 +172,12 @@ class ReadingPenalty(Constraint):
         """
         before = len(self.model.bos_ids)
         model = dataclasses.replace(self.model, params=params)
-        ids = self.reading.read(model, prompts[:, before:], mask[:, before:])
+
+        def read(run: tuple[jax.Array, jax.Array]) -> jax.Array:
+            prompt, own = run
+            return self.reading.read(model, prompt[None, before:], own[None, before:])[0]
+
+        ids = jax.lax.map(read, (prompts, mask), batch_size=self.runs_at_once)
         return jnp.pad(ids, [(0, 0), (before, 0)])
 
 

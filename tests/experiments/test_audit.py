@@ -10,6 +10,7 @@ import wayward_jax as wj
 from experiments import audit
 from tests.helpers import toy_job, toy_models
 from wayward_jax import models
+from wayward_jax.analysis.analyze import analyze
 from wayward_jax.errors import InputError
 from wayward_jax.projection import c_proj
 from wayward_jax.readings import Lens, Verbal
@@ -126,6 +127,14 @@ def test_a_double_of_p_star_shows_that_its_reading_does_not_tell_what_it_does(
     table = np.float64(model.embedding_table())[: len(toy_models.WORDS)]
     nearest = np.linalg.norm(p_star[:, None] - table, axis=2).min(axis=1)
     np.testing.assert_allclose(found["to_token"], nearest, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_analysis_of_jobs_refuses_an_audit_in_one_line(folder, of_p_star):
+    out_dir, _ = of_p_star
+    with pytest.raises(InputError, match=r"runs=.*holds an audit.*open audit.html there") as error:
+        analyze([out_dir], cache_dir=folder / "cache")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
