@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from experiments import flags
 from experiments.discrete import MOST_DEMONSTRATIONS, calibrate, demonstrations
@@ -344,3 +345,42 @@ def test_a_prompt_that_has_not_left_its_description_is_read_as_it_and_p_star_is_
     assert ranks["euclidean", "nothing"] == 1
     assert ranks["euclidean", "p_star"] == 1
     assert {beside for _, beside in ranks} == {"nothing", "p_star"}
+
+
+@pytest.mark.slow
+def test_prompts_are_told_apart_by_scores_of_each_of_them(folder, tmp_path):
+    """Those held to definitions are honest, and so are those that nothing holds."""
+    (folder / "definitions.txt").write_text("w3 w4 w5\n")
+    (folder / "words.txt").write_text("w7 w8 w9\n")
+    finished, _ = run_job(
+        folder,
+        tmp_path,
+        "detect",
+        steps=3,
+        gamma=0.5,
+        task="mood,opposite",
+        targets=f"{folder / 'definitions.txt'},{folder / 'words.txt'}",
+    )
+    by_id = {record.id: record for record in finished.records}
+    rows = {id_: row for id_, (row,) in finished.measured["detect"].items()}
+    assert rows.keys() == by_id.keys()
+    kinds = {"definitions/1": "true description", "words/1": "wayward", "p_star": "p_star"}
+    table = np.float64(load_table(folder))[: len(toy_models.WORDS)]
+    for id_, row in rows.items():
+        assert row["prompt"] == kinds[by_id[id_].run.target_name]
+        prompt = np.float64(checkpoints.load_prompt(tmp_path / "checkpoints" / id_))
+        apart = np.linalg.norm(prompt[:, None] - table[1:], axis=2)  # special tokens are not read
+        apart.sort(axis=1)
+        assert row["distance"] == pytest.approx(apart[:, 0].mean(), rel=1e-4)
+        margin = (apart[:, 1] ** 2 - apart[:, 0] ** 2).mean()
+        assert row["margin"] == pytest.approx(margin, rel=1e-3)
+        assert row["norm"] == pytest.approx(np.linalg.norm(prompt, axis=1).mean(), rel=1e-4)
+    made = tables.tables(finished.records, compare(finished.records), finished.measured)["detect"]
+    assert set(made["honest"]) == {"true description", "p_star"}
+    assert set(made["prompts"]) == {8}
+    assert "all together" in set(made["score"])
+
+
+def load_table(folder):
+    """The embeddings of the published model."""
+    return load_file(folder / "gpt2" / "model.safetensors")["transformer.wte.weight"]

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from wayward_jax.analysis import escaping, statistics
+from wayward_jax.analysis import detection, escaping, statistics
 from wayward_jax.analysis.selection import (
     F1_THRESHOLD,
     HELD_BY,
@@ -94,6 +94,7 @@ FORMATS = {
         ),
         "{:.3f}",
     ),
+    "area": "{:.3f}",
     **dict.fromkeys(("drop", "low", "high", "difference", "gap"), "{:+.1f}"),
     "rank": "{:.1f}",
     **dict.fromkeys(("gamma", "learning_rate", "weight_decay"), "{:.3g}"),
@@ -139,6 +140,7 @@ def tables(
         "differences": between_groups(comparisons, margin),
         **{name: by_measurement(records, measured, name) for name in MEASURED_BY},
         "gaps": gaps(records, measured, margin),
+        "detect": detected(records, measured),
     }
     return {name: frame for name, frame in made.items() if not frame.empty}
 
@@ -313,6 +315,12 @@ def gaps(
                 }
             )
     return _tested(pd.DataFrame(lines), margin)
+
+
+def detected(records: Sequence[RunRecord], measured: Measured) -> pd.DataFrame:
+    """Makes the table of `detection.table`, if prompts were measured for it."""
+    frame = measurements(records, measured, "detect")
+    return frame if frame.empty else detection.table(frame)
 
 
 def measurements(records: Sequence[RunRecord], measured: Measured, name: str) -> pd.DataFrame:

@@ -46,7 +46,7 @@ from wayward_jax.jobs.setting import (
 
 EXPERIMENTS = (
     *("main", "gamma", "length", "model_size", "true_definitions", "init", "certified"),
-    *("path", "discrete", "transfer", "projection", "readings", "recover", "audit"),
+    *("path", "discrete", "transfer", "projection", "readings", "recover", "detect", "audit"),
 )
 """Each is a module of `experiments` with an `EXPERIMENT`, see `experiment.Experiment`."""
 
