@@ -25,6 +25,13 @@ CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's 
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_dropped():
+    """Drops compiled programs after each file. All files' together need more than memory has."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def asset(tmp_path_factory):
     """Finds the file of an asset in the folder $WAYWARD_ASSETS_DIR or in the user's cache."""
