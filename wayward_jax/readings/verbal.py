@@ -6,15 +6,12 @@ form of InSPEcT (Ramati et al., 2024, arXiv 2410.11660), the template has tokens
 the prompt's place, and the hidden states that the prompt alone has after some layer replace theirs
 at the input of some layer.
 
-All templates with the same text before the prompt are one row: that text and the prompt are
-computed once, and what follows is a branch for each template, which attends to both. Hidden states
-are the cache of the texts that are being continued, see `CausalLM.extend_states`.
+Hidden states are the cache of the texts that are being continued, see `CausalLM.extend_states`.
 """
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,9 +29,7 @@ from wayward_jax.readings.hidden import (
     negative_log_likelihood,
     prompt_states,
 )
-
-# Where the prompt stands in a template.
-PLACE = "{prompt}"
+from wayward_jax.readings.template_rows import PLACE, Row, make_rows
 
 # The quotation mark at the end lets a text begin as it does by itself, without a space.
 TEMPLATES = (
@@ -45,9 +40,6 @@ TEMPLATES = (
 
 # The message of a chat, where the model has a chat template.
 QUESTION = f'What does the instruction "{PLACE}" ask for? Answer with the instruction alone.'
-
-# The token that stands in the prompt's place where hidden states are patched.
-PLACEHOLDER = " x"
 
 
 class Said(NamedTuple):
@@ -114,7 +106,7 @@ class Verbal:
         """
         prompts, mask = jnp.asarray(prompts), mask_of(prompts, mask)
         targets = jnp.asarray(targets, jnp.int32)
-        rows = _rows(model, self.templates, prompts.shape[1], targets.shape[1])
+        rows = make_rows(model, self.templates, prompts.shape[1], targets.shape[1])
         of_ways = [
             _target_nll(
                 model.module, model.params, prompts, mask, targets, row, self.patches, model.bos_ids
@@ -141,7 +133,7 @@ class Verbal:
         valid = jnp.asarray(model.valid_tokens())
         counted = mask if tokens == mask.shape[1] else jnp.ones((len(mask), tokens), bool)
         ways, ids, nll = [], [], []
-        for row in _rows(model, self.templates, prompts.shape[1], tokens):
+        for row in make_rows(model, self.templates, prompts.shape[1], tokens):
             ways += [
                 f"{template}{_patched_name(patch)}"
                 for patch in self.patches or [None]
@@ -183,104 +175,6 @@ def _patched_name(patch: tuple[int, int] | None) -> str:
     return "" if patch is None else f" [states after layer {patch[0]} into layer {patch[1]}]"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """The tokens of a row: before the prompt, the prompt's, and a branch for each template.
-
-    Attributes:
-        templates: M texts, which have the same text before the prompt.
-        before: the tokens before the prompt, BOS among them.
-        placeholder: the token at each place of the prompt.
-        length: L, of the prompt.
-        afters: the tokens of each template after the prompt.
-        tokens: N, of each continuation.
-    """
-
-    templates: tuple[str, ...]
-    before: tuple[int, ...]
-    placeholder: int
-    length: int
-    afters: tuple[tuple[int, ...], ...]
-    tokens: int
-
-    @property
-    def ids(self) -> np.ndarray:
-        """`[S]` int32, the tokens of all slots; those of continuations are not known, and are 0."""
-        unknown = (0,) * self.tokens
-        parts = [self.before, (self.placeholder,) * self.length]
-        parts += [part for after in self.afters for part in (after, unknown)]
-        return np.concatenate([np.asarray(part, np.int32) for part in parts])
-
-    @property
-    def branch(self) -> np.ndarray:
-        """`[S]` int32, 0 for what all templates share, and else the number of the template from 1.
-
-        Slots of a template stand together.
-        """
-        sizes = [len(self.before) + self.length, *(len(a) + self.tokens for a in self.afters)]
-        return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-
-    @property
-    def prompt(self) -> slice:
-        """The slots of the prompt."""
-        return slice(len(self.before), len(self.before) + self.length)
-
-    @property
-    def continued(self) -> np.ndarray:
-        """`[M, N]` int32, the slots of the continuations; the slot before each predicts it."""
-        ends = np.cumsum([len(after) + self.tokens for after in self.afters])
-        first = len(self.before) + self.length + ends - self.tokens
-        return (first[:, None] + np.arange(self.tokens)).astype(np.int32)
-
-    def place(self, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Gives the positions `[R, S]` and attention masks `[R, S, S]` of rows.
-
-        Args:
-            mask: `[R, L]` bool, False where a prompt is padded. Nothing attends to padding, and
-                positions go on as if it were not there.
-        """
-        branch = self.branch
-        used = jnp.ones((len(mask), len(branch)), bool).at[:, self.prompt].set(mask)
-        counted = jnp.cumsum(used, axis=1)
-        shared = counted[:, self.prompt.stop - 1, None]
-        inside = np.arange(len(branch)) - np.searchsorted(branch, branch)
-        positions = jnp.where(branch == 0, jnp.maximum(counted - 1, 0), shared + inside)
-        slots = np.arange(len(branch))
-        seen = (branch == 0) | (branch == branch[:, None])
-        seen &= slots <= slots[:, None]
-        return positions, (seen & used[:, None]) | np.eye(len(branch), dtype=bool)
-
-
-def _rows(model: LanguageModel, templates: Sequence[str], length: int, tokens: int) -> list[_Row]:
-    """The rows of templates: one for each text that stands before the prompt."""
-    groups: dict[str, list[str]] = {}
-    for template in templates:
-        groups.setdefault(template.partition(PLACE)[0], []).append(template)
-    tokenizer = model.tokenizer
-    return [
-        _Row(
-            templates=tuple(group),
-            before=_behind_bos(model, tokenizer.encode(before)),
-            placeholder=tokenizer.encode_continuations([PLACEHOLDER])[0][-1],
-            length=length,
-            afters=tuple(
-                map(
-                    tuple,
-                    tokenizer.encode_continuations([each.partition(PLACE)[2] for each in group]),
-                )
-            ),
-            tokens=tokens,
-        )
-        for before, group in groups.items()
-    ]
-
-
-def _behind_bos(model: LanguageModel, ids: Sequence[int]) -> tuple[int, ...]:
-    """Puts BOS before the tokens of a template, if it does not begin with it already."""
-    count = len(model.bos_ids)
-    return tuple(ids) if tuple(ids[:count]) == model.bos_ids else (*model.bos_ids, *ids)
-
-
 class _Inputs(NamedTuple):
     """The inputs of `CausalLM.hidden_states` for `W = R * P` rows, P the number of patches or 1."""
 
@@ -295,7 +189,7 @@ def _inputs(
     params: dict[str, Any],
     prompts: jax.Array,
     mask: jax.Array,
-    row: _Row,
+    row: Row,
     patches: tuple[tuple[int, int], ...],
     bos_ids: tuple[int, ...],
 ) -> _Inputs:
@@ -331,7 +225,7 @@ def _target_nll(
     prompts: jax.Array,
     mask: jax.Array,
     targets: jax.Array,
-    row: _Row,
+    row: Row,
     patches: tuple[tuple[int, int], ...],
     bos_ids: tuple[int, ...],
 ) -> jax.Array:
@@ -366,7 +260,7 @@ def _continue(
     prompts: jax.Array,
     mask: jax.Array,
     valid: jax.Array,
-    row: _Row,
+    row: Row,
     patches: tuple[tuple[int, int], ...],
     bos_ids: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array]:
