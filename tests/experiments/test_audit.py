@@ -230,22 +230,23 @@ def test_bad_flags_of_an_audit_get_one_line(folder, tmp_path, changed, said):
 def test_doubles_of_the_lens_are_judged_apart_and_the_model_says_what_the_prompt_means(
     folder, model, p_star, tmp_path
 ):
+    """The text is the one that the lens reads off p_star, so that there is such a double."""
     templates = "w1 {prompt} w2|w1 {prompt} w3"
+    text = model.tokenizer.decode(Lens(1).read(model, p_star[None])[0].tolist())
     found = run(
         folder,
         p_star,
-        ["w3 w3 great"],
+        [text],
         tmp_path / "out",
         constraint="cell,lens:1",
         gamma=10,
-        steps=100,
-        learning_rate=0.1,
+        steps=20,
         verbal_templates=templates,
     )
     nearest, lens = found["task"]["doubles"]
     assert (nearest["reading"], lens["reading"]) == ("nearest tokens", "lens:1")
     double = wj.load_prompt(tmp_path / "out" / "checkpoints" / lens["best"], model)
-    assert model.tokenizer.decode(Lens(1).read(model, double[None])[0].tolist()) == "w3 w3 great"
+    assert model.tokenizer.decode(Lens(1).read(model, double[None])[0].tolist()) == text
     assert any(said.startswith("By the reading lens:1: ") for said in found["findings"])
     verbal = Verbal(tuple(templates.split("|")))
     said = verbal.say(model, p_star[None])
