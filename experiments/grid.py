@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wayward_jax.constraints import hold
 from wayward_jax.jobs.inputs import find_readings
 from wayward_jax.jobs.settings import Settings
-from wayward_jax.runs import Run, other_seed
+from wayward_jax.runs import Run
 from wayward_jax.targets import Target
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def runs(
     Repetitions differ in learning rate, choice of examples and seed. Targets are tuned from each
     start, and also without a constraint (gamma 0), beside which one sees what a constraint costs.
     p_star, which has no target, starts at common tokens, unless the starts are random vectors
-    alone. It gets as many attempts, at other starts and orders of examples, as a target has gammas.
+    alone. It gets as many attempts, from other starts, as a target has gammas. All runs of a seed
+    see the examples in the same order, so that no drop is a matter of the order.
 
     Args:
         settings: of the job, for this model alone.
@@ -60,7 +61,7 @@ def runs(
     lengths = dict.fromkeys(len(target.ids) for target in targets)
     constraints = _constraints(settings, model)
     p_star = [
-        Run(**common, prompt_length=length, init=start, **_attempt(repetition, attempt))
+        Run(**common, prompt_length=length, init=start, attempt=attempt, **repetition)
         for length in lengths
         for attempt in range(_gammas(constraints))
         for repetition in repetitions
@@ -78,11 +79,6 @@ def runs(
 def _gammas(constraints: Sequence[Mapping[str, Any]]) -> int:
     """The number of gammas of which a target's best one is chosen; 1 if there are none."""
     return max(Counter(each["constraint"] for each in constraints).values(), default=1)
-
-
-def _attempt(repetition: Mapping[str, Any], attempt: int) -> dict[str, Any]:
-    """The repetition of a p_star with the seed of one of its attempts."""
-    return {**repetition, "attempt": attempt, "seed": other_seed(repetition["seed"], attempt)}
 
 
 def _constraints(settings: Settings, model: "LanguageModel") -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
 from wayward_jax.projection import d_proj
 from wayward_jax.readings import read_tokens
-from wayward_jax.runs import RunRecord, other_seed
+from wayward_jax.runs import RunRecord
 
 # The number of points on each of the two lines, with their ends.
 POINTS = 11
@@ -28,8 +28,7 @@ def measure(context: ProbeContext) -> Iterator[Measurement]:
     for comparison in compare(context.own_records, context.select):
         p_stars = {record.run.seed: record for record in comparison.p_star}
         for record in comparison.wayward:
-            seed = other_seed(record.run.seed, comparison.p_star[0].run.attempt)
-            if p_star := p_stars.get(seed):
+            if p_star := p_stars.get(record.run.seed):
                 yield record.id, functools.partial(_measure_path, context, p_star, record)
 
 

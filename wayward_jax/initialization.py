@@ -22,7 +22,7 @@ def at_vocabulary(run: Run, table: np.ndarray) -> np.ndarray:
     repeated.
     """
     common = min(COMMON_TOKENS, len(table))
-    order = np.random.default_rng(run.seed).permutation(common)
+    order = _generator(run).permutation(common)
     return table[np.resize(order, run.prompt_length)]
 
 
@@ -33,7 +33,11 @@ def at_random(run: Run, table: np.ndarray) -> np.ndarray:
     vectors many times as long.)
     """
     shape = (run.prompt_length, table.shape[1])
-    return np.random.default_rng(run.seed).normal(0.0, table.std(), shape)
+    return _generator(run).normal(0.0, table.std(), shape)
+
+
+def _generator(run: Run) -> np.random.Generator:
+    return np.random.default_rng([run.seed, run.attempt])
 
 
 STARTS: dict[str, Callable[[Run, np.ndarray], np.ndarray]] = {

@@ -39,7 +39,8 @@ class Run:
             tuning, the first one.
         margin: of the cells, see `constraints`; 0 where they do not matter.
         seed: of the start and the order of examples.
-        attempt: 0, or the number of a further try of a `p_star`, whose seed is `other_seed`.
+        attempt: 0, or the number of a further try of a `p_star`: another start, and the same order
+            of examples.
         steps: optimizer steps.
         batch_size: examples a step.
         learning_rate: its peak.
@@ -114,13 +115,6 @@ class Run:
         """Twelve hexadecimal digits that all attributes decide."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def other_seed(seed: int, attempt: int) -> int:
-    """The seed of a further try beside `seed`, which is attempt 0: another start and order."""
-    if attempt == 0:
-        return seed
-    return int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,8 +62,8 @@ def test_targets_are_told_apart_by_text_and_start():
 def test_p_star_is_the_best_on_dev_of_as_many_tries_as_a_target_has_gammas():
     tries = [
         best(0.6, dev_accuracy=0.6),
-        best(0.8, seed=5, run={"attempt": 1}, dev_accuracy=0.7),
-        best(0.9, seed=6, run={"attempt": 2}, dev_accuracy=0.9),
+        best(0.8, run={"attempt": 1}, dev_accuracy=0.7),
+        best(0.9, run={"attempt": 2}, dev_accuracy=0.9),
     ]
     once = wayward(0.7, run={"gamma": 0.1})
     twice = [wayward(0.7, text="other words", run={"gamma": gamma}) for gamma in (0.1, 0.2)]

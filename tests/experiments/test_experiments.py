@@ -15,6 +15,7 @@ from tests.helpers import toy_job
 from tests.helpers.toy_models import WORDS, make
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
+from wayward_jax.initialization import STARTS
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.setting import Gamma
 from wayward_jax.jobs.settings import EXPERIMENTS, Settings
@@ -132,8 +133,10 @@ def test_p_star_has_as_many_attempts_as_a_target_has_gammas(folder):
     runs = grid.runs(settings, Named("gpt2"), "mood", [Target("one", "a b", (1, 2))])
     p_star = [run for run in runs if not run.target_ids]
     assert [run.attempt for run in p_star] == [0, 0, 1, 1]
-    assert [run.seed for run in p_star[:2]] == [1, 2]
-    assert len({run.seed for run in p_star}) == 4
+    assert [run.seed for run in p_star] == [1, 2, 1, 2]
+    table = np.random.default_rng(0).normal(size=(100, 4))
+    starts = [STARTS[run.init](run, table) for run in p_star]
+    assert not any(np.array_equal(*pair) for pair in itertools.combinations(starts, 2))
     assert {run.gamma for run in runs if run.target_ids} == {0.0, 0.1, 0.2}
 
 

@@ -30,7 +30,7 @@ def write(tmp_path, name, content):
         ("a.jsonl", JSONL.replace("\n", "\r\n"), ("bad é", "good")),
         ("a.jsonl", JSONL.replace("1", '"positive"'), ("bad é", "good")),
         ("a.jsonl", JSONL.replace("1", '"1"'), ("bad é", "good")),
-        ("a.jsonl.gz", gzip.compress(JSONL.encode("utf-8"), mtime=0), ("bad é", "good")),
+        ("a.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0), ("bad é", "good")),
         ("a.tsv", "\ufeffsentence\tlabel\nbad\t0\ngood\t1\n", ("bad", "good")),
     ],
 )  # fmt: skip
@@ -90,7 +90,7 @@ def test_ag_news_columns_are_joined_and_counted_from_one(tmp_path):
         ("a.jsonl", "\n", ":", "holds no examples"),
         ("a.tsv", b"good\t1\ncaf\xe9\t0\n", ":2:", "not UTF-8"),
         ("a.jsonl.gz", b"not gzip", ":", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a", "label": 1}', mtime=0)[:-9], ":", "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0)[:-9], ":", "cannot be read"),
     ],
 )  # fmt: skip
 def test_a_bad_file_gives_one_line_with_the_place(tmp_path, name, content, where, what):

@@ -23,7 +23,7 @@ from wayward_jax.jobs.kept_flags import read_flags, repeating_command
 from wayward_jax.jobs.records import FinishedRun
 from wayward_jax.metrics import accuracy_drop
 from wayward_jax.readings import Reading
-from wayward_jax.runs import NEAREST_TOKENS, RunRecord, other_seed
+from wayward_jax.runs import NEAREST_TOKENS, RunRecord
 
 # The page's colors in place of those of figures; the page has others in dark mode.
 PAGE_COLORS = {
@@ -137,8 +137,7 @@ def page_data(
             entry["gamma_found"] = record.gamma_found
         if settings.has_target and (tries := best.get(setting(record))):
             same = best_try(tries)
-            seed = other_seed(settings.seed, same[0].run.attempt)
-            of_seed = [other for other in same if other.run.seed == seed]
+            of_seed = [other for other in same if other.run.seed == settings.seed]
             p_star = float(np.mean([other.accuracy for other in of_seed or same]))
             entry |= {"p_star": p_star, "drop": accuracy_drop(p_star, record.accuracy)}
         if found := euclidean.get(record.id):
