@@ -19,6 +19,7 @@ from experiments.recover import rank
 from tests.helpers import toy_job, toy_models
 from wayward_jax import checkpoints
 from wayward_jax.analysis import tables
+from wayward_jax.analysis.measured_figures import measured_figures
 from wayward_jax.analysis.selection import compare
 from wayward_jax.analysis.terminal import show
 from wayward_jax.errors import InputError
@@ -324,6 +325,9 @@ def test_every_reading_is_measured_of_the_prompts_that_are_held_by_one(folder, t
         assert (row["prompt_f1"], row["token_f1"]) == (record.prompt_f1, record.token_f1)
     made = tables.tables(finished.records, compare(finished.records), finished.measured)
     assert len(made["readings"]) == len(held_by) * len(names) * 2
+    figure = measured_figures(finished.records, finished.measured)["readings"]
+    shown = {text.get_text() for text in figure.axes[0].get_yticklabels()}
+    assert shown == held_by | {"p_star"}
 
 
 def test_ranks_count_what_is_lower_and_half_of_what_is_equal():
