@@ -16,7 +16,6 @@ from experiments import grid
 from wayward_jax import metrics
 from wayward_jax.analysis.detection import DESCRIPTION, WAYWARD
 from wayward_jax.analysis.selection import is_unconstrained
-from wayward_jax.constraints import hold
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.probes import Measurement, ProbeContext
 from wayward_jax.jobs.settings import Settings
@@ -38,11 +37,10 @@ NOISE, DRAWS = 0.1, 4
 
 def runs(settings: Settings, model: "LanguageModel", task: str, targets: list[Target]) -> list[Run]:
     """Lists the runs of `grid` but for those with a target that nothing holds to it."""
-    free = hold("penalty", 0.0, 0.0)
     return [
         run
         for run in grid.runs(settings, model, task, targets)
-        if not run.has_target or {name: getattr(run, name) for name in free} != free
+        if not (run.has_target and run.constraint == "penalty" and run.gamma == 0)
     ]
 
 
