@@ -11,6 +11,9 @@ from tests.helpers.published import assert_close
 from wayward_jax import models
 from wayward_jax.readings import Verbal
 from wayward_jax.readings.hidden import prompt_states
+from wayward_jax.readings.template_rows import make_rows
+from wayward_jax.readings.verbal import QUESTION, default_templates
+from wayward_jax.readings.verbal import TEMPLATES as TEMPLATES_OF_ALL
 
 pytestmark = pytest.mark.slow
 
@@ -202,3 +205,21 @@ def test_a_reading_is_the_answer_that_the_model_is_surest_of(both):
             predicted = logits[0, -count - 1 : -1].log_softmax(-1)
             likelihoods.append(predicted[range(count), own].mean().item())
         np.testing.assert_array_equal(read[r], said.ids[r, int(np.argmax(likelihoods))])
+
+
+def test_a_model_with_a_chat_template_is_also_asked_in_a_chat_and_one_bos_begins_it(both):
+    ours, _ = both
+    assert default_templates(ours) == TEMPLATES_OF_ALL
+
+    def with_chat(template):
+        tokenizer = dataclasses.replace(ours.tokenizer, chat_template=template, bos_id=0)
+        return dataclasses.replace(ours, tokenizer=tokenizer, bos_ids=(0,))
+
+    *usual, chat = default_templates(with_chat("{{ bos_token }}User: {{ messages[0].content }} -"))
+    assert tuple(usual) == TEMPLATES_OF_ALL
+    assert chat == f"<|endoftext|>User: {QUESTION} -"
+    (row,) = make_rows(with_chat(chat), [chat], LENGTH, TOKENS)
+    assert row.before[0] == 0
+    assert 0 not in row.before[1:]
+    for broken in ("{{ messages[5].content.x }}", "{% if", "{{ 1 / 0 }}", "no place"):
+        assert default_templates(with_chat(broken)) == TEMPLATES_OF_ALL

@@ -94,7 +94,7 @@ class Tokenizer:
         """Renders a chat of one message, up to the start of the answer, by the chat template.
 
         Raises:
-            jinja2.TemplateError: the template cannot be rendered.
+            Exception: of any kind, because a template is code (which cannot touch anything here).
         """
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         special = {"bos_token": self.bos_id, "eos_token": self.eos_id}

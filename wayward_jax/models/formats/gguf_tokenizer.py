@@ -84,7 +84,8 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         backend.post_processor = processors.TemplateProcessing(
             single=[tokens[bos], "$A"], special_tokens=[(tokens[bos], bos)]
         )
-    chat = metadata.get("tokenizer.chat_template", "")
+    chat = metadata.get("tokenizer.chat_template")
+    chat = chat if isinstance(chat, str) else ""
     return Tokenizer(backend, metadata["tokenizer.ggml.eos_token_id"], bos, chat)
 
 
