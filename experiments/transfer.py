@@ -23,23 +23,25 @@ def measure(context: ProbeContext) -> Iterator[Measurement]:
     several_models = len({record.run.model for record in records.values()}) > 1
     for id_, record in records.items():
         if record.run.model == context.model.name and len(context.tasks) > 1:
-            yield id_, functools.partial(_measure_on_tasks, context, record)
+            for task in context.tasks:
+                measure_one = functools.partial(_measure_on_task, context, record, task)
+                yield f"{id_} on {task}", measure_one
         if several_models:
-            key = f"{id_} {context.model.name}"
+            key = f"{id_} as text to {context.model.name}"
             yield key, functools.partial(_measure_as_text, context, record)
 
 
-def _measure_on_tasks(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
-    prompt = context.load_prompt(record.id)
+def _measure_on_task(context: ProbeContext, record: RunRecord, task: str) -> list[dict[str, Any]]:
+    examples = context.tasks[task].test
+    scores = context.score([context.load_prompt(record.id)], examples)
     return [
         {
             "id": record.id,
             "as_text": False,
             "to_model": context.model.name,
-            "to_task": name,
-            "accuracy": accuracy(context.score([prompt], task.test)[0], task.test),
+            "to_task": task,
+            "accuracy": accuracy(scores[0], examples),
         }
-        for name, task in context.tasks.items()
     ]
 
 

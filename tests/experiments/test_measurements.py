@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import types
+from collections import defaultdict
 
 import numpy as np
 import pandas as pd
@@ -209,13 +210,14 @@ def test_demonstrations_are_whole_examples_with_their_labels_as_many_as_fit():
 def test_on_a_task_of_opposite_labels_prompts_are_right_where_they_were_wrong(folder, tmp_path):
     finished, _ = run_job(folder, tmp_path / "job", "transfer", steps=20, task=("mood", "opposite"))
     records = {record.id: record for record in finished.records}
-    found = finished.measured["transfer"]
-    assert len(found) == 2 * (2 + 2)  # of both tasks p_star and the target, two seeds
-    for key, lines in found.items():
-        on = {line["to_task"]: line["accuracy"] for line in lines}
-        own = records[key].run.task
-        assert on[own] == records[key].accuracy
-        assert on["mood"] + on["opposite"] == pytest.approx(1)
+    on = defaultdict(dict)
+    for key, (line,) in finished.measured["transfer"].items():
+        assert key == f"{line['id']} on {line['to_task']}"  # lines of other jobs are no repetition
+        on[line["id"]][line["to_task"]] = line["accuracy"]
+    assert len(on) == 2 * (2 + 2)  # of both tasks p_star and the target, two seeds
+    for id_, accuracies in on.items():
+        assert accuracies[records[id_].run.task] == records[id_].accuracy
+        assert accuracies["mood"] + accuracies["opposite"] == pytest.approx(1)
 
 
 @pytest.mark.slow

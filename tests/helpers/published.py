@@ -14,7 +14,7 @@ def assert_same_logits(ours, theirs, length=24):
     """
     torch = pytest.importorskip("torch")
 
-    ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, (2, length))
+    ids, _ = random_texts(theirs, length)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(ids)).logits.numpy()
     text_logits = jax.jit(lambda params: ours.module.apply(params, ids, method="text_logits"))
@@ -24,7 +24,7 @@ def assert_same_logits(ours, theirs, length=24):
 def random_texts(theirs, length=24):
     """Draws the ids of two texts `[2, length]`, and random weights of all their logits."""
     rng = np.random.default_rng(0)
-    shape, tokens = (2, length), theirs.config.vocab_size
+    shape, tokens = (2, length), theirs.config.get_text_config().vocab_size
     return rng.integers(0, tokens, shape), rng.normal(size=(*shape, tokens)).astype(np.float32)
 
 

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from transformers import (
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -291,6 +292,27 @@ def test_gpt2_files_without_prefix_and_with_causal_masks_are_read(publish, tmp_p
     tensors["h.0.attn.masked_bias"] = np.array(-1e4, np.float32)
     tensors["lm_head.weight"] = tensors["wte.weight"]
     safetensors.numpy.save_file(tensors, file)
+    assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_of_a_gemma_3_that_reads_images_the_language_model_is_taken(prefix, publish, tmp_path):
+    """The hub's text_config has only the entries that differ from the defaults."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}  # the defaults
+    text = {**GEMMA, **heads, "num_hidden_layers": 6}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    folder, theirs = publish(config)
+    file = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    assert any(name.startswith("language_model.model.") for name in tensors)
+    moved = {name.replace("language_model.model.", prefix): tensors[name] for name in tensors}
+    safetensors.numpy.save_file(moved, file)
+    entries = json.loads((folder / "config.json").read_text())
+    sparse = {name: text[name] for name in GEMMA if name not in heads}
+    entries["text_config"] = {**sparse, "num_hidden_layers": 6, "model_type": "gemma3_text"}
+    (folder / "config.json").write_text(json.dumps(entries))
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from wayward_jax.errors import InputError, reason
 from wayward_jax.models.formats.published import PublishedModel
+from wayward_jax.models.formats.text_part import text_part
 from wayward_jax.models.tokenizer import Tokenizer
 
 # The only files of a folder that are read. Pickled weights are not among them.
@@ -56,6 +57,11 @@ def read(folder: Path) -> PublishedModel:
             remedy = f"the file is broken ({reason(error)}): get it again"
             raise InputError(None, file, remedy) from error
         tensors |= {name: partial(weights.get_tensor, name) for name in weights.offset_keys()}
+    try:
+        config, tensors = text_part(config, tensors)
+    except Exception as error:  # transformers raises exceptions of many kinds
+        remedy = f"the file is broken ({reason(error)}): get it again"
+        raise InputError(None, folder / "config.json", remedy) from error
     tokenizer = dataclasses.replace(
         _read_tokenizer(folder, config), chat_template=_read_chat_template(folder)
     )
