@@ -86,7 +86,14 @@ def main(given: flags.Given) -> None:
         (name,) = loader.names
         model = loader.model(name)
         prompt = fit_prompt(saved, model)
-        found = audit.audit(model, prompt, settings.prompt, on_task, settings.equivalence_margin)
+        found = audit.audit(
+            model,
+            prompt,
+            settings.prompt,
+            on_task,
+            settings.equivalence_margin,
+            settings.verbal_templates,
+        )
     audit_page.write(found, out_dir)
     console.print(audit.verdict(found), markup=False)
     console.print(f"Open {out_dir / 'audit.html'}", markup=False)

@@ -1,10 +1,12 @@
 """The runs of nearly all experiments: every target in every way, and p_star beside them."""
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wayward_jax.constraints import hold
+from wayward_jax.jobs.inputs import find_readings
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.runs import Run
 from wayward_jax.targets import Target
@@ -20,6 +22,8 @@ def runs(
     settings: Settings, model: "LanguageModel", task: str, targets: Sequence[Target]
 ) -> list[Run]:
     """Lists p_stars of each length, and each target under each constraint, with all repetitions.
+
+    A reading whose loss stands in place of the distance counts as a constraint.
 
     Repetitions differ in learning rate, choice of examples and seed. Targets are tuned from each
     start, and also without a constraint (gamma 0), beside which one sees what a constraint costs.
@@ -55,7 +59,7 @@ def runs(
     ]
     start = "random" if settings.init == ("random",) else "vocab"
     lengths = dict.fromkeys(len(target.ids) for target in targets)
-    constraints = _constraints(settings)
+    constraints = _constraints(settings, model)
     p_star = [
         Run(**common, prompt_length=length, init=start, attempt=attempt, **repetition)
         for length in lengths
@@ -74,10 +78,10 @@ def runs(
 
 def _gammas(constraints: Sequence[Mapping[str, Any]]) -> int:
     """The number of gammas of which a target's best one is chosen; 1 if there are none."""
-    return max(sum(each["constraint"] == "penalty" for each in constraints), 1)
+    return max(Counter(each["constraint"] for each in constraints).values(), default=1)
 
 
-def _constraints(settings: Settings) -> list[dict[str, Any]]:
+def _constraints(settings: Settings, model: "LanguageModel") -> list[dict[str, Any]]:
     """The constraints that are asked for, as attributes of `Run`; gamma 0 is none."""
     asked = []
     if "penalty" in settings.constraint:
@@ -88,4 +92,10 @@ def _constraints(settings: Settings) -> list[dict[str, Any]]:
     if "cell" in settings.constraint:
         asked.append(("cell", 0.0))
     held = [hold(constraint, gamma, settings.margin) for constraint, gamma in asked]
+    held += [
+        hold(str(reading), gamma.weight, 0.0)
+        for reading in find_readings(settings, model)
+        for gamma in settings.gamma
+        if gamma.weight
+    ]
     return [each for each in held if each != UNCONSTRAINED]

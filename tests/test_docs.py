@@ -15,6 +15,7 @@ from rich.console import Console
 import wayward_jax as wj
 from experiments import flags
 from tests.helpers import pages, toy_job, toy_models
+from tests.helpers.toy_models import WORDS
 from wayward_jax import api, models
 from wayward_jax.jobs.job import run_job
 from wayward_jax.jobs.progress_bar import ProgressReporter
@@ -234,10 +235,15 @@ def test_an_optimizer_of_ones_own_is_tuned_with(toy):
 
 
 @pytest.mark.slow
-def test_a_reading_of_ones_own_finds_only_words(toy):
+def test_a_reading_of_ones_own_takes_at_most_40_lines_and_is_deceived(toy):
+    code = pages.blocks(pages.sections(text(EXTENDING))["A reading"])[0].code
+    assert len(code.splitlines()) <= 40
     names = run_section("A reading")
-    assert set(names["text"].split()) <= {"It", "was", "terrible", "great"}
-    assert names["ids"].shape == (5, 3)
+    result, table = names["result"], np.asarray(names["model"].embedding_table())[: len(WORDS)]
+    spread = np.asarray(names["model"].embedding_table()).std(axis=0)
+    far = np.square((result.prompt[:, None] - table) / spread).sum(axis=-1)
+    assert result.token_ids == tuple(far.argmin(axis=1))
+    assert (result.reading, result.run.constraint) == ("Standardized()", "Standardized()")
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ RECORD = RunRecord(
     correct=np.arange(11) < 8,
     unprompted=np.arange(11) < 3,
     dev_accuracy=0.5,
+    reading="nearest tokens",
     text="one two",
     token_ids=(5, 4),
     prompt_f1=2 / 3,

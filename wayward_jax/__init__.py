@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
-    from wayward_jax import constraints
+    from wayward_jax import constraints, readings
     from wayward_jax.api import (
         evaluate,
         load_model,
@@ -48,6 +48,7 @@ __all__ = [
     "losses",
     "pack",
     "read",
+    "readings",
     "save_prompt",
     "tune",
 ]
@@ -56,8 +57,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name == "constraints":
-        return importlib.import_module("wayward_jax.constraints")
+    if name in ("constraints", "readings"):
+        return importlib.import_module(f"wayward_jax.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -13,15 +13,17 @@ for rounding, and keeps the reading of a prompt from being a near-tie.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.projection import BLOCK, TINY, c_proj, d_proj, neighbors
+from wayward_jax.readings import Method
 
 # Where an adaptive gamma starts. It comes from above, because a gamma that is too small for long
 # leaves too few steps to get to the target.
@@ -59,12 +61,14 @@ class Target:
     mask: `[L]` bool, False on BOS before the prompt, and where a prompt that is shorter than its
         population's longest is padded. Vectors there stay as they are.
     table: `[V, D]`, the embeddings of all tokens that can be read.
+    params: the frozen weights of the model; None before the first step.
     """
 
     ids: jax.Array
     embeddings: jax.Array
     mask: jax.Array
     table: jax.Array
+    params: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,12 @@ class Constraint:
     arrays. An object is part of that program, so it must be hashable; a frozen dataclass is. Its
     `repr` names it in the records of its runs. If its state has a field `gamma`, records have the
     last value of that as `final_gamma`.
+
+    Attributes:
+        runs_at_once: of a population, how many the penalty is computed for together; None is all.
     """
+
+    runs_at_once: ClassVar[int | None] = None
 
     def init(self, target: Target, gamma: jax.Array, margin: jax.Array, steps: int) -> Any:
         """The state before the first step: a pytree of arrays.
@@ -123,6 +132,53 @@ class Penalty(Constraint):
 
     def penalty(self, state: PenaltyState, prompt: jax.Array, target: Target) -> jax.Array:
         return state.gamma * distance(prompt, target.embeddings, target.mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingPenalty(Constraint):
+    """Adds gamma times the loss of a reading: the prompt is to read as its target by that reading.
+
+    Attributes:
+        reading: a hashable one.
+        model: the model that reads; its weights are those of the target, so it has none.
+    """
+
+    runs_at_once: ClassVar[int | None] = 8
+
+    reading: Method
+    model: LanguageModel = dataclasses.field(hash=False)
+
+    @classmethod
+    def of(cls, reading: Method, model: LanguageModel) -> Self:
+        """The constraint for the prompts of a model."""
+        return cls(reading, dataclasses.replace(model, params={}))
+
+    def init(self, target: Target, gamma: jax.Array, margin: jax.Array, steps: int) -> PenaltyState:
+        return PenaltyState(gamma)
+
+    def penalty(self, state: PenaltyState, prompt: jax.Array, target: Target) -> jax.Array:
+        own = slice(len(self.model.bos_ids), None)
+        model = dataclasses.replace(self.model, params=target.params)
+        rows = (prompt[None, own], target.ids[None, own], target.mask[None, own])
+        return state.gamma * self.reading.loss(model, *rows)[0]
+
+    def read(self, params: dict[str, Any], prompts: jax.Array, mask: jax.Array) -> jax.Array:
+        """Reads prompts as a population has them, with BOS before them: `[R, L]` int32 tokens.
+
+        Args:
+            params: the frozen weights.
+            prompts: `[R, L, D]`.
+            mask: `[R, L]` bool, see `Target`.
+        """
+        before = len(self.model.bos_ids)
+        model = dataclasses.replace(self.model, params=params)
+
+        def read(run: tuple[jax.Array, jax.Array]) -> jax.Array:
+            prompt, own = run
+            return self.reading.read(model, prompt[None, before:], own[None, before:])[0]
+
+        ids = jax.lax.map(read, (prompts, mask), batch_size=self.runs_at_once)
+        return jnp.pad(ids, [(0, 0), (before, 0)])
 
 
 @struct.dataclass

@@ -3,6 +3,7 @@
 All of them are computed by NumPy on the host.
 """
 
+import difflib
 import re
 import string
 import unicodedata
@@ -52,6 +53,15 @@ def prompt_f1(text: str, target: str) -> float:
     if words:
         return _f1(_words(text), words)
     return _f1(text.split(), target.split())
+
+
+def similarity(text: str, other: str) -> float:
+    """Computes how similar two texts are, letter by letter, from 0 to 1.
+
+    It is twice the letters in common blocks, by the letters of both (Ratcliff and Metzener, 1988;
+    `difflib.SequenceMatcher`), in lower case. Texts without letters are alike.
+    """
+    return difflib.SequenceMatcher(None, text.lower(), other.lower(), autojunk=False).ratio()
 
 
 def token_f1(ids: Sequence[int], target_ids: Sequence[int]) -> float:

@@ -13,6 +13,9 @@ from wayward_jax.targets import Target
 
 P_STAR = "p_star"
 
+# The paper's reading, in records.
+NEAREST_TOKENS = "nearest tokens"
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -30,8 +33,10 @@ class Run:
         target_ids: its L tokens.
         init: a start of `initialization.STARTS`, or `checkpoint:` and a digest of the prompt that
             the run starts from.
-        constraint: one of `constraints.CONSTRAINTS`, or the `repr` of a user's own constraint.
-        gamma: weight of the distance term; where it is found while tuning, the first one.
+        constraint: one of `constraints.CONSTRAINTS`, or the `repr` of a user's own constraint; or
+            the name (`str`) of the reading whose loss stands in place of the distance.
+        gamma: weight of the distance term, or of the loss of a reading; where it is found while
+            tuning, the first one.
         margin: of the cells, see `constraints`; 0 where they do not matter.
         seed: of the start and the order of examples.
         attempt: 0, or the number of a further try of a `p_star`: another start, and the same order
@@ -147,8 +152,10 @@ class RunRecord:
         correct: `[n_eval]` bool, which test examples are predicted right, in the task's order.
         unprompted: `[n_eval]` bool, the same without any prompt; None if it was not measured.
         dev_accuracy: on the dev examples; what choices between runs go by.
-        text: what the prompt reads as: the text of the tokens nearest to its vectors.
-        token_ids: those L tokens.
+        reading: the reading by which the prompt is held to its target: `NEAREST_TOKENS`, or the
+            name of another one.
+        text: what the prompt reads as by it.
+        token_ids: the L tokens of this text.
         prompt_f1: F1 of the words of `text` against the target's; None without a target.
         token_f1: F1 of the tokens; None without a target.
         distance: `objective.distance` to the target; None without a target.
@@ -179,6 +186,7 @@ class RunRecord:
     correct: np.ndarray
     unprompted: np.ndarray | None
     dev_accuracy: float
+    reading: str
     text: str
     token_ids: tuple[int, ...]
     prompt_f1: float | None

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from wayward_jax.api import mesh_of
 from wayward_jax.checkpoints import prompt_digest
-from wayward_jax.constraints import CONSTRAINTS, Constraint, hold
+from wayward_jax.constraints import CONSTRAINTS, Constraint, ReadingPenalty, hold
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.jobs.inputs import check_cells
@@ -21,6 +21,7 @@ from wayward_jax.jobs.throughput import ThroughputMeter
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
 from wayward_jax.prompt_files import checked_prompt
+from wayward_jax.readings import Method, find_reading
 from wayward_jax.runs import Run, RunRecord
 from wayward_jax.targets import require_readable, tokenize
 from wayward_jax.tasks import TaskData
@@ -49,7 +50,7 @@ def tune(
     *,
     targets: Mapping[str, str] | Sequence[str | None] | None = None,
     prompt_length: int | None = None,
-    constraint: str | Constraint = "penalty",
+    constraint: str | Constraint | Method = "penalty",
     gamma: float = 0.1,
     gammas: Sequence[float] | None = None,
     margin: float = 0.01,
@@ -85,8 +86,10 @@ def tune(
         targets: several texts, by name or not; None among them is a `p_star`.
         prompt_length: L. Targets are cut to it; it must be given for a `p_star`. None is the length
             of each target.
-        constraint: a name of `constraints.CONSTRAINTS`, or a `Constraint` of your own.
-        gamma: weight of the distance term; `cell` and `dual` need none.
+        constraint: a name of `constraints.CONSTRAINTS`, or a `Constraint` of your own; or a
+            reading, whose loss then stands in place of the distance: a name that
+            `readings.find_reading` takes, or a `readings.Method` of your own.
+        gamma: weight of the distance term or of the reading's loss; `cell` and `dual` need none.
         gammas: several of them.
         margin: the part of each cell that stays free, for `cell` and `dual`.
         init: where prompts start: a name of `initialization.STARTS`, a text of L tokens, or an
@@ -127,12 +130,7 @@ def tune(
     if learning_rate is None:
         learning_rate = 0.01 if isinstance(optimizer, str) else 1.0
     rates = [float(rate) for rate in np.atleast_1d(learning_rate)]
-    kinds = dict(CONSTRAINTS)
-    if not isinstance(constraint, str):
-        kinds[repr(constraint)] = constraint
-        constraint = repr(constraint)
-    if constraint not in kinds:
-        raise InputError("constraint", constraint, f"choose one of {', '.join(kinds)}")
+    kinds, held_by = _constraints(constraint, model)
     if template is None:
         template = task.task.default_template
     # A job's checks of its flags, on the same arguments.
@@ -156,6 +154,8 @@ def tune(
         prompt_length=[] if prompt_length is None else [prompt_length],
     )
     start, starts = _start(init, model)
+    if isinstance(kinds[held_by], ReadingPenalty):
+        margin = 0.0  # there are no cells
     common: dict[str, Any] = {
         "model": model.name,
         "model_digest": model.digest,
@@ -181,7 +181,7 @@ def tune(
         if text is not None:
             (tokens,) = tokenize({name: text}, model.tokenizer, prompt_length)
             require_readable([tokens], model.tokenizer, readable)
-            held = hold(constraint, float(weight), margin)
+            held = hold(held_by, float(weight), margin)
             run = Run.towards(tokens, init=start, **held, **own)
         elif prompt_length is None:
             raise InputError("prompt_length", None, "give it for prompts without a target")
@@ -224,6 +224,20 @@ def _check(**arguments: Any) -> None:
         for name, value in arguments.items()
     }
     Settings.parse(texts)
+
+
+def _constraints(
+    constraint: str | Constraint | Method, model: LanguageModel
+) -> tuple[dict[str, Constraint], str]:
+    """All constraints by name, and the name of the one that is asked for."""
+    if isinstance(constraint, str) and constraint in CONSTRAINTS:
+        return dict(CONSTRAINTS), constraint
+    if isinstance(constraint, str):
+        constraint = find_reading(constraint, model)
+    if isinstance(constraint, Constraint):
+        return CONSTRAINTS | {repr(constraint): constraint}, repr(constraint)
+    own = ReadingPenalty.of(constraint, model)
+    return CONSTRAINTS | {str(constraint): own}, str(constraint)
 
 
 def _by_name(texts: Mapping[str, str] | Sequence[str | None]) -> dict[str, str | None]:

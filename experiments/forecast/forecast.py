@@ -88,7 +88,7 @@ def forecast(
             task = plans[0].runs[0].task
             watch.doing(f"{topology}, {name}, {task}: compiling")
             model = loader.model(name)
-            found.append(_forecast(model, each.tasks[task], plans, machine, loader.mesh, task))
+            found.append(_forecast(model, each, plans, machine, loader.mesh, task))
     return len(devices), found
 
 
@@ -121,7 +121,7 @@ def _alike(
 
 def _forecast(
     model: LanguageModel,
-    task: EncodedTask,
+    inputs: ModelInputs,
     plans: Sequence[PopulationPlan],
     machine: Machine,
     mesh: Mesh,
@@ -129,7 +129,8 @@ def _forecast(
 ) -> Forecast:
     plan, steps = plans[0], plans[0].runs[0].steps
     largest = plan.shapes[-1]
-    training = compile_training(model, plan, largest, mesh)
+    task = inputs.tasks[name]
+    training = compile_training(model, plan, largest, mesh, inputs.constraints)
     scoring = compile_scoring(model, plan, task.test, mesh)
     found = Forecast(
         model=model.name,

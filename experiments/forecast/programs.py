@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from wayward_jax.constraints import CONSTRAINTS, Constraint
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.family import Family
 from wayward_jax.packing import PackedBatch, empty_pack
@@ -61,12 +63,16 @@ def abstract_params(
 
 
 def compile_training(
-    model: LanguageModel, plan: PopulationPlan, shape: PackedShape, mesh: Mesh
+    model: LanguageModel,
+    plan: PopulationPlan,
+    shape: PackedShape,
+    mesh: Mesh,
+    constraints: Mapping[str, Constraint] = MappingProxyType(CONSTRAINTS),
 ) -> Compiled:
     """Compiles a call of the training program with packs of one of the plan's shapes."""
     run = plan.runs[0]
     optimizer = named_optimizer(run.optimizer, run.steps, run.warmup, run.weight_decay)
-    population = describe_population(plan, model.tokenizer.vocab_size)
+    population = describe_population(plan, model.tokenizer.vocab_size, constraints)
     state = _state(model, plan, population, optimizer)
     return _compile(
         train_steps,

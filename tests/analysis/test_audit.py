@@ -52,6 +52,7 @@ def found(records, share=0.9, majority=0.5, to_token=(1.0, 3.0), margin=2.0):
         dict.fromkeys(("euclidean", "cosine", "dot"), reading),
         {3: "a", 4: "<i>", 5: "|", 6: "`"},
         ("<u>", "|"),
+        (audit.Answer("<s> asks", "<q>\n|", 0.5),),
         anatomy,
         audit.on_task(rows, records),
         margin,
@@ -122,6 +123,20 @@ def test_the_verdict_follows_from_the_doubles(records, changed, said):
     assert said in audit.verdict(found(records, **changed))
 
 
+def test_each_reading_has_a_verdict_of_its_own_doubles():
+    """That a prompt deceives the lens says nothing of nearest tokens, whose verdict comes first."""
+    records = [
+        dataclasses.replace(double(0.9), reading="lens:3"),
+        dataclasses.replace(double(0.9, "own/2"), reading="lens:3"),
+        double(0.6),
+    ]
+    made = found(records)
+    assert audit.verdict(made).startswith("No double was found: all prompts that read as another")
+    (of_lens,) = (said for said in audit.findings(made) if said.startswith("By the reading lens:3"))
+    assert "2 of 2 other texts are read off prompts that do mood as well" in of_lens
+    assert audit.verdict(found(records[:2])).startswith("2 of 2 other texts are read off")
+
+
 def test_of_several_tries_the_best_on_dev_of_those_that_read_as_the_text_counts():
     tries = [
         double(0.9, prompt_f1=0.9, dev_accuracy=0.99),
@@ -148,10 +163,12 @@ def test_the_page_escapes_what_tokens_and_readings_say():
     assert "<script>" not in page
     assert "<i>" not in page
     assert "<u>" not in page
+    assert "<s>" not in page
+    assert "<q>" not in page
     assert "own/<b>" not in page
     assert "\\<script\\>" in markdown
     assert all(
-        line.count("|") - line.count("\\|") in (0, 3, 4, 7, 9) for line in markdown.split("\n")
+        line.count("|") - line.count("\\|") in (0, 3, 4, 8, 9) for line in markdown.split("\n")
     )
 
 

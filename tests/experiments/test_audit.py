@@ -10,8 +10,10 @@ import wayward_jax as wj
 from experiments import audit
 from tests.helpers import toy_job, toy_models
 from wayward_jax import models
+from wayward_jax.analysis.analyze import analyze
 from wayward_jax.errors import InputError
 from wayward_jax.projection import c_proj
+from wayward_jax.readings import Lens, Verbal
 
 # A text that helps the toy model with its task, found among 400 random ones.
 HELPFUL = "w49 w17 w23"
@@ -128,6 +130,14 @@ def test_a_double_of_p_star_shows_that_its_reading_does_not_tell_what_it_does(
 
 
 @pytest.mark.slow
+def test_the_analysis_of_jobs_refuses_an_audit_in_one_line(folder, of_p_star):
+    out_dir, _ = of_p_star
+    with pytest.raises(InputError, match=r"runs=.*holds an audit.*open audit.html there") as error:
+        analyze([out_dir], cache_dir=folder / "cache")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
 def test_a_wayward_prompt_is_found_to_be_one_and_its_text_does_not_do_the_task(
     folder, model, task, p_star, wayward, tmp_path
 ):
@@ -214,3 +224,32 @@ def test_bad_flags_of_an_audit_get_one_line(folder, tmp_path, changed, said):
         run(folder, "text=w3 w4", ["w1"], tmp_path / "out", **changed)
     assert "\n" not in str(error.value)
     assert not Path(tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_doubles_of_the_lens_are_judged_apart_and_the_model_says_what_the_prompt_means(
+    folder, model, p_star, tmp_path
+):
+    """The text is the one that the lens reads off p_star, so that there is such a double."""
+    templates = "w1 {prompt} w2|w1 {prompt} w3"
+    text = model.tokenizer.decode(Lens(1).read(model, p_star[None])[0].tolist())
+    found = run(
+        folder,
+        p_star,
+        [text],
+        tmp_path / "out",
+        constraint="cell,lens:1",
+        gamma=10,
+        steps=20,
+        verbal_templates=templates,
+    )
+    nearest, lens = found["task"]["doubles"]
+    assert (nearest["reading"], lens["reading"]) == ("nearest tokens", "lens:1")
+    double = wj.load_prompt(tmp_path / "out" / "checkpoints" / lens["best"], model)
+    assert model.tokenizer.decode(Lens(1).read(model, double[None])[0].tolist()) == text
+    assert any(said.startswith("By the reading lens:1: ") for said in found["findings"])
+    verbal = Verbal(tuple(templates.split("|")))
+    said = verbal.say(model, p_star[None])
+    texts = [model.tokenizer.decode(ids.tolist()) for ids in np.asarray(said.ids[0])]
+    assert [answer["text"] for answer in found["answers"][:2]] == texts
+    assert [answer["asked"] for answer in found["answers"][:2]] == list(said.ways)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from wayward_jax.initialization import STARTS
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.setting import Gamma
 from wayward_jax.jobs.settings import EXPERIMENTS, Settings
+from wayward_jax.readings import Verbal
 from wayward_jax.targets import Target
 
 
@@ -43,6 +45,8 @@ class Named:
 
     name: str
     digest: str = "0123456789abcdef"
+    module = SimpleNamespace(config=SimpleNamespace(depth=6))
+    tokenizer = SimpleNamespace(chat_template="")
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "audit"])
@@ -134,6 +138,29 @@ def test_p_star_has_as_many_attempts_as_a_target_has_gammas(folder):
     starts = [STARTS[run.init](run, table) for run in p_star]
     assert not any(np.array_equal(*pair) for pair in itertools.combinations(starts, 2))
     assert {run.gamma for run in runs if run.target_ids} == {0.0, 0.1, 0.2}
+
+
+def test_readings_are_held_with_every_gamma_and_p_star_has_as_many_attempts(folder):
+    constraint = ("penalty", "cell", "lens", "lens:6", "verbal")
+    settings = toy_job.settings(folder, None, gamma=(0.0, 0.1, 2.0), constraint=constraint)
+    runs = grid.runs(settings, Named("gpt2"), "mood", [Target("one", "a b", (1, 2))])
+    held = [(run.constraint, run.gamma) for run in runs if run.target_ids]
+    verbal = str(Verbal())
+    each = itertools.product(("penalty", "lens:3", "lens:6", verbal), (0.1, 2.0))
+    assert sorted(held) == sorted([*each, ("cell", 0.0), ("penalty", 0.0)])
+    assert {run.margin for run in runs if run.constraint != "cell"} == {0}
+    assert [run.attempt for run in runs if not run.target_ids] == [0, 1]
+
+
+@pytest.mark.parametrize("constraint", ["lens:", "lens:-1", "lens:x", "wall", "verbal:1"])
+def test_constraints_that_are_not_there_are_refused(given, constraint):
+    with pytest.raises(InputError, match="give penalty, cell, lens, lens:LAYER, verbal or inspect"):
+        given(constraint=[constraint])
+
+
+def test_a_gamma_that_is_found_is_refused_with_a_reading(given):
+    with pytest.raises(InputError, match="give numbers with"):
+        given(constraint=["penalty", "lens"], gamma=["auto"])
 
 
 def test_each_target_is_tuned_from_its_start_without_a_constraint_too(folder):

@@ -11,13 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from experiments import flags
 from experiments.discrete import MOST_DEMONSTRATIONS, calibrate, demonstrations
 from experiments.path import between
+from experiments.recover import rank
 from tests.helpers import packs, toy_job, toy_models
 from wayward_jax import checkpoints
 from wayward_jax.analysis import tables
+from wayward_jax.analysis.measured_figures import measured_figures
 from wayward_jax.analysis.selection import compare
 from wayward_jax.analysis.terminal import show
 from wayward_jax.errors import InputError
@@ -157,6 +160,7 @@ def test_a_prompt_of_tokens_scores_as_the_tokens_before_the_text(family, bos, tm
         "dev",
         pytest.fail,
         {},
+        {},
     )
     assert longest.prompt_length == 6
     # The last prompt is longer than those that the examples are packed for.
@@ -290,3 +294,96 @@ def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, me
     assert "accuracy on test counts" in (tmp_path / "out" / "report.html").read_text()
     rows = records.read_lines(folder / "path" / "results.jsonl")
     assert len(rows) == 6
+
+
+@pytest.mark.slow
+def test_every_reading_is_measured_of_the_prompts_that_are_held_by_one(folder, tmp_path):
+    """Of a prompt that a reading holds, the measurement has what the prompt's own row has."""
+    finished, _ = run_job(
+        folder,
+        tmp_path,
+        "readings",
+        steps=3,
+        seeds=1,
+        gamma=5,
+        constraint="penalty,lens:2,verbal",
+        verbal_templates="w1 {prompt} w2|{prompt} w3",
+    )
+    by_id = {record.id: record for record in finished.records}
+    rows = finished.measured["readings"]
+    held_by = {by_id[id_].run.constraint for id_ in rows}
+    names = {row["reading"] for of_target in rows.values() for row in of_target}
+    assert len(held_by) == 3
+    assert held_by - {"penalty"} < names
+    assert {"euclidean", "cosine", "dot", "lens:1"} < names
+    for id_, of_target in rows.items():
+        record = by_id[id_]
+        own = "euclidean" if record.run.constraint == "penalty" else record.reading
+        (row,) = (row for row in of_target if (row["reading"], row["prompt"]) == (own, "wayward"))
+        assert row["text"] == record.text
+        assert (row["prompt_f1"], row["token_f1"]) == (record.prompt_f1, record.token_f1)
+    made = tables.tables(finished.records, compare(finished.records), finished.measured)
+    assert len(made["readings"]) == len(held_by) * len(names) * 2
+    figure = measured_figures(finished.records, finished.measured)["readings"]
+    shown = {text.get_text() for text in figure.axes[0].get_yticklabels()}
+    assert shown == held_by | {"p_star"}
+
+
+def test_ranks_count_what_is_lower_and_half_of_what_is_equal():
+    assert rank(np.array([1.0, 2, 3])) == 1
+    assert rank(np.array([3.0, 2, 4, 1])) == 3
+    assert rank(np.array([2.0, 2, 2, 1])) == 3
+
+
+@pytest.mark.slow
+def test_a_prompt_that_has_not_left_its_description_is_read_as_it_and_p_star_is_not(
+    folder, tmp_path
+):
+    """Without a step the prompt is its description, to which nearest tokens have no distance."""
+    finished, _ = run_job(
+        folder, tmp_path, "recover", steps=1, seeds=1, gamma=0, learning_rate=0, init="target"
+    )
+    (rows,) = finished.measured["recover"].values()
+    ranks = {(row["reading"], row["beside"]): row["rank"] for row in rows}
+    assert ranks["euclidean", "nothing"] == 1
+    assert ranks["euclidean", "p_star"] == 1
+    assert {beside for _, beside in ranks} == {"nothing", "p_star"}
+
+
+@pytest.mark.slow
+def test_prompts_are_told_apart_by_scores_of_each_of_them(folder, tmp_path):
+    """Those held to definitions are honest, and so are those that nothing holds."""
+    (folder / "definitions.txt").write_text("w3 w4 w5\n")
+    (folder / "words.txt").write_text("w7 w8 w9\n")
+    finished, _ = run_job(
+        folder,
+        tmp_path,
+        "detect",
+        steps=3,
+        gamma=0.5,
+        task="mood,opposite",
+        targets=f"{folder / 'definitions.txt'},{folder / 'words.txt'}",
+    )
+    by_id = {record.id: record for record in finished.records}
+    rows = {id_: row for id_, (row,) in finished.measured["detect"].items()}
+    assert rows.keys() == by_id.keys()
+    kinds = {"definitions/1": "true description", "words/1": "wayward", "p_star": "p_star"}
+    table = np.float64(load_table(folder))[: len(toy_models.WORDS)]
+    for id_, row in rows.items():
+        assert row["prompt"] == kinds[by_id[id_].run.target_name]
+        prompt = np.float64(checkpoints.load_prompt(tmp_path / "checkpoints" / id_))
+        apart = np.linalg.norm(prompt[:, None] - table[1:], axis=2)  # special tokens are not read
+        apart.sort(axis=1)
+        assert row["distance"] == pytest.approx(apart[:, 0].mean(), rel=1e-4)
+        margin = (apart[:, 1] ** 2 - apart[:, 0] ** 2).mean()
+        assert row["margin"] == pytest.approx(margin, rel=1e-3)
+        assert row["norm"] == pytest.approx(np.linalg.norm(prompt, axis=1).mean(), rel=1e-4)
+    made = tables.tables(finished.records, compare(finished.records), finished.measured)["detect"]
+    assert set(made["honest"]) == {"true description", "p_star"}
+    assert set(made["prompts"]) == {8}
+    assert "all together" in set(made["score"])
+
+
+def load_table(folder):
+    """The embeddings of the published model."""
+    return load_file(folder / "gpt2" / "model.safetensors")["transformer.wte.weight"]

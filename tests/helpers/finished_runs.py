@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from wayward_jax.provenance import Provenance
-from wayward_jax.runs import CurvePoint, Run, RunRecord
+from wayward_jax.runs import NEAREST_TOKENS, CurvePoint, Run, RunRecord
 from wayward_jax.targets import Target
 
 COMMON = {"model": "gpt2", "task": "sst2"}
@@ -29,6 +29,7 @@ def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0, majority=0.1, unpr
         correct=np.arange(N_EVAL) < N_EVAL * accuracy,
         unprompted=np.arange(N_EVAL) < N_EVAL * unprompted,
         dev_accuracy=dev_accuracy,
+        reading=NEAREST_TOKENS,
         text=run.target_text,
         token_ids=run.target_ids,
         prompt_f1=f1,

@@ -33,6 +33,7 @@ OTHERS = {
     "targets": "text=w1, w2",
     "gamma": "0,0.0001,auto,a/gpt2:3e+20",
     "constraint": "penalty,cell",
+    "verbal_templates": "a {prompt} b|{prompt} c",
     "margin": "0.5",
     "seeds": "0,4294967295",
     "steps": "2000",
@@ -88,7 +89,7 @@ def test_a_setting_that_is_not_given_has_no_text():
     assert {name for name, text in texts.items() if text is None} == {
         *("data_dir", "prompt_length", "population", "mesh", "out_dir", "only", "shard", "reuse"),
         *("coordinator", "num_processes", "process_id", "assets_dir"),
-        *("text_column", "label_column", "template"),
+        *("text_column", "label_column", "template", "verbal_templates"),
     }
 
 

@@ -321,3 +321,43 @@ def test_gguf_and_folder_give_a_template_the_tokens_of_the_joined_text():
             assert encode(task, [text], folder, template=0, method=method) == [encoded]
             joined = f"{text} the end ." if method == "direct" else f"the end . {text}"
             assert [*encoded.contexts[0], *encoded.continuations[0]] == [*ours.encode(joined), 2]
+
+
+@pytest.mark.parametrize("name", ["llama", "smollm"])
+def test_chats_are_those_of_transformers(name, tokenizer):
+    """A message, and the start of the answer, by templates as they are published."""
+    template = {
+        "llama": "{{ bos_token }}{% for message in messages %}\n"
+        "    {% if message['role'] == 'user' %}\n"
+        "[INST] {{ message['content'] | trim }} [/INST]\n    {% endif %}\n{% endfor %}",
+        "smollm": "{% for message in messages %}{% if loop.first and messages[0]['role'] != "
+        "'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
+        "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    }[name]
+    theirs = copy.deepcopy(tokenizer)
+    theirs.bos_token = theirs.eos_token
+    eos = theirs.eos_token_id
+    ours = Tokenizer(theirs.backend_tokenizer, eos, eos, template)
+    messages = [{"role": "user", "content": " What does {prompt} mean? "}]
+    assert ours.chat(messages[0]["content"]) == theirs.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+
+
+def test_chat_templates_are_read_from_folders(publish, tmp_path):
+    folder, _ = publish(GPT2Config(vocab_size=410, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    file = folder / "tokenizer_config.json"
+    entries = json.loads(file.read_text())
+
+    def found(number):
+        return models.load(str(folder), cache_dir=tmp_path / str(number)).tokenizer.chat_template
+
+    assert found(0) == ""
+    file.write_text(json.dumps({**entries, "chat_template": "one"}))
+    assert found(1) == "one"
+    several = [{"name": "tools", "template": "two"}, {"name": "default", "template": "three"}]
+    file.write_text(json.dumps({**entries, "chat_template": several}))
+    assert found(2) == "three"
+    (folder / "chat_template.jinja").write_text("four")
+    assert found(3) == "four"

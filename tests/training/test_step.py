@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import toy_models
-from wayward_jax.constraints import AdaptiveGamma, Target
+from wayward_jax.constraints import AdaptiveGamma, Constraint, Target
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
 from wayward_jax.segments import example_order, gold_segments
@@ -16,7 +16,7 @@ from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import iter_calls, plan_populations
-from wayward_jax.training.step import train_steps
+from wayward_jax.training.step import Population, _penalty_gradients, train_steps
 from wayward_jax.training.trainer import init_population
 
 EXAMPLES = toy_models.examples(10, n_labels=2, seed=0)
@@ -302,3 +302,32 @@ def test_the_distance_term_pulls_the_prompt_to_its_target(model):
     unconstrained, *_, pulled = np.asarray(d_proj(table, state.prompts, readable))
     assert (unconstrained != target).any()
     np.testing.assert_array_equal(pulled, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wave(Constraint):
+    """A penalty whose gradient is known, computed for a few runs at once."""
+
+    runs_at_once: int | None
+
+    def penalty(self, state, prompt, target):
+        return state * (jnp.sin(prompt) * target.embeddings).sum()
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2, 4, 100])
+def test_penalties_move_their_own_runs_alone_however_many_are_computed_at_once(at_once):
+    rng = np.random.default_rng(0)
+    prompts, embeddings = np.float32(rng.normal(size=(2, 6, 3, 4)))
+    states, own = np.float32(rng.normal(size=6)), np.array([True, False, True, True, False, False])
+    population = Population(
+        target_ids=jnp.zeros((6, 3), jnp.int32),
+        mask=jnp.ones((6, 3), bool),
+        learning_rate=jnp.ones(6),
+        constraint=jnp.asarray(np.where(own, 1, 0)),
+        constraints=(Constraint(), Wave(at_once)),
+        vocab_size=1,
+    )
+    targets = Target(population.target_ids, jnp.asarray(embeddings), population.mask, None)
+    found = _penalty_gradients(jnp.asarray(prompts), population, targets, ((), jnp.asarray(states)))
+    expected = np.where(own[:, None, None], states[:, None, None] * np.cos(prompts) * embeddings, 0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -73,9 +73,17 @@ def analyze(
         margin: of verdicts, in percent, see `statistics.Interval.verdict`.
 
     Raises:
-        InputError: the results or checkpoints of a job are missing or broken.
+        InputError: the results or checkpoints of a job are missing or broken, or it is an audit's.
     """
     finished = read_jobs(folders)
+    for folder in dict.fromkeys(run.job for run in finished):
+        if read_flags(folder)["experiment"] == "audit":
+            raise InputError(
+                "runs",
+                str(folder.folder),
+                "holds an audit, whose prompts have no p_star to be compared with: open audit.html "
+                "there, and leave the folder out",
+            )
     for run in finished:
         if not run.checkpoint.is_dir():
             raise InputError(None, run.checkpoint, "is missing: bring the job's checkpoints, too")

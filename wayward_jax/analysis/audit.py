@@ -9,19 +9,20 @@ intervals say nothing about training; a double that exists is a fact whatever le
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from wayward_jax.analysis import statistics
 from wayward_jax.analysis.anatomy import Anatomy, dissect
-from wayward_jax.analysis.selection import F1_THRESHOLD
+from wayward_jax.analysis.selection import F1_THRESHOLD, is_unconstrained
 from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Compared, Interval
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import METRICS
-from wayward_jax.readings import Reading, read_prompts
+from wayward_jax.readings import Reading, Verbal, find_reading, read_prompts
 from wayward_jax.readings.lens import read_layers
-from wayward_jax.runs import RunRecord, read_bits
+from wayward_jax.runs import NEAREST_TOKENS, RunRecord, read_bits
+from wayward_jax.sharding import on_host
 
 # The set of texts that contradict a task's definition.
 OPPOSITES = "contradictions"
@@ -32,6 +33,7 @@ class Double:
     """The prompts that were tuned from the audited one to read as another text.
 
     Attributes:
+        reading: by which they are to read as it, see `RunRecord.reading`.
         target_name: the name of the text.
         text: the text, as long as the prompt.
         tries: the prompts.
@@ -40,6 +42,7 @@ class Double:
         drop: the drop from the audited prompt's accuracy to that of `best`, in percent.
     """
 
+    reading: str
     target_name: str
     text: str
     tries: tuple[RunRecord, ...]
@@ -61,7 +64,7 @@ class OnTask:
         prompt: `[N]` bool, which examples are right with the prompt.
         reading: `[N]` bool, with the embeddings of the tokens that it reads as.
         nothing: `[N]` bool, without a prompt.
-        doubles: one for each text.
+        doubles: one for each reading that is to be deceived and each text.
     """
 
     task: str
@@ -80,6 +83,27 @@ class OnTask:
         gain = statistics.accuracy(self.prompt[None], self.nothing)
         return statistics.accuracy(self.prompt[None]).low > self.majority and gain.low > 0
 
+    def by_reading(self) -> dict[str, list[Double]]:
+        """The doubles of each reading, nearest tokens first."""
+        found: dict[str, list[Double]] = {}
+        for double in sorted(self.doubles, key=lambda double: double.reading != NEAREST_TOKENS):
+            found.setdefault(double.reading, []).append(double)
+        return found
+
+
+class Answer(NamedTuple):
+    """What the model says of a prompt.
+
+    Attributes:
+        asked: the way it was asked, see `readings.verbal.Said`.
+        text: the answer.
+        nll: its mean negative log-likelihood, in nats a token.
+    """
+
+    asked: str
+    text: str
+    nll: float
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Audit:
@@ -91,6 +115,7 @@ class Audit:
         readings: the prompt's readings by metric, the Euclidean one first.
         tokens: the text of each token that is among the neighbors.
         lens: what the logit lens reads at each layer, from before the first to after the last.
+        answers: what the model itself says of it, asked in several ways.
         anatomy: where its vectors lie.
         on_task: None if no task is given.
         margin: of verdicts, in percent.
@@ -101,6 +126,7 @@ class Audit:
     readings: Mapping[str, Reading]
     tokens: Mapping[int, str]
     lens: tuple[str, ...]
+    answers: tuple[Answer, ...]
     anatomy: Anatomy
     on_task: OnTask | None
     margin: float
@@ -117,14 +143,48 @@ def audit(
     source: str,
     on_task: OnTask | None,
     margin: float = statistics.MARGIN,
+    templates: tuple[str, ...] | None = None,
 ) -> Audit:
-    """Reads and measures a prompt `[L, D]`; `on_task` is what its job has found."""
+    """Reads and measures a prompt `[L, D]`.
+
+    Args:
+        model: that the prompt is for.
+        prompt: `[L, D]`.
+        source: see `Audit`.
+        on_task: what the prompt's job has found.
+        margin: see `Audit`.
+        templates: of verbal readings, see `readings.find_reading`.
+    """
     readings = {metric: read_prompts(model, [prompt], [None], metric)[0] for metric in METRICS}
     ids = {int(id_) for reading in readings.values() for id_ in reading.ids.ravel()}
     tokens = {id_: model.tokenizer.decode([id_]) for id_ in sorted(ids)}
     lens = tuple(model.tokenizer.decode(ids.tolist()) for ids in read_layers(model, prompt))
-    anatomy = dissect(model, prompt)
-    return Audit(source, model.name, readings, tokens, lens, anatomy, on_task, margin)
+    answers = (
+        answer
+        for name in ("verbal", "inspect")
+        for answer in _ask(find_reading(name, model, templates), model, prompt)
+    )
+    return Audit(
+        source,
+        model.name,
+        readings,
+        tokens,
+        lens,
+        tuple(answers),
+        dissect(model, prompt),
+        on_task,
+        margin,
+    )
+
+
+def _ask(verbal: Verbal, model: LanguageModel, prompt: np.ndarray) -> list[Answer]:
+    said = verbal.say(model, prompt[None])
+    return [
+        Answer(asked, model.tokenizer.decode(ids.tolist()), float(nll))
+        for asked, ids, nll in zip(
+            said.ways, on_host(said.ids)[0], on_host(said.nll)[0], strict=True
+        )
+    ]
 
 
 def on_task(rows: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> OnTask:
@@ -135,15 +195,18 @@ def on_task(rows: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> 
         records: the doubles.
     """
     correct = {row["prompt"]: read_bits(row["correct"], row["n_eval"]) for row in rows}
-    by_target: dict[str, list[RunRecord]] = {}
+    held = {record.reading for record in records if not is_unconstrained(record)}
+    by_target: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
-        by_target.setdefault(record.run.target_name, []).append(record)
+        if held and record.reading not in held:
+            continue  # tuned without a constraint beside those that deceive another reading
+        by_target.setdefault((record.reading, record.run.target_name), []).append(record)
     doubles = []
-    for name, tries in by_target.items():
+    for (reading, name), tries in by_target.items():
         faithful = [record for record in tries if record.prompt_f1 >= F1_THRESHOLD]
         best = max(faithful, key=lambda record: record.dev_accuracy, default=None)
         drop = Interval(math.nan) if best is None else drop_from(correct["prompt"], best.correct)
-        doubles.append(Double(name, tries[0].run.target_text, tuple(tries), best, drop))
+        doubles.append(Double(reading, name, tries[0].run.target_text, tuple(tries), best, drop))
     return OnTask(
         rows[0]["task"],
         rows[0]["majority"],
@@ -180,15 +243,21 @@ def verdict(found: Audit) -> str:
     """The verdict of an audit in a sentence."""
     if found.on_task is None:
         return f"{_place(found.anatomy)} What it does was not tested: give a task."
-    task, doubles = found.on_task.task, found.on_task.doubles
+    task = found.on_task.task
     if not found.on_task.learned:
         return (
             f"This prompt is not shown to do {task} better than a constant answer and than no "
             "prompt, so there is nothing that its reading could explain."
         )
+    reading, doubles = next(iter(found.on_task.by_reading().items()))
+    return _judge_reading(found, task, reading, doubles)
+
+
+def _judge_reading(found: Audit, task: str, reading: str, doubles: Sequence[Double]) -> str:
+    """The verdict on one reading, of which there are doubles."""
     judged = [double.verdict(found.margin) for double in doubles]
     as_well = [double for double in doubles if double.verdict(found.margin) == WITHIN]
-    if found.anatomy.is_text:
+    if found.anatomy.is_text and reading == NEAREST_TOKENS:
         others = (
             f"; all the same, {_texts(len(as_well), len(doubles))} read off prompts that do {task} "
             "as well, so that a reading alone does not show it"
@@ -238,7 +307,13 @@ def findings(found: Audit) -> list[str]:
     if anatomy.dead:
         said.append(f"Nearly 0 are the vectors at {', '.join(str(i + 1) for i in anatomy.dead)}.")
     if found.on_task is not None:
-        said += [_as_text(found), _effort(found.on_task)]
+        said.append(_as_text(found))
+        if found.on_task.learned:
+            _, *others = found.on_task.by_reading().items()
+            for reading, own in others:
+                judged = _judge_reading(found, found.on_task.task, reading, own)
+                said.append(f"By the reading {reading}: {judged}")
+        said.append(_effort(found.on_task))
     return said
 
 
@@ -282,19 +357,27 @@ def _as_text(found: Audit) -> str:
     )
 
 
+def _each_reading(task: OnTask) -> str:
+    readings = len(task.by_reading())
+    return f" and {readings} readings" if readings > 1 else ""
+
+
 def _effort(task: OnTask) -> str:
     runs = [record.run for double in task.doubles for record in double.tries]
+    texts = {double.target_name for double in task.doubles}
     tries = max(len(double.tries) for double in task.doubles)
     ways = dict.fromkeys(
-        f"penalty of gamma {run.gamma:g}" if run.constraint == "penalty" else run.constraint
+        f"{run.constraint} of gamma {run.gamma:g}"
+        if run.gamma or run.constraint == "penalty"
+        else run.constraint
         for run in runs
     )
     rates = dict.fromkeys(f"{run.learning_rate:g}" for run in runs)
     lost = sum(double.best is None for double in task.doubles)
     return (
-        f"How hard was tried: for each of {len(task.doubles)} texts, {tries} "
+        f"How hard was tried: for each of {len(texts)} texts{_each_reading(task)}, {tries} "
         f"{'prompt was' if tries == 1 else 'prompts were'} tuned from this prompt, in "
         f"{runs[0].steps} steps of {runs[0].batch_size} examples (learning rate "
         f"{', '.join(rates)}), held to the text by {', '.join(ways)}."
-        + (f" For {lost} of the texts, no prompt came to read as the text." if lost else "")
+        + (f" For {lost} of them, no prompt came to read as the text." if lost else "")
     )

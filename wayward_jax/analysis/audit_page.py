@@ -27,7 +27,13 @@ NOTES = (
     "squared Euclidean distance.",
     "The lens (nostalgebraist, 2020) applies the model's last norm and output head to the hidden "
     "states of the prompt's positions after each layer, and reads each position as the likeliest "
-    "token. No doubles were tuned to deceive it.",
+    "token.",
+    "The model was asked what the prompt means: it continued texts that have the prompt in them, "
+    "by the likeliest token each time. In some, hidden states of the prompt after a layer were put "
+    "into a layer of the text in place of its vectors (InSPEcT, Ramati et al., 2024). The surprise "
+    "of an answer is its mean negative log-likelihood, in nats a token.",
+    "Doubles are tuned to deceive nearest tokens, or the reading that --constraint names (lens, "
+    "verbal, inspect). About readings of which there are no doubles, nothing is shown.",
 )
 
 
@@ -91,6 +97,7 @@ def to_json(found: Audit) -> str:
             for metric, reading in found.readings.items()
         },
         "lens": found.lens,
+        "answers": [answer._asdict() for answer in found.answers],
         "tokens": {str(id_): text for id_, text in found.tokens.items()},
         "to_token": anatomy.to_token.tolist(),
         "between_tokens": np.quantile(anatomy.between_tokens, (0.05, 0.5, 0.95)).tolist(),
@@ -114,10 +121,22 @@ def tables(found: Audit) -> dict[str, pd.DataFrame]:
     if found.on_task is not None:
         made["Its doubles"] = _doubles(found.on_task, found.margin)
         made["What it does"] = _references(found.on_task)
+    made["What the model says of it"] = pd.DataFrame(
+        {
+            "asked": _on_a_line(answer.asked),
+            "answer": _on_a_line(answer.text),
+            "surprise": f"{answer.nll:.2f}",
+        }
+        for answer in found.answers
+    )
     made["What the lens reads"] = pd.DataFrame(
         {"after layer": str(layer), "reads as": text} for layer, text in enumerate(found.lens)
     )
     return made
+
+
+def _on_a_line(text: str) -> str:
+    return text.replace("\n", "↵")
 
 
 def _by_token(found: Audit) -> pd.DataFrame:
@@ -142,6 +161,7 @@ def _doubles(task: OnTask, margin: float) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "text": double.target_name,
+            "reading": double.reading,
             "reads as": "another text" if double.best is None else double.best.text,
             "accuracy": "" if double.best is None else f"{double.best.accuracy:.3f}",
             "drop, %": _with_ends(double.drop, "{:+.1f}"),
@@ -193,6 +213,7 @@ def _task_json(task: OnTask, margin: float) -> dict[str, Any]:
         "accuracy": {name: float(correct.mean()) for name, correct in references.items()},
         "doubles": [
             {
+                "reading": double.reading,
                 "target_name": double.target_name,
                 "target_text": double.text,
                 "tries": [record.id for record in double.tries],

@@ -16,6 +16,8 @@ FIGURE_CAPTIONS = {
     "the model without a prompt (zero-shot) and with demonstrations (few-shot).",
     "transfer": "Accuracy of prompts on other tasks than they were tuned for, and of their "
     "readings, as text, with other models: means over prompts.",
+    "readings": "Mean prompt F1 by the reading of columns, of prompts that the reading of rows "
+    "holds to their target, and of p_star.",
 }
 
 TABLE_CAPTIONS = {
@@ -30,6 +32,13 @@ TABLE_CAPTIONS = {
     "transfer": "Prompts on other tasks, and their readings with other models",
     "projection": "Agreement of the prompts, and of p_star, with the targets under each metric: "
     "F1, and the share of target tokens among the nearest 1, 5 and 10",
+    "detect": "How well scores of single prompts tell wayward prompts from honest ones: areas "
+    "under ROC curves on tasks that are left out, with intervals over prompts; 0.5 is chance",
+    "readings": "What each reading says of prompts that were held to their targets by one of them, "
+    "and of p_star: F1 with the target, and the similarity of the letters of both texts (difflib)",
+    "recover": "The rank of the true description, at which a prompt started, among 20 texts by the "
+    "loss of each reading; 10.5 is chance. Beside p_star, the loss that the same text has with "
+    "p_star is taken off",
 }
 
 NOTES = (

@@ -18,7 +18,7 @@ from wayward_jax.analysis.style import (
     spread,
 )
 from wayward_jax.jobs.records import Measured
-from wayward_jax.runs import RunRecord
+from wayward_jax.runs import P_STAR, RunRecord
 
 CORNERS = ("p_star", "wayward", "target")
 PATH_PANELS = {
@@ -34,7 +34,10 @@ REFERENCES = {"zero-shot": ":", "few-shot": "--"}
 def measured_figures(records: Sequence[RunRecord], measured: Measured) -> dict[str, Figure]:
     """Draws the figures that there are data for, by the name of the measurement."""
     made = {}
-    for name, make in (("path", path), ("discrete", discrete), ("transfer", transfer)):
+    for name, make in (
+        *(("path", path), ("discrete", discrete), ("transfer", transfer)),
+        ("readings", readings),
+    ):
         frame = tables.measurements(records, measured, name)
         if not frame.empty:
             made[name] = make(frame)
@@ -113,20 +116,40 @@ def transfer(frame: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, ((kind, as_text), own) in zip(panels, groups, strict=True):
         means = own.pivot_table(index="source", columns="to", values="accuracy")
-        means = means.reindex(index=sources, columns=places)
-        axes.imshow(means, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
-        for (y, x), mean in np.ndenumerate(means.to_numpy()):
-            if not np.isnan(mean):
-                # The text is black in dark mode, too, because the cells keep their colors there.
-                axes.text(x, y, f"{mean:.2f}", ha="center", va="center", color="black")
+        _matrix(axes, means.reindex(index=sources, columns=places))
         axes.set_title(f"{kind}, as text" if as_text else kind)
-        axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
-        axes.set_yticks(range(len(sources)), sources)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
     panels[0].set_ylabel("tuned for")
     figure.supxlabel("used on", fontsize=10)
     return figure
+
+
+@matplotlib.rc_context(STYLE)
+def readings(frame: pd.DataFrame) -> Figure:
+    """Draws a matrix of mean F1, from the constraint of rows to the reading of columns."""
+    is_wayward = frame["prompt"] == "wayward"
+    frame = frame.assign(held=frame["constraint"].where(is_wayward, P_STAR))
+    means = frame.pivot_table(index="held", columns="reading", values="prompt_f1", sort=False)
+    figure = Figure(
+        figsize=(2.2 + 0.9 * means.shape[1], 1.8 + 0.5 * len(means)), layout="constrained"
+    )
+    axes = figure.subplots()
+    _matrix(axes, means)
+    axes.set_xlabel("read by")
+    axes.set_ylabel("held by")
+    return figure
+
+
+def _matrix(axes: matplotlib.axes.Axes, values: pd.DataFrame) -> None:
+    """Draws shares as colored cells with their numbers."""
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+    for (y, x), value in np.ndenumerate(values.to_numpy()):
+        if not np.isnan(value):
+            # The text is black in dark mode, too, because the cells keep their colors there.
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="black")
+    axes.set_xticks(range(values.shape[1]), values.columns, rotation=30, ha="right")
+    axes.set_yticks(range(len(values)), values.index)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def _places(frame: pd.DataFrame, model: str, task: str) -> pd.Series:

@@ -23,7 +23,7 @@ from wayward_jax.jobs.kept_flags import read_flags, repeating_command
 from wayward_jax.jobs.records import FinishedRun
 from wayward_jax.metrics import accuracy_drop
 from wayward_jax.readings import Reading
-from wayward_jax.runs import RunRecord
+from wayward_jax.runs import NEAREST_TOKENS, RunRecord
 
 # The page's colors in place of those of figures; the page has others in dark mode.
 PAGE_COLORS = {
@@ -141,10 +141,13 @@ def page_data(
             p_star = float(np.mean([other.accuracy for other in of_seed or same]))
             entry |= {"p_star": p_star, "drop": accuracy_drop(p_star, record.accuracy)}
         if found := euclidean.get(record.id):
+            if record.reading == NEAREST_TOKENS:
+                entry |= {
+                    "text": found.text,
+                    "ids": index(record, found.ids[:, 0]),
+                    "prompt_f1": found.prompt_f1,
+                }
             entry |= {
-                "text": found.text,
-                "ids": index(record, found.ids[:, 0]),
-                "prompt_f1": found.prompt_f1,
                 "margin": found.margins.min(),
                 "near": index(record, found.ids.ravel()),
                 "far": found.distances.ravel().tolist(),

@@ -14,7 +14,7 @@ from wayward_jax.analysis.selection import (
     setting,
 )
 from wayward_jax.readings import Reading
-from wayward_jax.runs import RunRecord
+from wayward_jax.runs import NEAREST_TOKENS, RunRecord
 
 # Longer lists are left to the tables.
 MOST_LINES = 6
@@ -93,7 +93,8 @@ def reservations(records: Sequence[RunRecord], readings: Mapping[str, Reading]) 
             f"{count(len(outside), 'prompt')} should read as their targets by construction and do "
             "not. Take another --dtype or a larger --margin for their runs."
         )
-    read_now = [(record, readings[record.id]) for record in records if record.id in readings]
+    nearest = [record for record in records if record.reading == NEAREST_TOKENS]
+    read_now = [(record, readings[record.id]) for record in nearest if record.id in readings]
     if other := [
         record for record, found in read_now if tuple(found.ids[:, 0].tolist()) != record.token_ids
     ]:

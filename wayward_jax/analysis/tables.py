@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from wayward_jax.analysis import escaping, statistics
+from wayward_jax.analysis import detection, escaping, statistics
 from wayward_jax.analysis.selection import (
     F1_THRESHOLD,
     HELD_BY,
@@ -22,6 +22,7 @@ from wayward_jax.analysis.selection import (
     compare,
 )
 from wayward_jax.analysis.selection import by_target as pool_by_target
+from wayward_jax.constraints import BY_CONSTRUCTION
 from wayward_jax.jobs.records import Measured
 from wayward_jax.runs import P_STAR, RunRecord
 from wayward_jax.tuning import Records
@@ -47,10 +48,12 @@ MEASURED_BY = {
     "discrete": ("prompt", "calibrated"),
     "transfer": ("kind", "as_text", "to_model", "to_task"),
     "projection": ("metric", "prompt"),
+    "readings": ("reading", "prompt"),
+    "recover": ("reading", "beside"),
 }
 MEASURES = (
     *("accuracy", "task_loss", "prompt_f1", "token_f1", "distance"),
-    *("top_1", "top_5", "top_10"),
+    *("top_1", "top_5", "top_10", "similarity", "rank", "first"),
 )
 
 # Readers see these names in place of the columns' names.
@@ -72,6 +75,7 @@ NAMES = {
     "least": "from",
     "most": "to",
     "f1": "prompt F1",
+    "first": "ranked first",
     "prompt_f1": "prompt F1",
     "token_f1": "token F1",
     "reads_alike": "read as target",
@@ -84,9 +88,15 @@ FORMATS = {
     **dict.fromkeys(("cost", "cost_low", "cost_high"), "{:+.1f}"),
     **dict.fromkeys(("prompt_f1", "token_f1", "reads_alike"), "{:.3f}"),
     **dict.fromkeys(
-        ("least", "most", "task_loss", "distance", "top_1", "top_5", "top_10"), "{:.3f}"
+        (
+            *("least", "most", "task_loss", "distance", "top_1", "top_5", "top_10"),
+            *("similarity", "first"),
+        ),
+        "{:.3f}",
     ),
+    "area": "{:.3f}",
     **dict.fromkeys(("drop", "low", "high", "difference", "gap"), "{:+.1f}"),
+    "rank": "{:.1f}",
     **dict.fromkeys(("gamma", "learning_rate", "weight_decay"), "{:.3g}"),
 }
 
@@ -130,6 +140,7 @@ def tables(
         "differences": between_groups(comparisons, margin),
         **{name: by_measurement(records, measured, name) for name in MEASURED_BY},
         "gaps": gaps(records, measured, margin),
+        "detect": detected(records, measured),
     }
     return {name: frame for name, frame in made.items() if not frame.empty}
 
@@ -184,7 +195,7 @@ def by_gamma(
 ) -> pd.DataFrame:
     """Makes the table of `by_group` at each gamma that was given, whether it is the best or not."""
     p_star = [record for record in records if not record.run.has_target]
-    given = [r for r in records if r.run.has_target and r.run.constraint == "penalty"]
+    given = [r for r in records if r.run.has_target and r.run.constraint not in BY_CONSTRUCTION]
     frames = []
     for gamma in sorted({record.run.gamma for record in given}):
         here = [record for record in given if record.run.gamma in (gamma, 0.0)]
@@ -304,6 +315,12 @@ def gaps(
                 }
             )
     return _tested(pd.DataFrame(lines), margin)
+
+
+def detected(records: Sequence[RunRecord], measured: Measured) -> pd.DataFrame:
+    """Makes the table of `detection.table`, if prompts were measured for it."""
+    frame = measurements(records, measured, "detect")
+    return frame if frame.empty else detection.table(frame)
 
 
 def measurements(records: Sequence[RunRecord], measured: Measured, name: str) -> pd.DataFrame:

@@ -17,7 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wayward_jax import assets, checkpoints, models, targets, tasks
-from wayward_jax.constraints import BY_CONSTRUCTION, has_empty_cell
+from wayward_jax.constraints import (
+    BY_CONSTRUCTION,
+    CONSTRAINTS,
+    Constraint,
+    ReadingPenalty,
+    has_empty_cell,
+)
 from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.jobs.experiment import Experiment
@@ -30,6 +36,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.prompt_files import SavedPrompt, fit_prompt, read_prompt
+from wayward_jax.readings import Method, find_reading
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import TaskData
@@ -112,7 +119,8 @@ class ModelInputs:
     """The inputs for one model: examples, runs and tokens a pack by task, and starting prompts.
 
     Examples are those of the whole job, whatever part of its runs is carried out. Prompts `[L, D]`
-    are by what `Run.init` says of them.
+    are by what `Run.init` says of them, constraints by what `Run.constraint` says, and readings
+    that have such a constraint by the same names.
     """
 
     tokenizer: Tokenizer
@@ -120,6 +128,8 @@ class ModelInputs:
     runs: dict[str, list[Run]]
     pack_tokens: dict[str, int]
     starts: dict[str, np.ndarray]
+    readings: dict[str, Method]
+    constraints: dict[str, Constraint]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -375,7 +385,21 @@ def _read_for(
             model, encoded[task].train, planned[task], mesh, loader.free_bytes
         )
     prompts = {name: start.prompt for name, start in starts.items()}
-    return ModelInputs(model.tokenizer, encoded, planned, fitting, prompts)
+    readings = {str(each): each for each in find_readings(own_settings, model)}
+    held = {each: ReadingPenalty.of(reading, model) for each, reading in readings.items()}
+    return ModelInputs(
+        model.tokenizer, encoded, planned, fitting, prompts, readings, CONSTRAINTS | held
+    )
+
+
+def find_readings(settings: Settings, model: LanguageModel) -> list[Method]:
+    """The readings that a job's `--constraint` names.
+
+    Raises:
+        InputError: the model has no layer that a reading needs.
+    """
+    names = [name for name in settings.constraint if name not in CONSTRAINTS]
+    return [find_reading(name, model, settings.verbal_templates) for name in names]
 
 
 def _content(runs: Sequence[Run], inputs: Mapping[str, ModelInputs], datasets: Datasets) -> str:

@@ -190,6 +190,7 @@ class _Work:
                 each,
                 self.loader.mesh,
                 starts=self.inputs.models[name].starts,
+                constraints=self.inputs.models[name].constraints,
                 unprompted=unprompted,
                 resume_from=in_flight.restore(self._on_broken),
                 on_steps=on_steps,
@@ -225,6 +226,7 @@ class _Work:
             self.settings.select,
             self.folder.load_prompt,
             self.inputs.models[model].starts,
+            self.inputs.models[model].readings,
         )
         left = [(key, take) for key, take in measure(context) if key not in done]
         for number, (key, take) in enumerate(left, start=1):

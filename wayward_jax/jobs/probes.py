@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from wayward_jax import metrics
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
+from wayward_jax.readings import Method
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
 from wayward_jax.training.evaluation import score_prompts
@@ -36,6 +37,7 @@ class ProbeContext:
         select: the split on which gammas are chosen, `dev` or `test`.
         load_prompt: gives the prompt `[L, D]` of a run by its id.
         starts: the saved prompts `[L, D]` that runs of this model start from, by `Run.init`.
+        readings: those that prompts are tuned to deceive beside nearest tokens, by name.
     """
 
     model: LanguageModel
@@ -45,6 +47,7 @@ class ProbeContext:
     select: str
     load_prompt: Callable[[str], np.ndarray]
     starts: Mapping[str, np.ndarray]
+    readings: Mapping[str, Method]
 
     @property
     def own_records(self) -> list[RunRecord]:

@@ -119,6 +119,18 @@ def one_of(*names: str) -> Value:
     return Value(f"one of {', '.join(names)}", read)
 
 
+def read_constraint(text: str) -> str:
+    """Reads what holds prompts: a constraint, or a reading, which `readings.find_reading` takes."""
+    if not re.fullmatch(r"penalty|cell|lens(:[0-9]{1,6})?|verbal|inspect", text):
+        raise ValueError(text)
+    return text
+
+
+def read_templates(text: str) -> tuple[str, ...]:
+    """Reads templates of verbal readings, separated by `|`."""
+    return tuple(dict.fromkeys(text.split("|")))
+
+
 def whole(lowest: int, highest: int = 10**18 - 1, form: str = "") -> Value:
     """Whole numbers from `lowest` to `highest`."""
     upper = f"from {lowest} on" if highest == 10**18 - 1 else f"from {lowest} to {highest}"

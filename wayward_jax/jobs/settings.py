@@ -26,6 +26,7 @@ from wayward_jax.jobs.setting import (
     Value,
     one_of,
     read_address,
+    read_constraint,
     read_gamma,
     read_index,
     read_json_path,
@@ -36,6 +37,7 @@ from wayward_jax.jobs.setting import (
     read_shard,
     read_share,
     read_size,
+    read_templates,
     setting,
     whole,
     write_gamma,
@@ -45,7 +47,7 @@ from wayward_jax.jobs.setting import (
 
 EXPERIMENTS = (
     *("main", "gamma", "length", "model_size", "true_definitions", "init", "certified"),
-    *("path", "discrete", "transfer", "projection", "audit"),
+    *("path", "discrete", "transfer", "projection", "readings", "recover", "detect", "audit"),
 )
 """Each is a module of `experiments` with an `EXPERIMENT`, see `experiment.Experiment`."""
 
@@ -219,17 +221,34 @@ class Settings(CommonSettings):
             Value("finite numbers from 0 on like 0.01,0.003, or auto", read_gamma, write_gamma),
         ),
         "0.1",
-        "Weights of the distance term; with several, a target's best one is chosen (--select). "
+        "Weights of the distance term, or of the loss of another reading (--constraint); with "
+        "several, a target's best one is chosen (--select). "
         "auto finds one while tuning that suffices for the prompt to read as its target; "
         "MODEL:0.01 is one for that model alone.",
         decides="results by content",  # MODEL may be a path
     )
     constraint: tuple[str, ...] = setting(
-        Listed(one_of("penalty", "cell")),
+        Listed(
+            Value("penalty, cell, lens, lens:LAYER, verbal or inspect", read_constraint),
+        ),
         "penalty",
         "How prompts are held to their targets: penalty, the distance term, or cell: vectors that "
         "no longer read as their tokens are pulled back after every step, and gamma does not "
-        "matter.",
+        "matter. By a reading other than nearest tokens, whose loss then stands in place of the "
+        "distance: lens, the logit lens after half of the layers or after LAYER of them; verbal, "
+        "what the model writes after --verbal_templates; inspect, the same with hidden states of "
+        "the prompt in place of its vectors.",
+    )
+    verbal_templates: tuple[str, ...] | None = setting(
+        Value(
+            "texts with {prompt} once in each, separated by |",
+            read_templates,
+            "|".join,
+        ),
+        None,
+        "The texts that the model continues in verbal readings, with {prompt} where the prompt "
+        "stands, separated by |; by default three that ask what the instruction {prompt} means, "
+        "and a chat where the model has a chat template.",
     )
     margin: float = setting(
         Value(
@@ -451,6 +470,13 @@ class Settings(CommonSettings):
         for gamma in self.gamma:
             if gamma.model and gamma.model not in self.model:
                 raise InputError("gamma", write_gamma(gamma), "name this model in --model, too")
+            if gamma.weight is None and (readings := set(self.constraint) - {"penalty", "cell"}):
+                raise InputError(
+                    "gamma",
+                    write_gamma(gamma),
+                    "finds a weight of the distance alone: give numbers with "
+                    f"--constraint={min(readings)}",
+                )
         named = {gamma.model for gamma in self.gamma}
         without = [model for model in self.model if model not in named]
         if "" not in named and without:

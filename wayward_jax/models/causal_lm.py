@@ -106,13 +106,20 @@ class CausalLM(nn.Module):
             return self.final_norm(keep_whole(x))
 
     def hidden_states(
-        self, x: jax.Array, positions: jax.Array, attention_mask: jax.Array, layers: int
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        attention_mask: jax.Array,
+        layers: int,
+        patch: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """Computes the hidden states after each of some layers, before the last norm.
 
         Args:
             x, positions, attention_mask: as for a call.
             layers: the number of layers.
+            patch: hidden states `[T, D]`, and for each slot the layer `[T]` int32 whose input they
+                replace there (Patchscopes, Ghandeharioun et al., 2024); -1 replaces none.
 
         Returns:
             `[layers + 1, T, D]`, of which the first is the input of the first layer.
@@ -120,13 +127,48 @@ class CausalLM(nn.Module):
         with _precision_of(x):
             mask = AttentionMask.of(attention_mask, positions.reshape(attention_mask.shape[:2]))
             x, *layer_inputs = self.embed_inputs(x, positions)
-            states = [x]
-            for layer in self.layers[:layers]:
-                states.append(_traced_once(layer)(states[-1], mask, None, *layer_inputs))
+            states = []
+            for i in range(layers + 1):
+                if patch is not None:
+                    x = jnp.where((patch[1] == i)[:, None], patch[0].astype(x.dtype), x)
+                states.append(x)
+                if i < layers:
+                    x = _traced_once(self.layers[i])(x, mask, None, *layer_inputs)
             return jnp.stack(states)
 
+    def extend_states(
+        self,
+        states: jax.Array,
+        x: jax.Array,
+        positions: jax.Array,
+        attention_mask: jax.Array,
+        slots: jax.Array,
+    ) -> jax.Array:
+        """Computes the hidden states of some slots from the states of all slots before them.
+
+        Hidden states serve as the cache of a text that is being continued: layers compute keys and
+        values of all slots from them, and everything else for the new slots alone.
+
+        Args:
+            states: `[depth + 1, T, D]`, from `hidden_states` of all layers.
+            x: `[T, D]`, with the embeddings of the new slots.
+            positions, attention_mask: as for a call.
+            slots: `[Q]` int32, the new slots.
+
+        Returns:
+            `[depth + 1, T, D]`, of which only the states of `slots` are new.
+        """
+        with _precision_of(x):
+            mask = AttentionMask.of(attention_mask, positions.reshape(attention_mask.shape[:2]))
+            x, *layer_inputs = self.embed_inputs(x, positions)
+            states = states.at[0, slots].set(x[slots])
+            for i, layer in enumerate(self.layers):
+                new = _traced_once(layer)(states[i], mask, slots, *layer_inputs)
+                states = states.at[i + 1, slots].set(new)
+            return states
+
     def lens(self, states: jax.Array) -> jax.Array:
-        """Computes logits `[T, V]` float32 of hidden states `[T, D]` of any layer."""
+        """Computes logits `[..., V]` float32 of hidden states `[..., D]` of any layer."""
         return self.logits(self.final_norm(states))
 
     def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[Any, ...]:

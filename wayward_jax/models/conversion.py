@@ -3,6 +3,7 @@
 A model is checked and converted once. Its weights are then mapped into memory from the cache.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from wayward_jax.models.language_model import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 
 # To be raised with every change after which the same published model is converted differently.
-VERSION = 6
+VERSION = 7
 
 PARAMS, CONFIG, TOKENIZER = "params", "config.json", "tokenizer.json"
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -59,6 +60,7 @@ def convert(published: PublishedModel, dtype: np.dtype, folder: Path) -> None:
         **published.config,
         "eos_token_id": tokenizer.eos_id,
         "bos_token_id": tokenizer.bos_id,
+        "chat_template": tokenizer.chat_template,
         "params_dtype": dtype.name,
         "digest": digest,
         "params": [path.replace("/", ".") for path in params],
@@ -85,6 +87,7 @@ def open_converted(folder: Path, name: str) -> LanguageModel:
         tokenizer = Tokenizer.open(
             folder / TOKENIZER, config["eos_token_id"], config["bos_token_id"]
         )
+        tokenizer = dataclasses.replace(tokenizer, chat_template=config["chat_template"])
         dtype, digest = jnp.dtype(config["params_dtype"]), config["digest"]
         # The .npy format has no bfloat16 and stores it as two bytes without a type.
         flat = {

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import tokenizers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # A text that other texts follow while they are encoded. It is a letter, because tokens seldom join
 # a letter and the white space after it.
@@ -31,11 +32,13 @@ class Tokenizer:
         backend: the tokenizer, which neither pads nor truncates.
         eos_id: the id of the token that ends a text.
         bos_id: the id of the token that begins a text; None if the model has none.
+        chat_template: the Jinja template of the model's chats; empty if it has none.
     """
 
     backend: tokenizers.Tokenizer
     eos_id: int
     bos_id: int | None = None
+    chat_template: str = ""
 
     @classmethod
     def open(cls, path: Path, eos_id: int, bos_id: int | None = None) -> "Tokenizer":
@@ -86,6 +89,20 @@ class Tokenizer:
             ids[len(anchor) :] if ids[: len(anchor)] == anchor else self.encode(text)
             for ids, text in zip(followed, texts, strict=True)
         ]
+
+    def chat(self, message: str) -> str:
+        """Renders a chat of one message, up to the start of the answer, by the chat template.
+
+        Raises:
+            Exception: of any kind, because a template is code (which cannot touch anything here).
+        """
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        special = {"bos_token": self.bos_id, "eos_token": self.eos_id}
+        return environment.from_string(self.chat_template).render(
+            messages=[{"role": "user", "content": message}],
+            add_generation_prompt=True,
+            **{name: "" if id_ is None else self.decode([id_]) for name, id_ in special.items()},
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes token ids to a text. Bytes that are not UTF-8 become U+FFFD."""

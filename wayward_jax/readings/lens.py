@@ -15,7 +15,12 @@ from jax.typing import ArrayLike
 
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.causal_lm import CausalLM
-from wayward_jax.projection import c_proj
+from wayward_jax.readings.hidden import (
+    mask_of,
+    masked_mean,
+    negative_log_likelihood,
+    prompt_states,
+)
 from wayward_jax.sharding import on_host
 
 
@@ -30,16 +35,26 @@ class Lens:
 
     layer: int
 
-    def read(self, model: LanguageModel, prompts: ArrayLike) -> jax.Array:
+    def __str__(self) -> str:
+        return f"lens:{self.layer}"
+
+    def read(
+        self, model: LanguageModel, prompts: ArrayLike, mask: ArrayLike | None = None
+    ) -> jax.Array:
         """See `readings.Method`; special tokens are left out as for nearest tokens."""
         logits = _logits_of(model, prompts, self.layer)
         return jnp.where(model.valid_tokens(), logits, -jnp.inf).argmax(-1).astype(jnp.int32)
 
-    def loss(self, model: LanguageModel, prompts: ArrayLike, targets: ArrayLike) -> jax.Array:
+    def loss(
+        self,
+        model: LanguageModel,
+        prompts: ArrayLike,
+        targets: ArrayLike,
+        mask: ArrayLike | None = None,
+    ) -> jax.Array:
         """See `readings.Method`: the mean negative log-likelihood of the target, nats a token."""
-        log_probabilities = jax.nn.log_softmax(_logits_of(model, prompts, self.layer))
-        of_targets = jnp.asarray(targets, jnp.int32)[..., None]
-        return -jnp.take_along_axis(log_probabilities, of_targets, axis=-1)[..., 0].mean(-1)
+        nll = negative_log_likelihood(_logits_of(model, prompts, self.layer), targets)
+        return masked_mean(nll, mask_of(prompts, mask))
 
 
 def read_layers(model: LanguageModel, prompt: ArrayLike) -> np.ndarray:
@@ -64,7 +79,7 @@ def _logits(
     layer: int,
 ) -> jax.Array:
     """Computes the logits of the prompts' positions after a layer: `[R, L, V]` float32."""
-    states = _states(module, params, prompts, bos_ids, layer)[-1]
+    states = prompt_states(module, params, prompts, bos_ids, layer)[-1]
     logits = module.apply(params, states.reshape(-1, states.shape[-1]), method="lens")
     return logits.reshape(*states.shape[:2], -1)
 
@@ -81,28 +96,6 @@ def _read_layers(
         logits = module.apply(params, states, method="lens")
         return jnp.where(valid, logits, -jnp.inf).argmax(-1).astype(jnp.int32)
 
-    return jax.lax.map(read, _states(module, params, prompts, bos_ids, module.config.depth)[:, 0])
-
-
-def _states(
-    module: CausalLM,
-    params: dict[str, Any],
-    prompts: jax.Array,
-    bos_ids: tuple[int, ...],
-    layers: int,
-) -> jax.Array:
-    """Computes the hidden states of R prompts' positions: `[layers + 1, R, L, D]`."""
-    runs, _, width = prompts.shape
-    table = module.apply(params, method="embedding_table")
-    bos = jnp.broadcast_to(c_proj(table, np.asarray(bos_ids, int)), (runs, len(bos_ids), width))
-    rows = jnp.concatenate([bos, prompts], axis=1).astype(table.dtype)
-    slots = rows.shape[1]
-    states = module.apply(
-        params,
-        rows.reshape(-1, width),
-        jnp.tile(jnp.arange(slots), runs),
-        jnp.broadcast_to(jnp.tril(jnp.ones((slots, slots), bool)), (runs, slots, slots)),
-        layers,
-        method="hidden_states",
+    return jax.lax.map(
+        read, prompt_states(module, params, prompts, bos_ids, module.config.depth)[:, 0]
     )
-    return states.reshape(layers + 1, runs, slots, width)[:, :, len(bos_ids) :]

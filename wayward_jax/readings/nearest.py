@@ -17,6 +17,7 @@ from wayward_jax import metrics
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.projection import c_proj, d_proj, distances_between, margins, neighbors
+from wayward_jax.readings.hidden import mask_of, masked_mean
 from wayward_jax.targets import Target
 
 # The number of vectors that one compiled search takes, whichever prompts they belong to.
@@ -121,13 +122,21 @@ class NearestTokens:
 
     metric: str = "euclidean"
 
-    def read(self, model: LanguageModel, prompts: ArrayLike) -> jax.Array:
+    def read(
+        self, model: LanguageModel, prompts: ArrayLike, mask: ArrayLike | None = None
+    ) -> jax.Array:
         """See `readings.Method`."""
         vectors = jnp.asarray(prompts, jnp.float32)
         return d_proj(model.embedding_table(), vectors, model.valid_tokens(), self.metric)
 
-    def loss(self, model: LanguageModel, prompts: ArrayLike, targets: ArrayLike) -> jax.Array:
+    def loss(
+        self,
+        model: LanguageModel,
+        prompts: ArrayLike,
+        targets: ArrayLike,
+        mask: ArrayLike | None = None,
+    ) -> jax.Array:
         """See `readings.Method`: the mean distance of the vectors from the target's embeddings."""
         wanted = c_proj(model.embedding_table(), jnp.asarray(targets, jnp.int32))
         vectors = jnp.asarray(prompts, jnp.float32)
-        return distances_between(vectors, wanted, self.metric).mean(-1)
+        return masked_mean(distances_between(vectors, wanted, self.metric), mask_of(vectors, mask))

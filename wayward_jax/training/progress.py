@@ -37,14 +37,14 @@ class TrainProgress:
     state: after the steps so far. The next steps reuse its buffers.
     losses: of those steps, call by call.
     nll: for each evaluation so far, the `evaluation.start_scoring` of the runs' dev subsets.
-    nearest: for each evaluation, `d_proj` of the prompts, `[R, L]`.
+    read: for each evaluation, the tokens `[R, L]` that the prompts read as.
     prompts: for each evaluation, the prompts `[R, L, D]`; empty if all runs keep their last.
     """
 
     state: TrainState
     losses: tuple[Losses, ...] = ()
     nll: tuple[list[jax.Array], ...] = ()
-    nearest: tuple[jax.Array, ...] = ()
+    read: tuple[jax.Array, ...] = ()
     prompts: tuple[jax.Array, ...] = ()
 
     @property
@@ -62,7 +62,7 @@ class TrainProgress:
             "state": serialization.to_state_dict(self.state),
             "losses": [task, distance],
             "nll": list(self.nll),
-            "nearest": list(self.nearest),
+            "read": list(self.read),
             "prompts": list(self.prompts),
         }
         return jax.tree.map(np.array, tree)
@@ -79,6 +79,6 @@ class TrainProgress:
             state=serialization.from_state_dict(state, tree["state"]),
             losses=(Losses(*tree["losses"]),),
             nll=tuple(tree["nll"]),
-            nearest=tuple(tree["nearest"]),
+            read=tuple(tree["read"]),
             prompts=tuple(tree["prompts"]),
         )

@@ -7,6 +7,7 @@ optimizer and the freezing of diverged runs are per run: one run is a population
 result does not depend on what else is in its population.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -92,8 +93,8 @@ BATCH_SPECS = PartitionSpec(None, "runs", "data")
 Sums = tuple[jax.Array, jax.Array, jax.Array]
 """Gradients `[R, L, D]`, losses `[R]` and numbers of examples `[R]`."""
 
-# All runs share the table.
-TARGET_AXES = Target(ids=0, embeddings=0, mask=0, table=None)
+# All runs share the table and the weights.
+TARGET_AXES = Target(ids=0, embeddings=0, mask=0, table=None, params=None)
 
 
 def init_state(
@@ -181,12 +182,13 @@ def train_steps(
     def train_shard(
         params: dict, population: Population, state: TrainState, packs: PackedBatch, end: jax.Array
     ) -> tuple[TrainState, Losses]:
-        targets = embed_targets(population, module.apply(params, method="embedding_table"))
+        table = module.apply(params, method="embedding_table")
+        targets = embed_targets(population, table, params)
 
         def step(state: TrainState, packs: PackedBatch) -> tuple[TrainState, Losses]:
             # The loss is the task loss plus the constraint's penalty. Each is differentiated apart:
             # the task's gradient is a sum over packs and data shards, the penalty's is not.
-            penalty_gradients = jax.grad(_penalties)(
+            penalty_gradients = _penalty_gradients(
                 state.prompts, population, targets, state.constraint_states
             )
             summed = _summed_gradients(module, params, state.prompts, packs)
@@ -235,13 +237,16 @@ def train_steps(
     return train_shard(params, population, state, packs, end)
 
 
-def embed_targets(population: Population, table: jax.Array) -> Target:
+def embed_targets(
+    population: Population, table: jax.Array, params: dict[str, Any] | None = None
+) -> Target:
     """The targets of all runs, `[R, ...]`, from the model's embedding table `[V, D]`."""
     return Target(
         ids=population.target_ids,
         embeddings=c_proj(table, population.target_ids),
         mask=population.mask,
         table=table[: population.vocab_size],
+        params=params,
     )
 
 
@@ -275,15 +280,49 @@ def apply_constraints(
     return projected, tuple(new_states)
 
 
-def _penalties(
+def _penalty_gradients(
     prompts: jax.Array, population: Population, targets: Target, states: tuple[Any, ...]
 ) -> jax.Array:
-    """The sum of the penalties of all runs: `[]`. No run's depends on another's prompt."""
-    total = jnp.zeros(())
+    """The gradient of each run's penalty: `[R, L, D]`. No run's depends on another's prompt."""
+    total = jnp.zeros_like(prompts)
     for number, (constraint, state) in enumerate(zip(population.constraints, states, strict=True)):
-        penalty = jax.vmap(constraint.penalty, in_axes=(0, 0, TARGET_AXES))(state, prompts, targets)
-        total += jnp.where(population.constraint == number, penalty, 0).sum()
+        own = population.constraint == number
+        total += _gradients_of_own(constraint, own, state, prompts, targets)
     return total
+
+
+def _gradients_of_own(
+    constraint: Constraint, own: jax.Array, state: Any, prompts: jax.Array, targets: Target
+) -> jax.Array:
+    """The gradients of one constraint's penalties, for its own runs (`[R]` bool): `[R, L, D]`.
+
+    As many runs go through it together as it says, its own ones first; a chunk without any is left
+    out.
+    """
+    gradients = jax.vmap(jax.grad(constraint.penalty, argnums=1), in_axes=(0, 0, TARGET_AXES))
+    order = jnp.argsort(~own)
+    chunks = _chunks(len(prompts), constraint.runs_at_once)
+
+    def of_chunk(runs: tuple[Any, ...]) -> jax.Array:
+        own, state, prompts, *rows = runs
+        ids, embeddings, mask = rows
+        of_runs = dataclasses.replace(targets, ids=ids, embeddings=embeddings, mask=mask)
+        return jax.lax.cond(
+            own.any(),
+            lambda: jnp.where(own[:, None, None], gradients(state, prompts, of_runs), 0),
+            lambda: jnp.zeros_like(prompts),
+        )
+
+    runs = (own, state, prompts, targets.ids, targets.embeddings, targets.mask)
+    chunked = jax.tree.map(lambda x: x[order].reshape(chunks, -1, *x.shape[1:]), runs)
+    found = jax.lax.map(of_chunk, chunked)
+    return jnp.zeros_like(prompts).at[order].set(found.reshape(prompts.shape))
+
+
+def _chunks(runs: int, at_once: int | None) -> int:
+    """The least number of equally large chunks of at most `at_once` runs; None is all runs."""
+    sizes = range(1, runs + 1)
+    return next(n for n in sizes if runs % n == 0 and runs // n <= (at_once or runs))
 
 
 def _summed_gradients(

@@ -1,6 +1,7 @@
 """Tunes and evaluates the runs of a population over one frozen model."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -10,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from wayward_jax import metrics
-from wayward_jax.constraints import BY_CONSTRUCTION, CONSTRAINTS, Constraint
+from wayward_jax.constraints import BY_CONSTRUCTION, CONSTRAINTS, Constraint, ReadingPenalty
 from wayward_jax.initialization import STARTS
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import distance
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.provenance import Provenance
 from wayward_jax.readings import ReadTokens, read_tokens
-from wayward_jax.runs import CurvePoint, Run, RunRecord
+from wayward_jax.runs import NEAREST_TOKENS, CurvePoint, Run, RunRecord
 from wayward_jax.sharding import BY_RUN, local_shards, on_host, place, place_part
 from wayward_jax.training.evaluation import predictions, score_prompts, start_scoring
 from wayward_jax.training.examples import EncodedTask
@@ -109,7 +110,7 @@ def tune_population(
             on_steps(_metrics(progress, plan, previous_cost))
         progress = progress.replace(state=state, losses=(*progress.losses, losses))
         if progress.step in plan.eval_steps:
-            progress = _evaluate(model, subset, plan, progress, mesh)
+            progress = _evaluate(model, subset, plan, population, progress, mesh)
         on_progress(progress)
     on_steps(_metrics(progress, plan, cost))
     records = _make_records(model, task, subset, plan, population, progress, mesh)
@@ -239,18 +240,49 @@ def _evaluate(
     model: LanguageModel,
     subset: Scoring,
     plan: PopulationPlan,
+    population: Population,
     progress: TrainProgress,
     mesh: Mesh,
 ) -> TrainProgress:
     """Starts to score the prompts on their dev subsets, and to read them."""
     prompts = progress.state.prompts
     nll = start_scoring(model, prompts, subset, mesh)
-    nearest = d_proj(model.embedding_table(), prompts, model.valid_tokens())
-    progress = progress.replace(nll=(*progress.nll, nll), nearest=(*progress.nearest, nearest))
+    read = _start_reading(model, population, prompts, mesh)
+    progress = progress.replace(nll=(*progress.nll, nll), read=(*progress.read, read))
     if any(run.keep == "best" for run in plan.runs):
         # A copy, because the next call reuses the buffers of the state.
         progress = progress.replace(prompts=(*progress.prompts, jnp.copy(prompts)))
     return progress
+
+
+def _start_reading(
+    model: LanguageModel, population: Population, prompts: jax.Array, mesh: Mesh
+) -> jax.Array:
+    """Starts to read prompts, each by the reading that its constraint is about: `[R, L]` int32.
+
+    That is the nearest tokens, if it is no `ReadingPenalty`.
+    """
+    ids = d_proj(model.embedding_table(), prompts, model.valid_tokens())
+    for number, constraint in enumerate(population.constraints):
+        if isinstance(constraint, ReadingPenalty):
+            own = _read_shards(constraint, model.params, prompts, population.mask, mesh)
+            ids = jnp.where((population.constraint == number)[:, None], own, ids)
+    return ids
+
+
+@functools.partial(jax.jit, static_argnames=("constraint", "mesh"))
+def _read_shards(
+    constraint: ReadingPenalty, params: dict, prompts: jax.Array, mask: jax.Array, mesh: Mesh
+) -> jax.Array:
+    """`ReadingPenalty.read` of each device's own runs."""
+    return jax.shard_map(
+        constraint.read,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), BY_RUN, BY_RUN),
+        out_specs=BY_RUN,
+        axis_names={"runs", "data"},
+        check_vma=False,
+    )(params, prompts, mask)
 
 
 def _make_records(
@@ -264,7 +296,7 @@ def _make_records(
 ) -> list[RunRecord]:
     """The records of a population that is tuned, all but their seconds."""
     runs, state = plan.runs, progress.state
-    readings = [_read(model, ids, plan) for ids in progress.nearest]
+    readings = [_read(model, ids, plan) for ids in progress.read]
     curves = _curves(subset, plan, progress, readings)
     kept = [_kept_point(run, curve) for run, curve in zip(runs, curves, strict=True)]
     prompts = _kept_prompts(plan, progress, kept)
@@ -300,6 +332,7 @@ def _make_records(
             correct=predicted[r] == task.test.labels,
             unprompted=None,
             dev_accuracy=dev_accuracies[r],
+            reading=_reading_name(population, plan.places[r]),
             text=readings[kept[r]][r].text,
             token_ids=readings[kept[r]][r].ids,
             prompt_f1=readings[kept[r]][r].prompt_f1,
@@ -320,6 +353,12 @@ def _make_records(
         )
         for r, run in enumerate(runs)
     ]
+
+
+def _reading_name(population: Population, place: int) -> str:
+    """See `RunRecord.reading`."""
+    constraint = population.constraints[int(population.constraint[place])]
+    return str(constraint.reading) if isinstance(constraint, ReadingPenalty) else NEAREST_TOKENS
 
 
 def _kept_point(run: Run, curve: Sequence[CurvePoint]) -> int:
@@ -392,9 +431,9 @@ def _curves(
     ]
 
 
-def _read(model: LanguageModel, nearest: jax.Array, plan: PopulationPlan) -> list[ReadTokens]:
-    """Reads the prompts of runs, the nearest tokens of all places being `[R, L]`."""
+def _read(model: LanguageModel, read: jax.Array, plan: PopulationPlan) -> list[ReadTokens]:
+    """Decodes the tokens that the prompts in all places read as, `[R, L]`, for each run."""
     return [
         read_tokens(model.tokenizer, ids[len(run.bos_ids) : run.input_length], run.target)
-        for run, ids in zip(plan.runs, on_host(nearest)[plan.places].tolist(), strict=True)
+        for run, ids in zip(plan.runs, on_host(read)[plan.places].tolist(), strict=True)
     ]

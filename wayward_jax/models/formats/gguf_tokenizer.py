@@ -84,7 +84,9 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         backend.post_processor = processors.TemplateProcessing(
             single=[tokens[bos], "$A"], special_tokens=[(tokens[bos], bos)]
         )
-    return Tokenizer(backend, metadata["tokenizer.ggml.eos_token_id"], bos)
+    chat = metadata.get("tokenizer.chat_template")
+    chat = chat if isinstance(chat, str) else ""
+    return Tokenizer(backend, metadata["tokenizer.ggml.eos_token_id"], bos, chat)
 
 
 def _byte_level(

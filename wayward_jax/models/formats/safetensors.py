@@ -20,7 +20,7 @@ from wayward_jax.models.formats.text_part import text_part
 from wayward_jax.models.tokenizer import Tokenizer
 
 # The only files of a folder that are read. Pickled weights are not among them.
-FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
+FILES = ("*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors")
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 NO_EOS = (
@@ -62,7 +62,10 @@ def read(folder: Path) -> PublishedModel:
     except Exception as error:  # transformers raises exceptions of many kinds
         remedy = f"the file is broken ({reason(error)}): get it again"
         raise InputError(None, folder / "config.json", remedy) from error
-    return PublishedModel(folder, config, tensors, _read_tokenizer(folder, config))
+    tokenizer = dataclasses.replace(
+        _read_tokenizer(folder, config), chat_template=_read_chat_template(folder)
+    )
+    return PublishedModel(folder, config, tensors, tokenizer)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -122,6 +125,22 @@ def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
         eos_id=_eos_id(folder, tokenizer, config),
         bos_id=_first_id(config, "bos_token_id"),
     )
+
+
+def _read_chat_template(folder: Path) -> str:
+    """Reads the chat template, or the one called `default` if there are several."""
+    if (file := folder / "chat_template.jinja").exists():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            remedy = f"the file cannot be read as text ({reason(error)}): get it again"
+            raise InputError(None, file, remedy) from error
+    file = folder / "tokenizer_config.json"
+    found = _read_json(file).get("chat_template") if file.exists() else None
+    if isinstance(found, list):
+        named = [each for each in found if isinstance(each, dict)]
+        found = {each.get("name"): each.get("template") for each in named}.get("default")
+    return found if isinstance(found, str) else ""
 
 
 def _eos_id(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> int:
