@@ -51,14 +51,14 @@ def tune(
     targets: Mapping[str, str] | Sequence[str | None] | None = None,
     prompt_length: int | None = None,
     constraint: str | Constraint | Method = "penalty",
-    gamma: float = 0.1,
+    gamma: float = 0.03,
     gammas: Sequence[float] | None = None,
     margin: float = 0.01,
     init: str | ArrayLike = "target",
     seed: int = 1,
     seeds: Sequence[int] | None = None,
-    steps: int = 120,
-    batch_size: int = 8,
+    steps: int = 160,
+    batch_size: int = 4,
     learning_rate: float | Sequence[float] | None = None,
     optimizer: str | Optimizer = "adamw",
     warmup: int = 0,
@@ -67,8 +67,8 @@ def tune(
     method: str = "direct",
     template: int | None = None,
     truncate: str = "tail",
-    n_dev: int = 256,
-    n_eval: int = 256,
+    n_dev: int = 128,
+    n_eval: int = 500,
     population: int | None = None,
     callback: Callable[[StepMetrics], None] | None = None,
     progress: bool = True,
@@ -98,7 +98,7 @@ def tune(
         seeds: several of them.
         steps: optimizer steps.
         batch_size: examples a step.
-        learning_rate: its peak, or several. None is 0.01, and 1 with an optimizer of your own,
+        learning_rate: its peak, or several. None is 0.03, and 1 with an optimizer of your own,
             whose updates it multiplies.
         optimizer: a name of `optimizers.OPTIMIZERS`, an optax transformation, or a function that
             makes one for a number of steps.
@@ -128,7 +128,7 @@ def tune(
     weights = [gamma] if gammas is None else list(gammas)
     seed_list = [seed] if seeds is None else list(seeds)
     if learning_rate is None:
-        learning_rate = 0.01 if isinstance(optimizer, str) else 1.0
+        learning_rate = 0.03 if isinstance(optimizer, str) else 1.0
     rates = [float(rate) for rate in np.atleast_1d(learning_rate)]
     kinds, held_by = _constraints(constraint, model)
     if template is None:

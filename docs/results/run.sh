@@ -11,7 +11,7 @@ THREE=instructions/03,sentences/01,code/01
 # job NAME EXPERIMENT FLAGS...
 job() {
   python -m experiments.run --experiment="$2" --data_dir="${DATA:?names the folder of data sets}" \
-    --prompt_length=12 --learning_rate=0.03 --out_dir="$RUNS/$1" "${@:3}"
+    --prompt_length=12 --batch_size=8 --n_dev=256 --n_eval=256 --out_dir="$RUNS/$1" "${@:3}"
 }
 
 # analysis NAME JOBS FILES...: those of the analysis of jobs (NAME,NAME) that are kept here.

@@ -215,7 +215,7 @@ def test_the_command_of_a_run_has_its_model_and_task_and_what_decides_results(ot
     ("given", "said"),
     [
         ({"steps": "1000000", "batch_size": "1000"}, "--steps=1000000: with --batch_size=1000"),
-        ({"warmup": "120"}, "--warmup=120: give fewer than the --steps=120"),
+        ({"warmup": "160"}, "--warmup=160: give fewer than the --steps=160"),
         ({"shard": "0/2"}, "--out_dir: give one, the same for all parts of --shard"),
         ({"shard": "2/2", "out_dir": "x"}, "--shard=2/2: give a part from 0 to 1"),
         ({"coordinator": "a:1"}, "--coordinator=a:1: give all three of --coordinator, --num"),

@@ -315,3 +315,16 @@ def test_a_target_of_tokens_that_no_prompt_is_read_as_is_refused():
     readable[ord("b")] = False
     with pytest.raises(InputError, match=r"targets='text': 'b' is a special .*readable=all"):
         require_readable(targets, Letters(), readable)
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("reviews", ["contradictions/1", "code/01"]),
+        ("trec", ["contradictions/1", "code/01"]),
+        ("a task of one's own", ["code/01"]),
+        (None, ["code/01"]),
+    ],
+)
+def test_auto_is_a_text_against_the_task_and_one_of_another_kind(task, names):
+    assert list(load_texts("auto", task=task)) == names

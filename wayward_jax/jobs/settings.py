@@ -209,18 +209,20 @@ class Settings(CommonSettings):
     )
     targets: str = setting(
         TEXT,
-        "instructions/01",
-        "Target texts: sets separated by commas. Built in: instructions, sentences, code, "
-        "passages, definitions, contradictions, other_definitions; ni, pile, pile_n=7, true and "
-        "other_true are read from --data_dir; or the path of a .json, .jsonl or .txt file. SET:3 "
-        "takes the first three, SET/NAME one by name, and text=... the text that follows.",
+        AUTO,
+        "Target texts: sets separated by commas. auto is contradictions/1, which asks for the "
+        "opposite of the task (where the task has built-in ones), and code/01. Built in: "
+        "instructions, sentences, code, passages, definitions, contradictions, "
+        "other_definitions; ni, pile, pile_n=7, true and other_true are read from --data_dir; or "
+        "the path of a .json, .jsonl or .txt file. SET:3 takes the first three, SET/NAME one by "
+        "name, and text=... the text that follows.",
         decides="results by content",
     )
     gamma: tuple[Gamma, ...] = setting(
         Listed(
             Value("finite numbers from 0 on like 0.01,0.003, or auto", read_gamma, write_gamma),
         ),
-        "0.1",
+        "0.03",
         "Weights of the distance term, or of the loss of another reading (--constraint); with "
         "several, a target's best one is chosen (--select). "
         "auto finds one while tuning that suffices for the prompt to read as its target; "
@@ -263,11 +265,11 @@ class Settings(CommonSettings):
     seeds: tuple[int, ...] = setting(
         Listed(SEED), "1", "Seeds of the start and the order of examples."
     )
-    steps: int = setting(whole(1), "120", "Optimizer steps of each run.")
-    batch_size: int = setting(whole(1, 10_000), "8", "Examples a step.")
+    steps: int = setting(whole(1), "160", "Optimizer steps of each run.")
+    batch_size: int = setting(whole(1, 10_000), "4", "Examples a step.")
     learning_rate: tuple[float, ...] = setting(
         Listed(NUMBER),
-        "0.01",
+        "0.03",
         "Learning rates at their peak; every target and p_star is tuned at each. After --warmup "
         "a learning rate falls linearly to 0.",
     )
@@ -338,9 +340,9 @@ class Settings(CommonSettings):
         Listed(SEED), "100", "Seeds of the choice of training examples; every run is made for each."
     )
     n_dev: int = setting(
-        whole(0), "256", "Dev examples, by which gammas and prompts are chosen; 0 is all of them."
+        whole(0), "128", "Dev examples, by which gammas and prompts are chosen; 0 is all of them."
     )
-    n_eval: int = setting(whole(0), "256", "Test examples that are evaluated; 0 is all of them.")
+    n_eval: int = setting(whole(0), "500", "Test examples that are evaluated; 0 is all of them.")
     population: int | None = setting(
         Value("a number from 1 on, or auto", read_size),
         AUTO,

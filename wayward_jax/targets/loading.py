@@ -31,6 +31,9 @@ KINDS = (
     {"plots", "subj"},
 )
 
+# `auto` is a text that asks for the opposite of the task, where one is built in, and some code.
+CONTRADICTION, CODE = "contradictions/1", "code/01"
+
 LITERAL = re.compile(r"(?:^|,)\s*text=")
 COUNT = re.compile("[1-9][0-9]{0,8}")
 
@@ -49,6 +52,9 @@ def load_texts(
       same name;
     * `text=...`, a single text. It extends to the end of `spec`, commas included.
 
+    `auto`, alone, is a text that asks for the opposite of `task`, where one is built in, and a line
+    of code.
+
     `SET:3` selects the first three texts of a set (all, if it has fewer), and `SET/NAME` selects
     the text of that name. The sets `definitions`, `contradictions` and `true` give their texts for
     `task`. With the prefix `other_` they give their texts for tasks of other kinds: the texts of
@@ -66,6 +72,8 @@ def load_texts(
         InputError: there is no such set, name or file, a file is malformed, two different texts
             have one name, or a set differs by task and `task` is None.
     """
+    if spec == "auto":
+        spec = f"{CONTRADICTION},{CODE}" if _is_contradicted(task) else CODE
     sets, *literal = LITERAL.split(spec, maxsplit=1)
     texts: dict[str, str] = {}
     for item in sets.split(",") if sets or not literal else []:
@@ -75,6 +83,11 @@ def load_texts(
     if literal:
         texts["text"] = literal[0]
     return texts
+
+
+def _is_contradicted(task: str | None) -> bool:
+    kind, _, name = CONTRADICTION.partition("/")
+    return f"{task}{SEPARATORS[kind]}{name}" in _read_named(kind, None)
 
 
 def _select(item: str, task: str | None, data_dir: Path | None) -> dict[str, str]:
