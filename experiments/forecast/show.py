@@ -10,6 +10,7 @@ from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from experiments.forecast.estimates import GPU_EFFICIENCY, GPU_LAUNCH, KERNEL_EFFICIENCY
 from experiments.forecast.forecast import Forecast
 from experiments.forecast.hlo import KINDS
+from wayward_jax.jobs.throughput import duration
 
 # The columns of a page.
 PAGE_WIDTH = 120
@@ -47,9 +48,9 @@ def total(
         fits = not any(part.refusal for part in parts)
         seconds = sum(part.seconds for part in parts)
         compile_seconds = sum(part.compile_seconds for part in parts)
-        tuning.append(_time(seconds) if fits else "does not fit")
-        compiling.append(_time(compile_seconds))
-        whole.append(_time(seconds + compile_seconds) if fits else "")
+        tuning.append(duration(seconds) if fits else "does not fit")
+        compiling.append(duration(compile_seconds))
+        whole.append(duration(seconds + compile_seconds) if fits else "")
         hours = (seconds + compile_seconds) / 3600 * devices
         cost.append(f"{hours * price_per_hour:.2f}" if fits and price_per_hour else "")
     made.add_row("devices", *(str(devices) for devices, _ in found.values()))
@@ -76,28 +77,21 @@ def _rows(part: Forecast) -> list[tuple[str, str]]:
         ("memory of the largest step", _memory(part.step_memory, part)),
         ("memory of evaluation", _memory(part.evaluation_memory, part)),
         ("fits", part.refusal or "yes"),
-        ("a step", _time(part.step_seconds) if estimated else ""),
+        ("a step", duration(part.step_seconds) if estimated else ""),
         ("utilization", f"{part.utilization:.2f}" if estimated else ""),
         *((f"  {kind}", f"{part.shares[kind]:.1%}" if estimated else "") for kind in KINDS),
         ("laying out a step, host", _host_time(part) if estimated else ""),
-        ("evaluation of a population", _time(part.evaluation_seconds) if estimated else ""),
-        ("all populations", _time(part.seconds) if estimated else ""),
+        ("evaluation of a population", duration(part.evaluation_seconds) if estimated else ""),
+        ("all populations", duration(part.seconds) if estimated else ""),
     ]
 
 
 def _host_time(part: Forecast) -> str:
     longer = part.host_seconds > part.step_seconds
-    return _time(part.host_seconds) + (", longer than the step" if longer else "")
+    return duration(part.host_seconds) + (", longer than the step" if longer else "")
 
 
 def _memory(size: int, part: Forecast) -> str:
     if not size:
         return "too much"
     return f"{size / 2**30:.1f} of {part.device_memory / 2**30:.1f} GiB"
-
-
-def _time(seconds: float) -> str:
-    for limit, unit, name in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / unit:.3g} {name}"
-    return f"{seconds / 3600:.3g} h"

@@ -25,7 +25,7 @@ from wayward_jax.jobs.profiler import Profiler
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.records import Measured
 from wayward_jax.jobs.settings import Settings
-from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
+from wayward_jax.jobs.throughput import ThroughputMeter, curve, duration, outcome
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
@@ -153,12 +153,13 @@ class _Work:
         for (name, task), own in itertools.groupby(plans, _model_and_task):
             self.watch.doing(f"{name}, {task}, without a prompt")
             populations = [each for _, each in own]
-            unprompted = predict_unprompted(
-                self.loader.model(name),
-                self.inputs.models[name].tasks[task],
-                populations[0],
-                self.loader.mesh,
+            model, encoded = self.loader.model(name), self.inputs.models[name].tasks[task]
+            seconds = sum(meter.expected_seconds(model, encoded, each) for each in populations)
+            self.watch.note(
+                f"{name}, {task}: {sum(len(each.runs) for each in populations)} prompts, about "
+                f"{duration(seconds)} on these devices, compiling aside"
             )
+            unprompted = predict_unprompted(model, encoded, populations[0], self.loader.mesh)
             for each in populations:
                 self._tune(task, each, meter, profiler, unprompted)
 

@@ -11,8 +11,13 @@ from jax.sharding import Mesh
 
 from wayward_jax.models import LanguageModel
 from wayward_jax.runs import RunRecord
-from wayward_jax.training.flops import matrix_peak, needed_flops
+from wayward_jax.training.examples import EncodedTask
+from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops, step_cost
+from wayward_jax.training.planning import PopulationPlan, training_cost
 from wayward_jax.training.progress import StepMetrics
+
+# The share of the speed of a large matrix product that training usually attains.
+USUAL_UTILIZATION = 0.6
 
 Figures = dict[str, float]
 """Figures by name. Values that differ between runs are `NAME/mean`, `NAME/p10` and `NAME/p90`."""
@@ -26,6 +31,21 @@ class ThroughputMeter:
         size = 1024 if jax.default_backend() == "cpu" else 8192
         self._peak = matrix_peak(dtype, size) * mesh.size
         self._device = mesh.local_devices[0]
+
+    def expected_seconds(
+        self, model: LanguageModel, task: EncodedTask, plan: PopulationPlan
+    ) -> float:
+        """About how long a population takes on these devices, without compiling its programs."""
+        trained = needed_flops(model, training_cost(task.train, plan))
+        scored = StepCost()
+        for run in plan.runs:
+            subsets = [task.dev_subset[run.data_seed]] * len(plan.eval_steps)
+            for examples in (*subsets, task.dev[run.data_seed], task.test):
+                numbers = np.arange(len(examples.segments))[None, None]
+                scored += step_cost(examples.segments, numbers, [run.input_length])
+        # Scoring has no backward pass, which is half of the work.
+        flops = trained + needed_flops(model, scored) / 2
+        return flops / (USUAL_UTILIZATION * self._peak)
 
     def begin(self, model: LanguageModel) -> None:
         """Begins another population, of this model."""
@@ -56,6 +76,14 @@ class ThroughputMeter:
         """The bytes in use on the first device or, on a CPU, in this process."""
         stats = self._device.memory_stats()
         return stats["bytes_in_use"] if stats else psutil.Process().memory_info().rss
+
+
+def duration(seconds: float) -> str:
+    """A number of seconds in words, as `90 s` or `7.5 min`."""
+    for limit, unit, name in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds / 3600:.3g} h"
 
 
 def curve(results: Sequence[RunRecord]) -> dict[int, Figures]:
