@@ -100,6 +100,5 @@ EXPERIMENT = Experiment(
         "prompt_length": "10",
         "seeds": "1,2",
         "steps": "60",
-        "batch_size": "4",
     },
 )

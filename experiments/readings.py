@@ -77,6 +77,5 @@ EXPERIMENT = Experiment(
         "constraint": "penalty,lens,verbal",
         "gamma": "0.1,1",
         "steps": "60",
-        "batch_size": "4",
     },
 )

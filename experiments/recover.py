@@ -74,5 +74,5 @@ EXPERIMENT = Experiment(
     grid.runs,
     tables=("groups", "recover"),
     measure=measure,
-    defaults={"targets": "definitions:3", "gamma": "0", "steps": "60", "batch_size": "4"},
+    defaults={"targets": "definitions:3", "gamma": "0", "steps": "60"},
 )

@@ -186,7 +186,13 @@ def test_an_optimizer_of_ones_own_takes_the_steps_that_pytorchs_takes(model, the
     torch = pytest.importorskip("torch")
     model = dataclasses.replace(model, bos_ids=bos)
     record = tune(
-        model, task, gamma=0.5, optimizer=lambda steps: optax.sgd(0.2), learning_rate=None, steps=3
+        model,
+        task,
+        gamma=0.5,
+        optimizer=lambda steps: optax.sgd(0.2),
+        learning_rate=None,
+        steps=3,
+        batch_size=8,
     )
     encoded = wj.api.tasks.encode(task.task, task.train.texts, model.tokenizer, template=0)
     target = theirs.get_input_embeddings()(torch.tensor(record.run.target_ids))

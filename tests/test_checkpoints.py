@@ -42,7 +42,7 @@ def progress(step):
         ),
         losses=tuple(Losses(random(5, 3), random(5, 3)) for _ in range(step // 5)),
         nll=tuple([[random(3, 7)], [random(3, 7), random(3, 5)]] for _ in evaluations),
-        nearest=tuple(jnp.asarray(rng.integers(80, size=(3, 4))) for _ in evaluations),
+        read=tuple(jnp.asarray(rng.integers(80, size=(3, 4))) for _ in evaluations),
         prompts=tuple(random(3, 4, 8) for _ in evaluations),
     )
 

@@ -82,7 +82,11 @@ FLAGS = {
     "gamma beyond float32": ({"gamma": "1e39"}, "--gamma=1e39", "finite"),
     "gamma of another model": ({"gamma": "gpt2:0.1"}, "--gamma=gpt2:0.1", "--model"),
     "no gamma": ({"gamma": ""}, "--gamma: ", "give at least one"),
-    "constraint": ({"constraint": "none"}, "--constraint=none", "give one of penalty, cell"),
+    "constraint": (
+        {"constraint": "none"},
+        "--constraint=none",
+        "give penalty, cell, lens, lens:LAYER, verbal or inspect",
+    ),
     "margin 0": ({"margin": 0}, "--margin=0", "between 0 and 1"),
     "margin nan": ({"margin": "nan"}, "--margin=nan", "between 0 and 1"),
     "seed 1.5": ({"seeds": "1.5"}, "--seeds=1.5", "whole numbers"),

@@ -185,7 +185,7 @@ def test_a_search_that_finds_no_double_says_how_hard_it_was_and_goes_on_where_it
     flags = {"texts": ["w3 w3 great"], "out_dir": tmp_path / "out", "steps": 2}
     first = run(folder, p_star, **flags)
     assert first["verdict"].startswith("No double was found: all prompts")
-    assert any("in 2 steps of 8 examples" in said for said in first["findings"])
+    assert any("in 2 steps of 4 examples" in said for said in first["findings"])
     page = (tmp_path / "out" / "audit.html").read_text()
     (tmp_path / "out" / "audit.html").unlink()
     monkeypatch.setattr("wayward_jax.jobs.job.tune_population", pytest.fail)

@@ -242,7 +242,7 @@ def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
     run_job(folder, tmp_path / "second", gamma=(0.5,), learning_rate=0.1)
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
     both = (tmp_path / "first", tmp_path / "second", tmp_path / "copy")
-    given = {"gamma": (0.5,), "learning_rate": (0.01, 0.1)}
+    given = {"gamma": (0.5,), "learning_rate": (0.03, 0.1)}
     rows, steps = run_job(folder, tmp_path / "third", **given, reuse=both)
     assert (len(rows), steps) == (6, 0)
     expected = {

@@ -25,7 +25,7 @@ from wayward_jax.jobs.profiler import Profiler
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.records import Measured
 from wayward_jax.jobs.settings import Settings
-from wayward_jax.jobs.throughput import ThroughputMeter, curve, duration, outcome
+from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
@@ -155,10 +155,8 @@ class _Work:
             populations = [each for _, each in own]
             model, encoded = self.loader.model(name), self.inputs.models[name].tasks[task]
             seconds = sum(meter.expected_seconds(model, encoded, each) for each in populations)
-            self.watch.note(
-                f"{name}, {task}: {sum(len(each.runs) for each in populations)} prompts, about "
-                f"{duration(seconds)} on these devices, compiling aside"
-            )
+            count = sum(len(each.runs) for each in populations)
+            self.watch.expected(f"{name}, {task}, {count} prompts", seconds)
             unprompted = predict_unprompted(model, encoded, populations[0], self.loader.mesh)
             for each in populations:
                 self._tune(task, each, meter, profiler, unprompted)

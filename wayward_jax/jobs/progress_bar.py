@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from wayward_jax.jobs.tensorboard import TensorBoardWriter
-from wayward_jax.jobs.throughput import Figures
+from wayward_jax.jobs.throughput import Figures, duration
 
 SECONDS_BETWEEN_LINES = 20
 
@@ -51,6 +51,10 @@ class ProgressReporter:
     def note(self, what: str) -> None:
         """Shows a line that stays on the screen."""
         self._console.print(what, soft_wrap=True)
+
+    def expected(self, what: str, seconds: float) -> None:
+        """Says about how long some populations will take."""
+        self._console.print(f"{what}: about {duration(seconds)} on these devices, compiling aside")
 
     def planned(self, steps: int) -> None:
         """Sets the number of steps of all populations together."""
