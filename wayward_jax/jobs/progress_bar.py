@@ -54,7 +54,8 @@ class ProgressReporter:
 
     def expected(self, what: str, seconds: float) -> None:
         """Says about how long some populations will take."""
-        self._console.print(f"{what}: about {duration(seconds)} on these devices, compiling aside")
+        time_needed = f"about {duration(seconds)} on these devices, compiling aside"
+        self._console.print(f"{what}: {time_needed}", soft_wrap=True)
 
     def planned(self, steps: int) -> None:
         """Sets the number of steps of all populations together."""
