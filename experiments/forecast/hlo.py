@@ -156,7 +156,7 @@ class Program:
                     yield from self.parts(each)
 
     def kind(self, operation: Operation) -> str:
-        """What an operation of the device is mainly: one of `KINDS`."""
+        """Tells what kind of work most of an operation is: one of `KINDS`."""
         opcode = operation.opcode
         if opcode.startswith(COLLECTIVES):
             return "collectives"

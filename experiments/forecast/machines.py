@@ -76,8 +76,8 @@ device_description_str: "sm_{capability}"
     return Machine(flops, bandwidth, memory, gpu=target)
 
 
-# Of a chip, from Google's pages "TPU v4", "v5e", "v5p" and "v6e"; the clock is that at which the
-# chip's matrix units reach the peak.
+# The numbers of one chip are those of Google's pages "TPU v4", "v5e", "v5p" and "v6e"; the clock is
+# that at which its matrix units reach the peak.
 TPUS = {
     "v4": Machine(275e12, 1.23e12, 32 * GIB - TPU_RESERVED, clock=1.05e9, links=0.9e11),
     "v5e": Machine(197e12, 0.82e12, 16 * GIB - TPU_RESERVED, clock=1.5e9, links=0.9e11),

@@ -21,7 +21,7 @@ def test_the_area_is_the_share_of_pairs_and_that_of_the_rank_test():
 
 @pytest.mark.parametrize(("shift", "sizes"), [(0.0, (12, 12)), (1.0, (8, 20)), (2.0, (15, 15))])
 def test_intervals_hold_the_true_area_about_as_often_as_they_say(shift, sizes):
-    """Of two tasks; normal scores, whose area is known."""
+    """The scores of both tasks are normal, so the area is known."""
     true = stats.norm.cdf(shift / np.sqrt(2))
     held = 0
     for _ in range(400):

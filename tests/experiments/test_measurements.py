@@ -298,7 +298,7 @@ def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, me
 
 @pytest.mark.slow
 def test_every_reading_is_measured_of_the_prompts_that_are_held_by_one(folder, tmp_path):
-    """Of a prompt that a reading holds, the measurement has what the prompt's own row has."""
+    """The measurement of a prompt by the reading that holds it repeats the prompt's own row."""
     finished, _ = run_job(
         folder,
         tmp_path,

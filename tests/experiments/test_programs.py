@@ -1,4 +1,4 @@
-"""How many programs the largest job of the README takes, counted without compiling any."""
+"""The programs of the largest job of the README are counted; none is compiled."""
 
 import dataclasses
 import types

@@ -44,7 +44,7 @@ def tune(model, constraint, **changed):
 @pytest.mark.slow
 @pytest.mark.parametrize("reading", READINGS, ids=str)
 def test_a_step_also_goes_down_the_loss_of_the_reading(model, reading):
-    """Of runs alike but for gamma, the difference after a step is gamma times the gradient."""
+    """Two runs that differ in gamma alone are apart by gamma times the gradient after a step."""
     found = tune(model, reading)
     assert {record.reading for record in found} == {str(reading)}
     for free, held in zip(found[::2], found[1::2], strict=True):

@@ -260,7 +260,7 @@ def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, 
 @pytest.mark.parametrize("busy", [2048, 8192])
 @pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])
 def test_evaluation_computes_little_for_nothing(encoded, name, busy):
-    """Of all examples, for one run and for 32; of 64 and of 32 examples, for 32 runs.
+    """All examples are scored for one run and for 32 runs, and 64 and 32 examples for 32 runs.
 
     Prompts have 5 to 20 tokens.
     """

@@ -92,7 +92,7 @@ class OnTask:
 
 
 class Answer(NamedTuple):
-    """What the model says of a prompt.
+    """A text that the model says of a prompt.
 
     Attributes:
         asked: the way it was asked, see `readings.verbal.Said`.

@@ -1,6 +1,7 @@
 """The figures that a job shows: a few by name, however many runs are tuned at once."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -13,7 +14,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.runs import RunRecord
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops, step_cost
-from wayward_jax.training.planning import PopulationPlan, training_cost
+from wayward_jax.training.planning import PopulationPlan
 from wayward_jax.training.progress import StepMetrics
 
 # The share of the speed of a large matrix product that training usually attains.
@@ -36,15 +37,22 @@ class ThroughputMeter:
         self, model: LanguageModel, task: EncodedTask, plan: PopulationPlan
     ) -> float:
         """About how long a population takes on these devices, without compiling its programs."""
-        trained = needed_flops(model, training_cost(task.train, plan))
-        scored = StepCost()
-        for run in plan.runs:
-            subsets = [task.dev_subset[run.data_seed]] * len(plan.eval_steps)
-            for examples in (*subsets, task.dev[run.data_seed], task.test):
+        steps, batch_size, flops = plan.runs[0].steps, plan.runs[0].batch_size, 0.0
+        # Runs that are alike in these take about as long, so a job of many costs no time here.
+        alike = Counter((run.data_seed, run.input_length) for run in plan.runs)
+        for (data_seed, length), runs in alike.items():
+            train = task.train[data_seed]
+            numbers = np.resize(
+                np.arange(len(train)), (1, -(-len(train) // batch_size), batch_size)
+            )
+            a_step = needed_flops(model, step_cost(train, numbers, [length])) / numbers.shape[1]
+            scored = StepCost()
+            subsets = [task.dev_subset[data_seed]] * len(plan.eval_steps)
+            for examples in (*subsets, task.dev[data_seed], task.test):
                 numbers = np.arange(len(examples.segments))[None, None]
-                scored += step_cost(examples.segments, numbers, [run.input_length])
-        # Scoring has no backward pass, which is half of the work.
-        flops = trained + needed_flops(model, scored) / 2
+                scored += step_cost(examples.segments, numbers, [length])
+            # Scoring has no backward pass, which is half of the work.
+            flops += runs * (steps * a_step + needed_flops(model, scored) / 2)
         return flops / (USUAL_UTILIZATION * self._peak)
 
     def begin(self, model: LanguageModel) -> None:

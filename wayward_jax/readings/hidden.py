@@ -56,6 +56,11 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, values, 0).sum(-1) / mask.sum(-1)
 
 
+def likeliest_tokens(logits: jax.Array, valid: ArrayLike) -> jax.Array:
+    """Finds the likeliest of the valid tokens (`[V]` bool): `[..., V]` -> `[...]` int32."""
+    return jnp.where(valid, logits, -jnp.inf).argmax(-1).astype(jnp.int32)
+
+
 def negative_log_likelihood(logits: jax.Array, targets: ArrayLike) -> jax.Array:
     """Computes the negative log-likelihood of tokens: `[..., V]`, `[...]` -> `[...]`, in nats."""
     ids = jnp.asarray(targets, jnp.int32)[..., None]

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.causal_lm import CausalLM
 from wayward_jax.readings.hidden import (
+    likeliest_tokens,
     mask_of,
     masked_mean,
     negative_log_likelihood,
@@ -42,8 +43,7 @@ class Lens:
         self, model: LanguageModel, prompts: ArrayLike, mask: ArrayLike | None = None
     ) -> jax.Array:
         """See `readings.Method`; special tokens are left out as for nearest tokens."""
-        logits = _logits_of(model, prompts, self.layer)
-        return jnp.where(model.valid_tokens(), logits, -jnp.inf).argmax(-1).astype(jnp.int32)
+        return likeliest_tokens(_logits_of(model, prompts, self.layer), model.valid_tokens())
 
     def loss(
         self,
@@ -93,8 +93,7 @@ def _read_layers(
     valid: jax.Array,
 ) -> jax.Array:
     def read(states: jax.Array) -> jax.Array:
-        logits = module.apply(params, states, method="lens")
-        return jnp.where(valid, logits, -jnp.inf).argmax(-1).astype(jnp.int32)
+        return likeliest_tokens(module.apply(params, states, method="lens"), valid)
 
     return jax.lax.map(
         read, prompt_states(module, params, prompts, bos_ids, module.config.depth)[:, 0]

@@ -23,6 +23,7 @@ from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.causal_lm import CausalLM
 from wayward_jax.readings.hidden import (
+    likeliest_tokens,
     mask_of,
     masked_mean,
     negative_log_likelihood,
@@ -271,7 +272,7 @@ def _continue(
 
     def choose(states: jax.Array, slots: ArrayLike) -> tuple[jax.Array, jax.Array]:
         logits = module.apply(params, states[-1, slots], method="lens")
-        ids = jnp.where(valid, logits, -jnp.inf).argmax(-1).astype(jnp.int32)
+        ids = likeliest_tokens(logits, valid)
         return ids, negative_log_likelihood(logits, ids)
 
     def step(

@@ -225,12 +225,6 @@ def iter_calls(
         yield from _lay_out(segments, orders, calls[i : i + together], plan, shards)
 
 
-def training_cost(train: Train, plan: PopulationPlan) -> StepCost:
-    """The cost of all steps of a population; `train` is as for `iter_calls`."""
-    segments, orders = _orders(train, plan)
-    return step_cost(segments, orders[plan.places], [run.input_length for run in plan.runs])
-
-
 def _lay_out(
     segments: Segments,
     orders: np.ndarray,

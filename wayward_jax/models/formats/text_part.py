@@ -7,7 +7,7 @@ import numpy as np
 
 # Models with images, and the start of the names of their language model's tensors: as they are
 # published, and as transformers 5 saves them.
-PREFIXES = {"gemma3": {"language_model.model.": "model.", "model.language_model.": "model."}}
+PREFIXES = {"gemma3": ("language_model.model.", "model.language_model.")}
 
 
 def text_part(
@@ -35,9 +35,9 @@ def text_part(
         name: config[name] for name in ("eos_token_id", "bos_token_id") if name in config
     }
     of_text = {
-        name.replace(prefix, ours, 1): read
+        name.removeprefix(prefix): read
         for name, read in tensors.items()
-        for prefix, ours in prefixes.items()
+        for prefix in prefixes
         if name.startswith(prefix)
     }
     return {**filled, **tokens}, of_text
