@@ -10,6 +10,7 @@ again there, because they are by far the largest arrays (FlashAttention, Dao et 
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +177,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _finite_outside(x: jax.Array) -> jax.Array:
-    """Replaces numbers that are not finite, but on GPUs, whose kernels do so when they read."""
+    """Replaces numbers that are not finite by 0, except on GPUs, where kernels do it."""
     return lax.platform_dependent(x, cuda=lambda x: x, default=finite)
 
 
@@ -209,19 +210,24 @@ def _on_this_platform(
     block: Block, scoring: Scoring, bias: jax.Array, rotary: Rotary | None, *inputs: jax.Array
 ) -> tuple[jax.Array, ...]:
     plain = functools.partial(in_plain_jax, block, scoring)
-    on_gpu = functools.partial(attention_gpu.in_kernel, block, scoring)
+
+    def without_kernel(*arguments: Any) -> tuple[jax.Array, ...]:
+        # The barrier keeps the compiler from keeping the forward pass's weights for the backward
+        # pass. CPUs have the memory for them.
+        bias, rotary, *inputs = lax.optimization_barrier(arguments)
+        return plain(bias, rotary, *map(finite, inputs))
+
+    fits_gpu = attention_gpu.fits(bias.shape[1], inputs[0].dtype)
     return lax.platform_dependent(
         bias,
         rotary,
         *inputs,
         tpu=functools.partial(attention_tpu.in_kernel, block, scoring),
-        # Rows of other lengths are few: texts outside of training and evaluation.
-        cuda=(
-            on_gpu
-            if bias.shape[1] % attention_gpu.BLOCK == 0
-            else lambda bias, rotary, *inputs: plain(bias, rotary, *map(finite, inputs))
-        ),
-        default=plain,
+        cuda=functools.partial(attention_gpu.in_kernel, block, scoring)
+        if fits_gpu
+        else without_kernel,
+        cpu=plain,
+        default=without_kernel,
     )
 
 

@@ -2,7 +2,8 @@
 
 Scores never leave the chip. Softmax is computed block by block (FlashAttention-2, Dao, 2023,
 section 3). The backward pass has two kernels: one for the gradients of queries, which also leaves
-what normalizes each query's weights, and one for the gradients of keys and values.
+what normalizes each query's weights, and one for the gradients of keys and values. Neither needs
+anything of the forward pass but its inputs.
 """
 
 import functools
@@ -25,11 +26,20 @@ from wayward_jax.models.attention_blocks import (
 )
 from wayward_jax.models.rotary import Rotary
 
-# The slots of a block. The length of a row must be a multiple of it.
-BLOCK = 64
+# The slots of a block, and of heads that are wider than 128. Larger blocks do not fit into the fast
+# memory of an A100 or H100.
+BLOCK, BLOCK_OF_WIDE = 64, 32
 
 # How the kernels are compiled.
-WARPS, STAGES = 4, 2
+WARPS, STAGES = 4, 3
+
+
+def fits(slots: int, dtype: jnp.dtype) -> bool:
+    """Tells whether the kernels take rows of so many slots.
+
+    Products of float32 have no hardware of their own and take fast memory for twice as much.
+    """
+    return slots % BLOCK == 0 and dtype == jnp.bfloat16
 
 
 def in_kernel(
@@ -42,7 +52,8 @@ def in_kernel(
 ) -> tuple[jax.Array, ...]:
     """Does the same as `attention.in_plain_jax` in Pallas kernels for GPUs.
 
-    The inputs need not be finite. `interpret` runs the kernels on any platform.
+    The inputs need not be finite. `interpret` runs the kernels on any platform; without it, `fits`
+    must hold.
     """
     attended = (bias == 0).astype(jnp.int8)  # keys first
     if rotary is not None:
@@ -60,6 +71,10 @@ def in_kernel(
 def _width(head_dim: int) -> int:
     """The width of a head in the kernels: a power of 2, of at least 16 for products."""
     return max(16, pl.next_power_of_2(head_dim))
+
+
+def _block(scoring: Scoring) -> int:
+    return BLOCK if _width(scoring.head_dim) <= 128 else BLOCK_OF_WIDE
 
 
 def _widen(x: jax.Array, head_dim: int) -> jax.Array:
@@ -101,11 +116,11 @@ def _mix_gradients(
     gradient: jax.Array,
 ) -> Sequence[jax.Array]:
     rows, slots, _ = attended.shape
-    width = _width(scoring.head_dim)
+    width, size = _width(scoring.head_dim), _block(scoring)
     heads, kv_heads = q.shape[1] // width, k.shape[1] // width
     of_queries, of_row, of_mask, grid = _of_query_blocks(scoring, attended, q, k)
     statistic = jax.ShapeDtypeStruct((heads, q.shape[0]), jnp.float32)
-    of_statistic = pl.BlockSpec((None, BLOCK), lambda row, head, i: (head, row * grid[2] + i))
+    of_statistic = pl.BlockSpec((None, size), lambda row, head, i: (head, row * grid[2] + i))
     of_q, normalizer, mean = _call(
         functools.partial(_query_gradients, scoring),
         grid,
@@ -116,14 +131,14 @@ def _mix_gradients(
     )(attended.swapaxes(1, 2), q, k, v, gradient)
 
     group = heads // kv_heads
-    of_keys = pl.BlockSpec((BLOCK, width), lambda row, head, j: (row * grid[2] + j, head))
+    of_keys = pl.BlockSpec((size, width), lambda row, head, j: (row * grid[2] + j, head))
     of_group = pl.BlockSpec((slots, group * width), lambda row, head, j: (row, head))
     of_statistics = pl.BlockSpec((group, slots), lambda row, head, j: (head, row))
     of_k, of_v = _call(
         functools.partial(_key_gradients, scoring),
         (rows, kv_heads, grid[2]),
         [
-            pl.BlockSpec((None, BLOCK, slots), lambda row, head, j: (row, j, 0)),
+            pl.BlockSpec((None, size, slots), lambda row, head, j: (row, j, 0)),
             *(of_group, of_keys, of_keys, of_group),
             *(of_statistics, of_statistics),
         ],
@@ -139,12 +154,13 @@ def _of_query_blocks(
 ) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec, tuple[int, ...]]:
     """What kernels of a block of one head's queries read: queries, keys, mask; and their grid."""
     rows, slots, _ = attended.shape
-    width, blocks = _width(scoring.head_dim), slots // BLOCK
+    width, size = _width(scoring.head_dim), _block(scoring)
+    blocks = slots // size
     group = q.shape[1] // k.shape[1]
     return (
-        pl.BlockSpec((BLOCK, width), lambda row, head, i: (row * blocks + i, head)),
+        pl.BlockSpec((size, width), lambda row, head, i: (row * blocks + i, head)),
         pl.BlockSpec((slots, width), lambda row, head, i: (row, lax.div(head, group))),
-        pl.BlockSpec((None, BLOCK, slots), lambda row, head, i: (row, i, 0)),
+        pl.BlockSpec((None, size, slots), lambda row, head, i: (row, i, 0)),
         (rows, q.shape[1] // width, blocks),
     )
 
@@ -178,11 +194,11 @@ def _mix_block(
     out_ref: jax.Ref,
 ) -> None:
     """Mixes the values of one head for a block of queries."""
-    q = finite(q_ref[...]) * scoring.scale
+    q, size = finite(q_ref[...]) * scoring.scale, q_ref.shape[0]
 
     def add(j: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         most, total, mixed = sums
-        keys = pl.ds(j * BLOCK, BLOCK)
+        keys = pl.ds(j * size, size)
         scores, _ = score(scoring, finite(k_ref[keys, :]), q)
         scores = jnp.where(attended_ref[:, keys] != 0, scores, HIDDEN)
         higher = jnp.maximum(most, scores.max(axis=1))
@@ -192,7 +208,7 @@ def _mix_block(
         more = product(weights.astype(values.dtype), values, 1, 0)
         return higher, kept * total + weights.sum(axis=1), kept[:, None] * mixed + more
 
-    start = jnp.full(BLOCK, HIDDEN), jnp.zeros(BLOCK), jnp.zeros(q.shape)
+    start = jnp.full(size, HIDDEN), jnp.zeros(size), jnp.zeros(q.shape)
     _, total, mixed = lax.fori_loop(0, pl.program_id(2) + 1, add, start)
     out_ref[...] = (mixed / total[:, None]).astype(out_ref.dtype)
 
@@ -210,14 +226,16 @@ def _query_gradients(
 ) -> None:
     """Computes the gradients of a block of one head's queries, and statistics of their weights.
 
-    These are the logarithm of the sum of exponentiated scores, and the mean of the gradients of
-    the weights, weighted by them.
+    These are the logarithm of the sum of exponentiated scores, and the mean of the gradients of the
+    weights, weighted by them. The mean is known only after the last block. So the gradient is
+    summed up as if the mean were 0, and beside it what the mean is to be multiplied with.
     """
     q, gradient = finite(q_ref[...]) * scoring.scale, finite(gradient_ref[...])
+    size = q.shape[0]
 
     def add(j: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         most, total, weighted, by_gradient, by_weight = sums
-        keys = pl.ds(j * BLOCK, BLOCK)
+        keys = pl.ds(j * size, size)
         k = finite(k_ref[keys, :])
         scores, slope = score(scoring, k, q)
         scores = jnp.where(attended_ref[:, keys] != 0, scores, HIDDEN)
@@ -234,9 +252,9 @@ def _query_gradients(
             kept[:, None] * by_weight + product((weights * slope).astype(k.dtype), k, 1, 0),
         )
 
-    none = jnp.zeros(BLOCK), jnp.zeros(BLOCK), jnp.zeros(q.shape), jnp.zeros(q.shape)
+    none = jnp.zeros(size), jnp.zeros(size), jnp.zeros(q.shape), jnp.zeros(q.shape)
     most, total, weighted, by_gradient, by_weight = lax.fori_loop(
-        0, pl.program_id(2) + 1, add, (jnp.full(BLOCK, HIDDEN), *none)
+        0, pl.program_id(2) + 1, add, (jnp.full(size, HIDDEN), *none)
     )
     mean = weighted / total
     of_q = (by_gradient - mean[:, None] * by_weight) * (scoring.scale / total)[:, None]
@@ -258,12 +276,12 @@ def _key_gradients(
 ) -> None:
     """Computes the gradients of a block of one key head's keys and values; scores keys first."""
     k, v = finite(k_ref[...]), finite(v_ref[...])
-    width = k.shape[1]
+    size, width = k.shape
 
     def add(
         head: int, i: jax.Array, sums: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        queries, lanes = pl.ds(i * BLOCK, BLOCK), pl.ds(head * width, width)
+        queries, lanes = pl.ds(i * size, size), pl.ds(head * width, width)
         q = finite(q_ref[queries, lanes]) * scoring.scale
         gradient = finite(gradient_ref[queries, lanes])
         scores, slope = score(scoring, q, k)
@@ -280,7 +298,7 @@ def _key_gradients(
     sums = jnp.zeros(k.shape), jnp.zeros(v.shape)
     for head in range(q_ref.shape[1] // width):
         sums = lax.fori_loop(
-            pl.program_id(2), q_ref.shape[0] // BLOCK, functools.partial(add, head), sums
+            pl.program_id(2), q_ref.shape[0] // size, functools.partial(add, head), sums
         )
     for ref, x in zip((of_k_ref, of_v_ref), sums, strict=True):
         ref[...] = x.astype(ref.dtype)
