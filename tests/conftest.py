@@ -1,6 +1,7 @@
 """Fixtures that several tests share: assets, a finished job, and models that transformers makes."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -12,8 +13,15 @@ from tests.helpers import toy_job
 from wayward_jax import assets
 from wayward_jax.jobs.settings import default_cache_dir
 
+# The programs of tests are compiled for longer than they run. What the user asks of XLA comes last.
+FAST_TO_COMPILE = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{FAST_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
+
 # Tests of meshes use these devices. A test without a mesh uses one of them.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Shells have what they start in the background ignore interrupts, and so would programs of tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Deadlines would fail examples that compile a program, and all on a busy machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -23,6 +31,20 @@ hypothesis.settings.load_profile("untimed")
 CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's are words, too.
 \tThe café's naïve menu: 12,345 dishes, 日本語 and emoji 🙂.   Spaces, (brackets) & other signs!
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def programs_are_kept(pytestconfig):
+    """Keeps compiled programs for all workers, and for the next time, in the cache of pytest.
+
+    Jobs in this process would choose another folder.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(pytestconfig.cache.mkdir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wayward_jax.jobs.inputs.keep_compiled", lambda cache_dir: None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -97,9 +119,11 @@ def analysis(job):
     return out_dir
 
 
-@pytest.fixture
-def publish(tmp_path, tokenizer):
+@pytest.fixture(scope="session")
+def publish(tmp_path_factory, tokenizer):
     """Returns a function that makes a random model in transformers and saves it with a tokenizer.
+
+    Each is in a folder `published` of its own.
 
     Tests that use it are skipped without PyTorch.
     """
@@ -111,7 +135,7 @@ def publish(tmp_path, tokenizer):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         for parameter in model.parameters():  # also biases and norms, which start at 0 or 1
             torch.nn.init.normal_(parameter, std=min(parameter.shape[-1] ** -0.5, 0.3))
-        folder = tmp_path / "published"
+        folder = tmp_path_factory.mktemp("published") / "published"
         model.save_pretrained(folder, **save)
         tokenizer.save_pretrained(folder)
         return folder, model

@@ -24,6 +24,7 @@ from transformers import (
 
 import wayward_jax as wj
 from tests.helpers import toy_models
+from tests.helpers.cases import slow_after
 from tests.helpers.published import assert_close
 from wayward_jax import checkpoints, models, prompt_files
 
@@ -76,7 +77,7 @@ def logits_behind(model, prompt, ids):
 
 
 @pytest.mark.parametrize("bos", [(), (7,)], ids=["bare", "behind BOS"])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(("name",), slow_after(1, [(name,) for name in PUBLISHED]))
 def test_peft_computes_our_logits_and_no_bit_is_lost(publish, tmp_path, name, bos):
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")

@@ -121,6 +121,7 @@ def compiled(model, mesh):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1)])
 def test_runs_never_communicate_and_examples_only_sum_up(model_of, shape):
     """A sum over one device alone, on which nothing waits, may be left in."""

@@ -260,6 +260,7 @@ def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first", dtype="bfloat16")
     with pytest.raises(InputError, match=r"first.: .* dtype=bfloat16 there and float32 here"):
@@ -292,6 +293,7 @@ def test_a_start_of_another_width_is_refused(folder, tmp_path):
         run_job(folder, tmp_path / "refused", init=("target", str(tmp_path / "start")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "constraint", [{"constraint": ("cell",)}, {"gamma": ("auto",)}], ids=["cell", "auto"]
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from wayward_jax import models
 from wayward_jax.runs import Run
@@ -121,6 +121,8 @@ def make(family, folder):
 def load_published(family, folder):
     """Loads the model that `make` published in transformers; skips the test without PyTorch."""
     torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
     torch.set_num_threads(1)  # threads hinder one another in models this small
     theirs = AutoModelForCausalLM.from_pretrained(folder / family)
     return theirs.eval().requires_grad_(False)

@@ -131,6 +131,7 @@ def test_the_profile_has_the_tuning_program(monitored):
     assert any("train_steps" in name for name in names)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_not_asked_for_it_writes_no_metrics(folder):
     out_dir = folder / "plain"
     with ProgressReporter(Console(quiet=True)) as watch:

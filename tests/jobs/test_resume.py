@@ -181,6 +181,7 @@ def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, 
     assert table(out_dir) == table(undisturbed)
 
 
+@pytest.mark.slow
 def test_another_population_size_keeps_what_is_finished_and_does_the_rest(
     folder, out_dir, undisturbed
 ):
@@ -219,6 +220,7 @@ def test_other_flags_are_refused_with_the_difference(folder, undisturbed, change
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_job_of_another_precision_under_the_same_flags_is_refused(folder, out_dir):
     """As if auto had been bfloat16 on the machine where the job began."""
     run_job(folder, out_dir, dtype="auto", steps=2)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.cases import slow_after
 from wayward_jax.models import attention, attention_blocks, attention_kernel
 from wayward_jax.models.attention_blocks import Scoring
 from wayward_jax.models.rotary import Rotary
@@ -12,9 +13,9 @@ from wayward_jax.models.rotary import Rotary
 ROWS, SLOTS = 2, 136
 # Heads, key heads, and the width of a head.
 HEADS = [
-    (4, 4, 64),
     (4, 2, 64),
     (9, 3, 64),
+    (4, 4, 64),
     (5, 5, 64),
     (3, 3, 128),
     (4, 2, 128),
@@ -26,12 +27,13 @@ HEADS = [
 ]
 # Arguments of `attend`.
 VARIANTS = [
+    {},
+    {"scale": 0.2, "soft_cap": 2.0, "window": 20, "rotary": 1.0},
     {"scale": 0.3},
     {"soft_cap": 1.5},
     {"window": 7},
     {"rotary": 1.0},
     {"rotary": 0.25},
-    {"scale": 0.2, "soft_cap": 2.0, "window": 20, "rotary": 1.0},
 ]
 MAGNITUDE = 1.3  # of what is rotated
 
@@ -95,20 +97,39 @@ def attention_of(head_dim, attended, positions, options):
     return lambda q, k, v: attention.attend(q, k, v, mask, head_dim, **options)
 
 
+def computed(attend, inputs, gradient):
+    """The result of `attend`, and the gradients of its inputs, by one program."""
+
+    @jax.jit
+    def both(inputs, gradient):
+        result, pull_back = jax.vjp(attend, *inputs)
+        return result, pull_back(gradient)
+
+    return both(inputs, gradient)
+
+
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "options"),
-    [*[(*heads, {}) for heads in HEADS], *[(4, 2, 64, options) for options in VARIANTS]],
+    slow_after(
+        2,
+        [
+            *[(*HEADS[0], options) for options in VARIANTS],
+            *[(*heads, {}) for heads in HEADS[1:]],
+        ],
+    ),
 )
 def test_attention_and_its_gradients_are_those_of_softmax_written_out(
     heads, kv_heads, head_dim, options
 ):
     *inputs, gradient, attended, positions = case(heads, kv_heads, head_dim)
-    found, of_found = jax.vjp(attention_of(head_dim, attended, positions, options), *inputs)
-    expected, of_expected = jax.vjp(
-        lambda *x: written_out(*x, attended, positions, heads, kv_heads, options), *inputs
+    found, of_found = computed(
+        attention_of(head_dim, attended, positions, options), inputs, gradient
+    )
+    expected, of_expected = computed(
+        lambda *x: written_out(*x, attended, positions, heads, kv_heads, options), inputs, gradient
     )
     np.testing.assert_allclose(found, expected, atol=5e-6)
-    for ours, theirs in zip(of_found(gradient), of_expected(gradient), strict=True):
+    for ours, theirs in zip(of_found, of_expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
@@ -132,18 +153,33 @@ def compare_kernel(heads, kv_heads, head_dim, dtype, options, slots=SLOTS):
             )
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "dtype"),
+    slow_after(
+        1,
+        [
+            *[(*heads, jnp.float32) for heads in HEADS],
+            *[(*heads, jnp.bfloat16) for heads in [(4, 2, 64), (5, 5, 64), (3, 3, 80), (4, 2, 8)]],
+        ],
+    ),
+)
 def test_the_kernel_computes_what_plain_jax_computes(heads, kv_heads, head_dim, dtype):
     compare_kernel(heads, kv_heads, head_dim, dtype, {})
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-@pytest.mark.parametrize("heads", [(4, 4, 64), (9, 3, 64), (4, 2, 128), (3, 3, 80), (4, 2, 8)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("heads", "share"),
+    [
+        *[((4, 4, 64), 1.0), ((9, 3, 64), 0.5), ((4, 2, 128), 1.0), ((3, 3, 80), 0.5)],
+        *[((4, 2, 8), 0.5), ((4, 2, 8), 1.0)],
+    ],
+)
 def test_the_kernel_rotates_queries_and_keys_and_caps_scores(heads, share):
     compare_kernel(*heads, jnp.float32, {"rotary": share, "soft_cap": 1.5})
 
 
+@pytest.mark.slow
 def test_the_kernel_takes_rows_that_are_longer_than_a_block_of_queries(monkeypatch):
     monkeypatch.setattr(attention_kernel, "QUERIES", 128)
     compare_kernel(4, 2, 64, jnp.float32, {"rotary": 1.0}, slots=200)
@@ -175,14 +211,11 @@ def test_numbers_that_are_not_finite_reach_no_slot_that_does_not_attend_to_them(
     attended = jnp.broadcast_to(np.tril(run[:, None] == run[None, :]), (ROWS, SLOTS, SLOTS))
     broken = np.tile(~run, ROWS)[:, None]
 
-    def computed(inputs, gradient):
-        attend = attention_of(64, attended, positions, {"rotary": 1.0})
-        mixed, of_inputs = jax.vjp(attend, *inputs)
-        return mixed, *of_inputs(gradient)
-
-    expected = computed(inputs, gradient)
-    found = computed([jnp.where(broken, bad, x) for x in inputs], jnp.where(broken, bad, gradient))
-    for ours, theirs in zip(found, expected, strict=True):
+    attend = attention_of(64, attended, positions, {"rotary": 1.0})
+    expected = computed(attend, inputs, gradient)
+    inputs, gradient = jax.tree.map(lambda x: jnp.where(broken, bad, x), (inputs, gradient))
+    found = computed(attend, inputs, gradient)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(
             np.asarray(ours)[~broken[:, 0]], np.asarray(theirs)[~broken[:, 0]]
         )

@@ -48,7 +48,7 @@ def test_the_lens_and_its_gradient_are_those_of_transformers(both, layer, bos):
     ours, theirs = both
     ours, lens = dataclasses.replace(ours, bos_ids=bos), Lens(layer)
     losses, ids = lens.loss(ours, PROMPTS, TARGETS), lens.read(ours, PROMPTS)
-    gradient = jax.grad(lambda prompts: lens.loss(ours, prompts, TARGETS).sum())(PROMPTS)
+    gradient = jax.jit(jax.grad(lambda p: lens.loss(ours, p, TARGETS).sum()))(PROMPTS)
     for r in range(2):
         prompt = torch.tensor(PROMPTS[r], requires_grad=True)
         logits = their_logits(theirs, prompt, bos, layer)

@@ -74,7 +74,7 @@ def theirs(model, folder):
 
 @pytest.fixture(scope="module")
 def together(model):
-    return tuned(model, planned(RUNS))
+    return tuned(model, in_one_shape(planned(RUNS)))
 
 
 def planned(runs, pack_tokens=10**6):
@@ -170,6 +170,7 @@ def test_runs_divided_among_packs_of_several_shapes_end_the_same(model, together
     assert (np.asarray(state.diverged_at) == -1).all()
 
 
+@pytest.mark.slow
 def test_a_call_may_have_fewer_steps_than_its_program(model, together):
     """Three and two of five steps, in a program of three."""
     own = dataclasses.replace(in_one_shape(planned(RUNS)), steps_per_call=3)
@@ -189,7 +190,7 @@ def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(model, together):
     def start_at_nan(run):
         return np.nan * start_of(run) if run == RUNS[0] else start_of(run)
 
-    state, losses = tuned(model, planned(broken), start_at_nan)
+    state, losses = tuned(model, in_one_shape(planned(broken)), start_at_nan)
     healthy, healthy_losses = together
     np.testing.assert_array_equal(healthy.diverged_at, [-1] * 5)
     np.testing.assert_array_equal(state.diverged_at, [0, 1, -1, -1, -1])
