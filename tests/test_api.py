@@ -10,7 +10,6 @@ import pytest
 
 import wayward_jax as wj
 from tests.helpers import toy_models
-from tests.helpers.cases import slow_after
 from wayward_jax.constraints import Constraint
 from wayward_jax.segments import example_order
 from wayward_jax.sharding import make_mesh, place_params
@@ -96,7 +95,7 @@ def after_bos(theirs, bos, prompt):
     return torch.cat([before.detach(), prompt])
 
 
-@pytest.mark.parametrize(("bos",), slow_after(1, [((),), ((5,),), ((9, 2),)]))
+@pytest.mark.parametrize("bos", [(), (5,), pytest.param((9, 2), marks=pytest.mark.slow)])
 def test_the_loss_and_its_gradient_are_those_of_pytorch(model, theirs, task, bos):
     torch = pytest.importorskip("torch")
     model = dataclasses.replace(model, bos_ids=bos)
