@@ -12,6 +12,7 @@ from experiments import flags
 from tests.helpers import toy_job
 from wayward_jax import assets
 from wayward_jax.jobs.settings import default_cache_dir
+from wayward_jax.jobs.signals import STOPPING
 
 # The programs of tests are compiled for longer than they run. What the user asks of XLA comes last.
 FAST_TO_COMPILE = "--xla_backend_optimization_level=0"
@@ -19,9 +20,6 @@ os.environ["XLA_FLAGS"] = f"{FAST_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 
 # Tests of meshes use these devices. A test without a mesh uses one of them.
 jax.config.update("jax_num_cpu_devices", 8)
-
-# Shells have what they start in the background ignore interrupts, and so would programs of tests.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Deadlines would fail examples that compile a program, and all on a busy machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -54,6 +52,14 @@ def programs_are_dropped():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def one_shape():
+    """Has all packs of a population have one shape, so that each population takes one program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wayward_jax.training.planning.MAX_SHAPES", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def asset(tmp_path_factory):
     """Finds the file of an asset in the folder $WAYWARD_ASSETS_DIR or in the user's cache."""
@@ -68,6 +74,21 @@ def asset(tmp_path_factory):
         pytest.skip(f"WAYWARD_ASSETS_DIR is not set, and {cache} has no {name}")
 
     return find
+
+
+@pytest.fixture
+def no_signal_ignored():
+    """Has programs of a test heed all signals that ask to stop.
+
+    Programs inherit ignored signals, and `nohup`, or a shell in the background, may have started
+    the tests.
+    """
+    ignored = [each for each in STOPPING if signal.getsignal(each) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

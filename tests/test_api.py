@@ -16,6 +16,8 @@ from wayward_jax.sharding import make_mesh, place_params
 from wayward_jax.targets import load_texts
 from wayward_jax.tasks import TaskData
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -27,7 +27,10 @@ COLLECTIVE = re.compile(
     r"(?:-start)?\(.*?(?:replica_groups|source_target_pairs)=(\S*)"
 )
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="there are fewer than 8 devices")
+pytestmark = [
+    pytest.mark.skipif(jax.device_count() < 8, reason="there are fewer than 8 devices"),
+    pytest.mark.usefixtures("one_shape"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -118,6 +118,7 @@ def test_a_line_that_is_no_measurement_is_named(tmp_path, line):
         records.read_measurements([tmp_path])
 
 
+@pytest.mark.slow
 def test_discrete_measures_each_prompt_its_texts_and_the_references(first, measured):
     found = measured("discrete")
     by_id = {record.id: record for record in first}
@@ -275,6 +276,7 @@ def test_tables_have_means_over_prompts_and_the_terminal_shows_them(folder, firs
     assert len([line for line in console.export_text().splitlines() if "mood" in line]) == 21
 
 
+@pytest.mark.slow
 def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, measured, tmp_path):
     for name in ("path", "discrete", "projection"):
         measured(name)

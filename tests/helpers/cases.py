@@ -4,6 +4,6 @@ import pytest
 
 
 def slow_after(count, cases):
-    """Marks all cases slow but the first `count`; a case is a tuple of a test's arguments."""
-    rest = [pytest.param(*case, marks=pytest.mark.slow) for case in cases[count:]]
-    return [*cases[:count], *rest]
+    """Marks all cases slow but the first `count`; a case is an argument, or a tuple of several."""
+    several = (case if isinstance(case, tuple) else (case,) for case in cases[count:])
+    return [*cases[:count], *(pytest.param(*case, marks=pytest.mark.slow) for case in several)]

@@ -97,6 +97,7 @@ def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_signal_ignored")
 def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(folder, alone):
     """One of two is told to stop, and then each is killed once."""
     out_dir = folder / "ended"

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from experiments import main
 from tests.helpers import toy_job
+from tests.helpers.cases import slow_after
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
@@ -249,7 +250,9 @@ def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
         run_job(folder, out_dir)
 
 
-@pytest.mark.parametrize("unreadable", ["plan.json", "results.jsonl", "progress", "flags.json"])
+@pytest.mark.parametrize(
+    "unreadable", slow_after(1, ["results.jsonl", "plan.json", "progress", "flags.json"])
+)
 def test_a_disk_that_cannot_be_read_ends_the_job_and_nothing_is_deleted(
     folder, out_dir, undisturbed, unreadable
 ):
@@ -330,7 +333,7 @@ def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
     return len(rows)
 
 
-@pytest.mark.parametrize("kilobytes", [4, 60, 120, 200, 280])
+@pytest.mark.parametrize("kilobytes", slow_after(1, [4, 60, 120, 200, 280]))
 def test_a_small_disk_ends_the_job_wherever_it_is(folder, tmp_path, undisturbed, kilobytes):
     out_dir = tmp_path / "small"
     with mounted(out_dir, f"size={kilobytes}k"):
@@ -400,6 +403,7 @@ def test_kills_at_random_moments_and_a_signal_change_nothing(folder, out_dir):
     assert_same(out_dir, folder / "long")
 
 
+@pytest.mark.usefixtures("no_signal_ignored")
 def test_a_second_interrupt_ends_the_process_though_it_waits_for_the_device():
     """The main thread waits in C, where Python's own handlers do not run."""
     program = """

@@ -24,16 +24,7 @@ def main(given):
 flags.run(main, CalibrationSettings)
 """
 
-
-@pytest.fixture(autouse=True)
-def nothing_ignored():
-    """Programs inherit ignored signals, and `nohup` may have started the tests."""
-    ignored = [each for each in STOPPING if signal.getsignal(each) is signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
+pytestmark = pytest.mark.usefixtures("no_signal_ignored")
 
 
 def send(number, seconds, *launcher):

@@ -60,6 +60,7 @@ def published_cut(smollm2):
     return theirs
 
 
+@pytest.mark.slow
 @texts
 def test_ids_of_smollm2_are_those_of_its_published_tokenizer(smollm2, published_cut, text):
     ours, _ = smollm2
@@ -67,6 +68,7 @@ def test_ids_of_smollm2_are_those_of_its_published_tokenizer(smollm2, published_
     assert ours.decode(ours.encode(text)) == text
 
 
+@pytest.mark.slow
 def test_smollm2_differs_from_transformers_only_before_digits(smollm2):
     """transformers uses GPT-2's rule alone; the published tokenizer separates digits first."""
     ours, theirs = smollm2
@@ -79,6 +81,7 @@ def test_smollm2_differs_from_transformers_only_before_digits(smollm2):
     assert [ours.decode([i]) for i in ours.encode("in  1984")] == ["in", "  ", "1", "9", "8", "4"]
 
 
+@pytest.mark.slow
 def test_special_tokens_of_smollm2_are_known(smollm2):
     ours, theirs = smollm2
     assert ours.vocab_size == len(theirs) == 49152
@@ -87,6 +90,7 @@ def test_special_tokens_of_smollm2_are_known(smollm2):
     assert ours.decode(ours.encode("<|im_end|> .")) == "<|im_end|> ."
 
 
+@pytest.mark.slow
 def test_examples_of_the_paper_keep_their_tokens(smollm2):
     """A digest of the tokens of every task, method and template, as the first version had them."""
     ours, _ = smollm2
@@ -100,6 +104,7 @@ def test_examples_of_the_paper_keep_their_tokens(smollm2):
     assert digest[:16] == "93c75ab20f6c2d6c"
 
 
+@pytest.mark.slow
 def test_long_words_are_encoded_quickly(smollm2):
     ours, _ = smollm2
     start = time.perf_counter()
