@@ -8,6 +8,7 @@ import hypothesis
 import jax
 import pytest
 
+import experiments.run
 from experiments import flags
 from tests.helpers import toy_job
 from wayward_jax import assets
@@ -123,9 +124,8 @@ def job(tmp_path_factory):
     """Runs a job of two targets, two gammas and two seeds; its folder `runs` has the results."""
     folder = toy_job.make(tmp_path_factory.mktemp("analysis"))
     (folder / "words.txt").write_text("w7 w8 w9\nw3 w3 great\n")
-    flags = {"targets": folder / "words.txt", "gamma": "0,0.5", "seeds": "1,2"}
-    process = toy_job.run(*toy_job.arguments(folder, **flags, out_dir=folder / "runs"))
-    assert process.returncode == 0, process.stderr
+    changed = {"targets": folder / "words.txt", "gamma": "0,0.5", "seeds": "1,2", "mesh": "runs:1"}
+    experiments.run.main(toy_job.texts(toy_job.flags(folder, **changed, out_dir=folder / "runs")))
     return folder
 
 
@@ -133,10 +133,7 @@ def job(tmp_path_factory):
 def analysis(job):
     """Analyzes that job, and returns the folder of the analysis."""
     out_dir = job / "analysis"
-    process = toy_job.analyze(
-        f"--runs={job / 'runs'}", f"--out_dir={out_dir}", f"--cache_dir={job / 'cache'}"
-    )
-    assert process.returncode == 0, process.stderr
+    toy_job.analyze_here(runs=job / "runs", out_dir=out_dir, cache_dir=job / "cache")
     return out_dir
 
 

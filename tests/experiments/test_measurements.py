@@ -282,13 +282,9 @@ def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, me
         measured(name)
     run_job(folder, folder / "two", "transfer", task=("mood", "opposite"), seeds=(1,))
     runs = ",".join(str(folder / name) for name in ("path", "discrete", "projection", "two"))
-    process = toy_job.analyze(
-        f"--runs={runs}",
-        f"--out_dir={tmp_path / 'out'}",
-        f"--cache_dir={folder / 'cache'}",
-        "--select=test",
+    toy_job.analyze_here(
+        runs=runs, out_dir=tmp_path / "out", cache_dir=folder / "cache", select="test"
     )
-    assert process.returncode == 0, process.stderr
     for name in ("path", "discrete", "transfer", "projection"):
         assert len(pd.read_csv(tmp_path / "out" / "tables" / f"{name}.csv"))
     for name in ("path", "discrete", "transfer"):
