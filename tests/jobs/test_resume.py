@@ -169,7 +169,7 @@ def test_a_job_with_rows_of_the_old_format_is_not_continued(folder, out_dir, und
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
+@pytest.mark.parametrize("lost", slow_after(1, ["flags.json", "plan.json"]))
 def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
     with pytest.raises(KeyboardInterrupt):
         run_job(folder, out_dir, after=5)
@@ -194,6 +194,7 @@ def test_another_population_size_keeps_what_is_finished_and_does_the_rest(
     assert sorted(ids) == sorted(row["id"] for row in table(undisturbed))
 
 
+@pytest.mark.slow
 def test_a_part_of_the_runs_can_be_done_first(folder, out_dir, undisturbed):
     """By `--only`, which is another plan."""
     chosen = tuple(row["id"] for row in table(undisturbed)[1:3])

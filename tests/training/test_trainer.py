@@ -15,6 +15,8 @@ from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.scoring import plan_scoring
 from wayward_jax.training.trainer import predict_unprompted, tune_population
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 STEPS = 200
 
 
