@@ -323,6 +323,7 @@ def test_the_notebook_is_made_of_the_script():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_shape")
 def test_the_notebook_runs(asset, tmp_path, monkeypatch, capsys):
     asset("smollm2-135m")
     monkeypatch.chdir(tmp_path)
