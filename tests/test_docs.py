@@ -33,6 +33,8 @@ README, EXTENDING = ROOT / "README.md", ROOT / "docs" / "extending.md"
 USAGE = ROOT / "docs" / "usage.md"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 # Flags of other programs that the pages name.
 OTHER_FLAGS = {
     *("help", "logdir"),
@@ -323,7 +325,6 @@ def test_the_notebook_is_made_of_the_script():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_shape")
 def test_the_notebook_runs(asset, tmp_path, monkeypatch, capsys):
     asset("smollm2-135m")
     monkeypatch.chdir(tmp_path)

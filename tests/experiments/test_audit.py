@@ -18,6 +18,8 @@ from wayward_jax.readings import Lens, Verbal
 # A text that helps the toy model with its task, found among 400 random ones.
 HELPFUL = "w49 w17 w23"
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -22,6 +22,8 @@ from wayward_jax.jobs.settings import EXPERIMENTS, Settings
 from wayward_jax.readings import Verbal
 from wayward_jax.targets import Target
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

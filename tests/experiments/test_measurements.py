@@ -29,6 +29,8 @@ from wayward_jax.jobs.probes import ProbeContext
 from wayward_jax.segments import gold_segments
 from wayward_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 
 def flipped(path):
     """The same texts, each with the other label."""
