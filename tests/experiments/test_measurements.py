@@ -77,6 +77,7 @@ def measured(folder, first):
     return measure
 
 
+@pytest.mark.slow
 def test_paths_begin_at_p_star_pass_the_wayward_prompt_and_end_at_the_target(first, measured):
     records = {record.id: record for record in first}
     p_star = {record.run.seed: record for record in first if not record.run.has_target}
@@ -101,6 +102,7 @@ def test_points_between_corners_are_weighted_means():
     np.testing.assert_allclose(found[:, 0], [[0, 0], [1, 2], [4, 8], [4, 4], [4, 0]])
 
 
+@pytest.mark.slow
 def test_a_measurement_is_not_taken_again_unless_its_line_is_cut(folder, measured, tmp_path):
     measured("path")
     path = folder / "path" / "measurements.jsonl"
@@ -231,6 +233,7 @@ def test_every_models_readings_are_given_to_every_model(folder, tmp_path):
     assert pairs == {(a, b, True) for a in of.values() for b in of.values()}
 
 
+@pytest.mark.slow
 def test_readings_of_the_same_prompts_agree_with_their_records(folder, first, measured):
     by_id = {record.id: record for record in first}
     (lines,) = measured("projection").values()
@@ -251,6 +254,7 @@ def test_readings_of_the_same_prompts_agree_with_their_records(folder, first, me
         assert line["top_10"] == pytest.approx((ten == target).any(axis=1).mean())
 
 
+@pytest.mark.slow
 def test_the_best_gamma_can_be_chosen_on_the_split_that_is_reported(first):
     records = [record for record in first if not record.run.has_target]
     for record in first:
@@ -263,6 +267,7 @@ def test_the_best_gamma_can_be_chosen_on_the_split_that_is_reported(first):
     assert compare(records, "test")[0].wayward[0].run.gamma == 0.5
 
 
+@pytest.mark.slow
 def test_tables_have_means_over_prompts_and_the_terminal_shows_them(folder, first, measured):
     found = {"path": measured("path")}
     table = tables.by_measurement(first, found, "path")

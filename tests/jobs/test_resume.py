@@ -141,6 +141,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undist
     assert_same(out_dir, undisturbed)
 
 
+@pytest.mark.slow
 def test_without_a_sound_checkpoint_the_population_starts_again(folder, out_dir, undisturbed):
     for checkpoint in stop(folder, out_dir):
         shutil.rmtree(checkpoint / "progress")
@@ -169,6 +170,7 @@ def test_a_job_with_rows_of_the_old_format_is_not_continued(folder, out_dir, und
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", slow_after(1, ["flags.json", "plan.json"]))
 def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
     with pytest.raises(KeyboardInterrupt):
@@ -275,6 +277,7 @@ def test_a_disk_that_cannot_be_read_ends_the_job_and_nothing_is_deleted(
     assert_same(out_dir, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks_and_syncing_of_folders_will_do(
     folder, out_dir, undisturbed, monkeypatch
 ):
@@ -341,6 +344,7 @@ def test_a_small_disk_ends_the_job_wherever_it_is(folder, tmp_path, undisturbed,
         assert_ends_of_a_full_disk(folder, out_dir, tmp_path / "larger", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_job_and_leaves_what_was_finished(
     folder, tmp_path, undisturbed
 ):

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from transformers import GPT2Config, LlamaConfig
 
+from tests.helpers.cases import slow_after
 from wayward_jax import models
 
 CONFIGS = {
@@ -26,7 +27,7 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=slow_after(1, list(CONFIGS)))
 def published(request, publish):
     """The folder of a small published model, and transformers' model of the same weights."""
     return publish(copy.deepcopy(CONFIGS[request.param]))  # saving writes the dtype into it

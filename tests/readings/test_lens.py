@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import toy_models
+from tests.helpers.cases import slow_after
 from tests.helpers.published import assert_close
 from wayward_jax import models
 from wayward_jax.readings import Lens, NearestTokens
@@ -23,7 +24,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("lens")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_after(1, FAMILIES))
 def both(request, folder):
     """A model here and in transformers."""
     toy_models.make(request.param, folder)

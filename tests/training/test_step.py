@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import toy_models
+from tests.helpers.cases import slow_after
 from wayward_jax.constraints import AdaptiveGamma, Constraint, Target
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
@@ -252,6 +253,7 @@ def test_a_gamma_that_is_found_has_the_prompt_read_as_its_target(model, seed):
     assert penalty.gamma[2] == 20
 
 
+@pytest.mark.slow
 def test_a_gamma_goes_up_outside_and_down_inside_worked_by_hand():
     """One vector; the cell of the token at 0 ends at 2, and at 1 by its margin."""
     target = Target(
@@ -315,7 +317,7 @@ class Wave(Constraint):
         return state * (jnp.sin(prompt) * target.embeddings).sum()
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 2, 4, 100])
+@pytest.mark.parametrize("at_once", slow_after(2, [None, 2, 1, 4, 100]))
 def test_penalties_move_their_own_runs_alone_however_many_are_computed_at_once(at_once):
     rng = np.random.default_rng(0)
     prompts, embeddings = np.float32(rng.normal(size=(2, 6, 3, 4)))
