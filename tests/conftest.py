@@ -10,7 +10,7 @@ import pytest
 
 import experiments.run
 from experiments import flags
-from tests.helpers import toy_job
+from tests.helpers import toy_job, toy_models
 from wayward_jax import assets
 from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.jobs.signals import STOPPING
@@ -135,6 +135,22 @@ def analysis(job):
     out_dir = job / "analysis"
     toy_job.analyze_here(runs=job / "runs", out_dir=out_dir, cache_dir=job / "cache")
     return out_dir
+
+
+@pytest.fixture(scope="session")
+def write_model(tmp_path_factory, tokenizer):
+    """Returns a function that writes a random GPT-2 or Llama with a tokenizer, without PyTorch.
+
+    Each is in a folder `published` of its own.
+    """
+
+    def write(config):
+        folder = tmp_path_factory.mktemp("published") / "published"
+        toy_models.publish(config, folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")
