@@ -1,16 +1,23 @@
 """Fixtures that several tests share: assets, a finished job, and models that transformers makes."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
 
+import experiments.run
 from experiments import flags
-from tests.helpers import toy_job
+from tests.helpers import toy_job, toy_models
 from wayward_jax import assets
 from wayward_jax.jobs.settings import default_cache_dir
+from wayward_jax.jobs.signals import STOPPING
+
+# The programs of tests are compiled for longer than they run. What the user asks of XLA comes last.
+FAST_TO_COMPILE = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{FAST_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 
 # Tests of meshes use these devices. A test without a mesh uses one of them.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -25,11 +32,33 @@ CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's 
 """
 
 
+@pytest.fixture(autouse=True, scope="session")
+def programs_are_kept(pytestconfig):
+    """Keeps compiled programs for all workers, and for the next time, in the cache of pytest.
+
+    Jobs in this process would choose another folder.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(pytestconfig.cache.mkdir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wayward_jax.jobs.inputs.keep_compiled", lambda cache_dir: None)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_dropped():
     """Drops compiled programs after each file. All files' together need more than memory has."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def one_shape():
+    """Has all packs of a population have one shape, so that each population takes one program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wayward_jax.training.planning.MAX_SHAPES", 1)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +75,21 @@ def asset(tmp_path_factory):
         pytest.skip(f"WAYWARD_ASSETS_DIR is not set, and {cache} has no {name}")
 
     return find
+
+
+@pytest.fixture
+def no_signal_ignored():
+    """Has programs of a test heed all signals that ask to stop.
+
+    Programs inherit ignored signals, and `nohup`, or a shell in the background, may have started
+    the tests.
+    """
+    ignored = [each for each in STOPPING if signal.getsignal(each) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")
@@ -80,9 +124,8 @@ def job(tmp_path_factory):
     """Runs a job of two targets, two gammas and two seeds; its folder `runs` has the results."""
     folder = toy_job.make(tmp_path_factory.mktemp("analysis"))
     (folder / "words.txt").write_text("w7 w8 w9\nw3 w3 great\n")
-    flags = {"targets": folder / "words.txt", "gamma": "0,0.5", "seeds": "1,2"}
-    process = toy_job.run(*toy_job.arguments(folder, **flags, out_dir=folder / "runs"))
-    assert process.returncode == 0, process.stderr
+    changed = {"targets": folder / "words.txt", "gamma": "0,0.5", "seeds": "1,2", "mesh": "runs:1"}
+    experiments.run.main(toy_job.texts(toy_job.flags(folder, **changed, out_dir=folder / "runs")))
     return folder
 
 
@@ -90,16 +133,31 @@ def job(tmp_path_factory):
 def analysis(job):
     """Analyzes that job, and returns the folder of the analysis."""
     out_dir = job / "analysis"
-    process = toy_job.analyze(
-        f"--runs={job / 'runs'}", f"--out_dir={out_dir}", f"--cache_dir={job / 'cache'}"
-    )
-    assert process.returncode == 0, process.stderr
+    toy_job.analyze_here(runs=job / "runs", out_dir=out_dir, cache_dir=job / "cache")
     return out_dir
 
 
-@pytest.fixture
-def publish(tmp_path, tokenizer):
+@pytest.fixture(scope="session")
+def write_model(tmp_path_factory, tokenizer):
+    """Returns a function that writes a random GPT-2 or Llama with a tokenizer, without PyTorch.
+
+    Each is in a folder `published` of its own.
+    """
+
+    def write(config):
+        folder = tmp_path_factory.mktemp("published") / "published"
+        toy_models.publish(config, folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def publish(tmp_path_factory, tokenizer):
     """Returns a function that makes a random model in transformers and saves it with a tokenizer.
+
+    Each is in a folder `published` of its own.
 
     Tests that use it are skipped without PyTorch.
     """
@@ -111,7 +169,7 @@ def publish(tmp_path, tokenizer):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         for parameter in model.parameters():  # also biases and norms, which start at 0 or 1
             torch.nn.init.normal_(parameter, std=min(parameter.shape[-1] ** -0.5, 0.3))
-        folder = tmp_path / "published"
+        folder = tmp_path_factory.mktemp("published") / "published"
         model.save_pretrained(folder, **save)
         tokenizer.save_pretrained(folder)
         return folder, model

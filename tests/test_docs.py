@@ -33,6 +33,8 @@ README, EXTENDING = ROOT / "README.md", ROOT / "docs" / "extending.md"
 USAGE = ROOT / "docs" / "usage.md"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 # Flags of other programs that the pages name.
 OTHER_FLAGS = {
     *("help", "logdir"),

@@ -9,11 +9,12 @@ from wayward_jax.runs import Run
 TABLE = np.random.default_rng(0).normal(0.1, 0.2, (COMMON_TOKENS + 1000, 16)).astype(np.float32)
 RUN = Run("model", "task", prompt_length=4, target_ids=(7, 5999, 7, 0))
 P_STAR = dataclasses.replace(RUN, target_ids=())
+ROWS = {row.tobytes(): i for i, row in enumerate(TABLE)}
 
 
 def ids(prompt):
     """Rows of the table that a prompt consists of."""
-    return [int(np.flatnonzero((vector == TABLE).all(axis=1))[0]) for vector in prompt]
+    return [ROWS[vector.tobytes()] for vector in np.asarray(prompt)]
 
 
 def test_at_the_target_a_prompt_is_its_embeddings():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import toy_models
+from tests.helpers.cases import slow_after
 from tests.helpers.packs import pack_lists
 from wayward_jax.objective import distance, summed_losses
 from wayward_jax.segments import gold_segments
@@ -18,7 +19,7 @@ EXAMPLES = (4, 1, 3, 0)
 PACK_SHAPE = PackedShape(rows=4, slots=40, copies=2, queries=40, predictions=48)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=slow_after(1, ["gpt2", "llama"]))
 def family(request):
     return request.param
 

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.cases import slow_after
 from wayward_jax import projection
 from wayward_jax.projection import METRICS, c_proj, d_proj, margins, neighbors
 
-every_metric = pytest.mark.parametrize("metric", METRICS)
+every_metric = pytest.mark.parametrize("metric", slow_after(1, METRICS))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -24,6 +24,7 @@ from transformers import (
 
 import wayward_jax as wj
 from tests.helpers import toy_models
+from tests.helpers.cases import slow_after
 from tests.helpers.published import assert_close
 from wayward_jax import checkpoints, models, prompt_files
 
@@ -75,8 +76,9 @@ def logits_behind(model, prompt, ids):
     return np.asarray(compute(model.params))
 
 
-@pytest.mark.parametrize("bos", [(), (7,)], ids=["bare", "behind BOS"])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    ("name", "bos"), slow_after(2, [(name, bos) for name in PUBLISHED for bos in ((), (7,))])
+)
 def test_peft_computes_our_logits_and_no_bit_is_lost(publish, tmp_path, name, bos):
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")

@@ -27,7 +27,10 @@ COLLECTIVE = re.compile(
     r"(?:-start)?\(.*?(?:replica_groups|source_target_pairs)=(\S*)"
 )
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="there are fewer than 8 devices")
+pytestmark = [
+    pytest.mark.skipif(jax.device_count() < 8, reason="there are fewer than 8 devices"),
+    pytest.mark.usefixtures("one_shape"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +124,7 @@ def compiled(model, mesh):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1)])
 def test_runs_never_communicate_and_examples_only_sum_up(model_of, shape):
     """A sum over one device alone, on which nothing waits, may be left in."""

@@ -110,10 +110,8 @@ def test_the_command_of_a_row_repeats_this_row_alone(analysis, job):
 def analyze_copy(job, tmp_path):
     """Analyzes the changed copy of the job in `tmp_path / "runs"`."""
     out_dir = tmp_path / "analysis"
-    process = toy_job.analyze(
-        f"--runs={tmp_path / 'runs'}", f"--out_dir={out_dir}", f"--cache_dir={job / 'cache'}"
-    )
-    return out_dir, process
+    toy_job.analyze_here(runs=tmp_path / "runs", out_dir=out_dir, cache_dir=job / "cache")
+    return out_dir
 
 
 def assert_read_without_its_model(analysis, out_dir, said):
@@ -129,8 +127,7 @@ def test_without_the_model_the_page_is_made_and_says_so(job, analysis, tmp_path)
     moved = shutil.copytree(job / "runs", tmp_path / "runs")
     flags = (moved / "flags.json").read_text()
     (moved / "flags.json").write_text(flags.replace(str(job / "gpt2"), "/nowhere/gpt2"))
-    out_dir, process = analyze_copy(job, tmp_path)
-    assert process.returncode == 0, process.stderr
+    out_dir = analyze_copy(job, tmp_path)
     assert_read_without_its_model(analysis, out_dir, "gpt2 is not here")
 
 
@@ -144,8 +141,7 @@ def test_a_model_with_other_weights_is_not_used_and_the_page_says_so(job, analys
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     flags = (moved / "flags.json").read_text()
     (moved / "flags.json").write_text(flags.replace(str(job / "gpt2"), str(other)))
-    out_dir, process = analyze_copy(job, tmp_path)
-    assert process.returncode == 0, process.stderr
+    out_dir = analyze_copy(job, tmp_path)
     assert_read_without_its_model(analysis, out_dir, "has other weights than the prompts were")
 
 
@@ -153,13 +149,13 @@ def test_a_job_of_the_old_format_is_refused_in_one_line(job, tmp_path):
     old = shutil.copytree(job / "runs", tmp_path / "runs")
     renamed = (old / "results.jsonl").read_text().replace('"token_ids"', '"projected_ids"')
     (old / "results.jsonl").write_text(renamed.replace('"text"', '"projected_text"'))
-    out_dir, process = analyze_copy(job, tmp_path)
-    assert process.returncode == 2
-    assert process.stderr == (
-        f"error: {old}/results.jsonl:1: lacks text, token_ids: it was made by another version of "
-        "wayward_jax, so run the job again\n"
+    with pytest.raises(InputError) as error:
+        analyze_copy(job, tmp_path)
+    assert error.value.as_flag() == (
+        f"{old}/results.jsonl:1: lacks text, token_ids: it was made by another version of "
+        "wayward_jax, so run the job again"
     )
-    assert not out_dir.exists()
+    assert not (tmp_path / "analysis").exists()
 
 
 def folder_of(rows, path):

@@ -150,6 +150,7 @@ def test_the_interval_of_a_target_is_students_over_choices_of_examples_if_all_el
     assert (drop.low, drop.high) == pytest.approx((found.low, found.high), rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_variance_of_crossed_targets_and_choices_is_that_of_their_mean_squares():
     """As of a two-way table without replication: (MS_rows + MS_columns - MS_rest) / cells."""
     rng = np.random.default_rng(3)

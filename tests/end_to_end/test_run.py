@@ -1,11 +1,14 @@
 """The program as a user runs it: a whole job on a tiny model, and input that it refuses."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+import experiments.run
 from experiments import main
 from tests.helpers import toy_job
 from tests.helpers.toy_job import arguments, run, settings
@@ -60,11 +63,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(folder):
-    """A job of two seeds, run by its command."""
+    """A job of two seeds by the program, in this process, and what it prints."""
     out_dir = folder / "finished"
-    process = run(*arguments(folder, seeds="1,2", out_dir=out_dir))
-    assert process.returncode == 0, process.stderr
-    return out_dir, process.stdout
+    given = toy_job.flags(folder, seeds="1,2", mesh="runs:1", out_dir=out_dir)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        experiments.run.main(toy_job.texts(given))
+    return out_dir, printed.getvalue()
 
 
 def test_a_row_says_everything_that_users_rely_on(finished):

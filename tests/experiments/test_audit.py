@@ -18,6 +18,8 @@ from wayward_jax.readings import Lens, Verbal
 # A text that helps the toy model with its task, found among 400 random ones.
 HELPFUL = "w49 w17 w23"
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -196,6 +198,7 @@ def test_a_search_that_finds_no_double_says_how_hard_it_was_and_goes_on_where_it
         run(folder, p_star + 1, **flags)
 
 
+@pytest.mark.slow
 def test_without_a_task_a_prompt_is_read_and_measured_and_nothing_else_is_said(folder, tmp_path):
     found = run(folder, "text=w3 w4", ["w1"], tmp_path / "out", task=None)
     assert found["verdict"] == (

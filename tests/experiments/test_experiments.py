@@ -22,6 +22,8 @@ from wayward_jax.jobs.settings import EXPERIMENTS, Settings
 from wayward_jax.readings import Verbal
 from wayward_jax.targets import Target
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -253,6 +255,7 @@ def test_a_job_of_which_others_have_all_runs_tunes_none(folder, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first")
     with pytest.raises(InputError, match=r"reuse=.*n_dev=12 there and 5 here"):
@@ -260,6 +263,7 @@ def test_runs_evaluated_on_other_examples_are_not_taken_over(folder, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first", dtype="bfloat16")
     with pytest.raises(InputError, match=r"first.: .* dtype=bfloat16 there and float32 here"):
@@ -267,6 +271,7 @@ def test_runs_of_weights_of_another_precision_are_not_taken_over(folder, tmp_pat
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_other_examples_in_the_same_numbers_are_not_taken_over(folder, tmp_path):
     run_job(folder, tmp_path / "first")
     shutil.copytree(folder / "mood", tmp_path / "mood")
@@ -277,6 +282,7 @@ def test_runs_of_other_examples_in_the_same_numbers_are_not_taken_over(folder, t
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_runs_without_their_checkpoints_are_not_taken_over(folder, tmp_path):
     rows, _ = run_job(folder, tmp_path / "first")
     bare = tmp_path / "bare"
@@ -292,6 +298,7 @@ def test_a_start_of_another_width_is_refused(folder, tmp_path):
         run_job(folder, tmp_path / "refused", init=("target", str(tmp_path / "start")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "constraint", [{"constraint": ("cell",)}, {"gamma": ("auto",)}], ids=["cell", "auto"]
 )

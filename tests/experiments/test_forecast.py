@@ -21,6 +21,7 @@ from experiments.forecast.hlo import KINDS, Program, count_bytes, product_flops,
 from experiments.forecast.machines import GPUS, TPUS, find
 from experiments.forecast.shapes import SHAPES
 from experiments.forecast.show import as_page, table, total
+from tests.helpers.tiny_programs import DEPTH_ENTRIES
 from wayward_jax.errors import InputError
 from wayward_jax.models.families import FAMILIES
 
@@ -166,10 +167,18 @@ def test_bytes_of_a_type_are_those_of_its_arrays(text, size):
     ],
 )
 def test_shapes_have_as_many_parameters_as_the_published_models(name, parameters):
-    module = FAMILIES[SHAPES[name]["model_type"]].module_of(SHAPES[name])
+    """All layers have as many, so that two are enough to count."""
+    entries = SHAPES[name]
+    module_of = FAMILIES[entries["model_type"]].module_of
     ids = jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
-    assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
+
+    def counted(layers):
+        module = module_of({**entries, DEPTH_ENTRIES[entries["model_type"]]: layers})
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
+        return sum(x.size for x in jax.tree.leaves(shapes))
+
+    one, two = counted(1), counted(2)
+    assert one + (module_of(entries).config.depth - 1) * (two - one) == parameters
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "v5e:2", "h100:2x2", "cpu"])

@@ -29,6 +29,8 @@ from wayward_jax.jobs.probes import ProbeContext
 from wayward_jax.segments import gold_segments
 from wayward_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 
 def flipped(path):
     """The same texts, each with the other label."""
@@ -75,6 +77,7 @@ def measured(folder, first):
     return measure
 
 
+@pytest.mark.slow
 def test_paths_begin_at_p_star_pass_the_wayward_prompt_and_end_at_the_target(first, measured):
     records = {record.id: record for record in first}
     p_star = {record.run.seed: record for record in first if not record.run.has_target}
@@ -99,6 +102,7 @@ def test_points_between_corners_are_weighted_means():
     np.testing.assert_allclose(found[:, 0], [[0, 0], [1, 2], [4, 8], [4, 4], [4, 0]])
 
 
+@pytest.mark.slow
 def test_a_measurement_is_not_taken_again_unless_its_line_is_cut(folder, measured, tmp_path):
     measured("path")
     path = folder / "path" / "measurements.jsonl"
@@ -118,6 +122,7 @@ def test_a_line_that_is_no_measurement_is_named(tmp_path, line):
         records.read_measurements([tmp_path])
 
 
+@pytest.mark.slow
 def test_discrete_measures_each_prompt_its_texts_and_the_references(first, measured):
     found = measured("discrete")
     by_id = {record.id: record for record in first}
@@ -228,6 +233,7 @@ def test_every_models_readings_are_given_to_every_model(folder, tmp_path):
     assert pairs == {(a, b, True) for a in of.values() for b in of.values()}
 
 
+@pytest.mark.slow
 def test_readings_of_the_same_prompts_agree_with_their_records(folder, first, measured):
     by_id = {record.id: record for record in first}
     (lines,) = measured("projection").values()
@@ -248,6 +254,7 @@ def test_readings_of_the_same_prompts_agree_with_their_records(folder, first, me
         assert line["top_10"] == pytest.approx((ten == target).any(axis=1).mean())
 
 
+@pytest.mark.slow
 def test_the_best_gamma_can_be_chosen_on_the_split_that_is_reported(first):
     records = [record for record in first if not record.run.has_target]
     for record in first:
@@ -260,6 +267,7 @@ def test_the_best_gamma_can_be_chosen_on_the_split_that_is_reported(first):
     assert compare(records, "test")[0].wayward[0].run.gamma == 0.5
 
 
+@pytest.mark.slow
 def test_tables_have_means_over_prompts_and_the_terminal_shows_them(folder, first, measured):
     found = {"path": measured("path")}
     table = tables.by_measurement(first, found, "path")
@@ -275,18 +283,15 @@ def test_tables_have_means_over_prompts_and_the_terminal_shows_them(folder, firs
     assert len([line for line in console.export_text().splitlines() if "mood" in line]) == 21
 
 
+@pytest.mark.slow
 def test_the_analysis_has_tables_and_figures_of_all_that_was_measured(folder, measured, tmp_path):
     for name in ("path", "discrete", "projection"):
         measured(name)
     run_job(folder, folder / "two", "transfer", task=("mood", "opposite"), seeds=(1,))
     runs = ",".join(str(folder / name) for name in ("path", "discrete", "projection", "two"))
-    process = toy_job.analyze(
-        f"--runs={runs}",
-        f"--out_dir={tmp_path / 'out'}",
-        f"--cache_dir={folder / 'cache'}",
-        "--select=test",
+    toy_job.analyze_here(
+        runs=runs, out_dir=tmp_path / "out", cache_dir=folder / "cache", select="test"
     )
-    assert process.returncode == 0, process.stderr
     for name in ("path", "discrete", "transfer", "projection"):
         assert len(pd.read_csv(tmp_path / "out" / "tables" / f"{name}.csv"))
     for name in ("path", "discrete", "transfer"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import experiments.analyze
 from tests.helpers import toy_models
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.settings import Settings
@@ -108,6 +109,13 @@ def run(*args: str) -> subprocess.CompletedProcess:
 def analyze(*args: str) -> subprocess.CompletedProcess:
     """`python -m experiments.analyze`."""
     return _program("experiments.analyze", *args)
+
+
+def analyze_here(**given: object) -> None:
+    """`experiments.analyze` in this process, because one of its own imports for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")  # the program sets it for good
+        experiments.analyze.main(texts(given))
 
 
 def assert_same_outcome(row: dict, expected: dict) -> None:

@@ -1,12 +1,13 @@
 """Random language models of two layers, here and in transformers, with a task and runs."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from wayward_jax import models
 from wayward_jax.runs import Run
@@ -41,74 +42,101 @@ CONFIGS = {
 # A model of these weights learns the toy task in a few steps, which not every random model does.
 WEIGHTS_SEED = 6
 
-# Shapes of published weights, and of the weights of each layer.
-SHAPES = {
-    "gpt2": {
-        "transformer.wte.weight": (96, 32),
-        "transformer.wpe.weight": (64, 32),
-        "transformer.ln_f.weight": (32,),
-        "transformer.ln_f.bias": (32,),
-    },
-    "llama": {
-        "model.embed_tokens.weight": (96, 32),
-        "model.norm.weight": (32,),
-        "lm_head.weight": (96, 32),
-    },
-}
-LAYER_SHAPES = {
-    "gpt2": {
-        "transformer.h.{}.ln_1.weight": (32,),
-        "transformer.h.{}.ln_1.bias": (32,),
-        "transformer.h.{}.attn.c_attn.weight": (32, 96),
-        "transformer.h.{}.attn.c_attn.bias": (96,),
-        "transformer.h.{}.attn.c_proj.weight": (32, 32),
-        "transformer.h.{}.attn.c_proj.bias": (32,),
-        "transformer.h.{}.ln_2.weight": (32,),
-        "transformer.h.{}.ln_2.bias": (32,),
-        "transformer.h.{}.mlp.c_fc.weight": (32, 128),
-        "transformer.h.{}.mlp.c_fc.bias": (128,),
-        "transformer.h.{}.mlp.c_proj.weight": (128, 32),
-        "transformer.h.{}.mlp.c_proj.bias": (32,),
-    },
-    "llama": {
-        "model.layers.{}.input_layernorm.weight": (32,),
-        "model.layers.{}.self_attn.q_proj.weight": (32, 32),
-        "model.layers.{}.self_attn.k_proj.weight": (16, 32),
-        "model.layers.{}.self_attn.v_proj.weight": (16, 32),
-        "model.layers.{}.self_attn.o_proj.weight": (32, 32),
-        "model.layers.{}.post_attention_layernorm.weight": (32,),
-        "model.layers.{}.mlp.gate_proj.weight": (48, 32),
-        "model.layers.{}.mlp.up_proj.weight": (48, 32),
-        "model.layers.{}.mlp.down_proj.weight": (32, 48),
-    },
-}
+
+def weight_shapes(config):
+    """The shapes of the published weights of a GPT-2 or a Llama, by name."""
+    of_model, of_layer, depth = {"gpt2": _gpt2, "llama": _llama}[config.model_type](config)
+    for layer in range(depth):
+        of_model |= {name.format(layer): shape for name, shape in of_layer.items()}
+    return of_model
 
 
-def make_weights(family):
+def _gpt2(config):
+    width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
+    of_model = {
+        "transformer.wte.weight": (config.vocab_size, width),
+        "transformer.wpe.weight": (config.n_positions, width),
+        "transformer.ln_f.weight": (width,),
+        "transformer.ln_f.bias": (width,),
+    }
+    of_layer = {
+        "transformer.h.{}.ln_1.weight": (width,),
+        "transformer.h.{}.ln_1.bias": (width,),
+        "transformer.h.{}.attn.c_attn.weight": (width, 3 * width),
+        "transformer.h.{}.attn.c_attn.bias": (3 * width,),
+        "transformer.h.{}.attn.c_proj.weight": (width, width),
+        "transformer.h.{}.attn.c_proj.bias": (width,),
+        "transformer.h.{}.ln_2.weight": (width,),
+        "transformer.h.{}.ln_2.bias": (width,),
+        "transformer.h.{}.mlp.c_fc.weight": (width, inner),
+        "transformer.h.{}.mlp.c_fc.bias": (inner,),
+        "transformer.h.{}.mlp.c_proj.weight": (inner, width),
+        "transformer.h.{}.mlp.c_proj.bias": (width,),
+    }
+    return of_model, of_layer, config.n_layer
+
+
+def _llama(config):
+    width, inner = config.hidden_size, config.intermediate_size
+    of_keys = width * config.num_key_value_heads // config.num_attention_heads
+    of_model = {
+        "model.embed_tokens.weight": (config.vocab_size, width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (config.vocab_size, width),
+    }
+    of_layer = {
+        "model.layers.{}.input_layernorm.weight": (width,),
+        "model.layers.{}.self_attn.q_proj.weight": (width, width),
+        "model.layers.{}.self_attn.k_proj.weight": (of_keys, width),
+        "model.layers.{}.self_attn.v_proj.weight": (of_keys, width),
+        "model.layers.{}.self_attn.o_proj.weight": (width, width),
+        "model.layers.{}.post_attention_layernorm.weight": (width,),
+        "model.layers.{}.mlp.gate_proj.weight": (inner, width),
+        "model.layers.{}.mlp.up_proj.weight": (inner, width),
+        "model.layers.{}.mlp.down_proj.weight": (width, inner),
+    }
+    return of_model, of_layer, config.num_hidden_layers
+
+
+def random_weights(config):
     """Makes random weights by their published names. Biases and norms are random, too."""
-    shapes = dict(SHAPES[family])
-    for layer in range(2):
-        shapes |= {name.format(layer): shape for name, shape in LAYER_SHAPES[family].items()}
     rng = np.random.default_rng(WEIGHTS_SEED)
     return {
         name: rng.normal(float(len(shape) == 1), 0.3, shape).astype(np.float32)
-        for name, shape in shapes.items()
+        for name, shape in weight_shapes(config).items()
     }
+
+
+def publish(config, folder):
+    """Writes a random GPT-2 or Llama as transformers does, but without a tokenizer."""
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    safetensors.numpy.save_file(random_weights(config), file, metadata={"format": "pt"})
+
+
+def split_weights(folder):
+    """Splits the weights of a published model into three files with an index; gives the files."""
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files, weight_map = [], {}
+    for i in range(3):
+        own = {name: tensors[name] for name in sorted(tensors)[i::3]}
+        files.append(folder / f"model-{i + 1:05}-of-00003.safetensors")
+        safetensors.numpy.save_file(own, files[-1], metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(own, files[-1].name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return files
 
 
 def make_table():
     """Makes the embeddings `[80, D]` of the words of the `gpt2` model."""
-    return make_weights("gpt2")["transformer.wte.weight"][: len(WORDS)]
+    return random_weights(CONFIGS["gpt2"])["transformer.wte.weight"][: len(WORDS)]
 
 
 def make(family, folder):
     """Publishes a model of 80 words and 96 embeddings in `folder / family`, and loads it here."""
-    (folder / family).mkdir(parents=True)
-    CONFIGS[family].save_pretrained(folder / family)
-    weights = make_weights(family)
-    file = folder / family / "model.safetensors"
-    safetensors.numpy.save_file(weights, file, metadata={"format": "pt"})
-
+    publish(CONFIGS[family], folder / family)
     vocabulary = {word: i for i, word in enumerate(WORDS)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<eos>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -121,6 +149,8 @@ def make(family, folder):
 def load_published(family, folder):
     """Loads the model that `make` published in transformers; skips the test without PyTorch."""
     torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
     torch.set_num_threads(1)  # threads hinder one another in models this small
     theirs = AutoModelForCausalLM.from_pretrained(folder / family)
     return theirs.eval().requires_grad_(False)

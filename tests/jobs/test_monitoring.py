@@ -69,6 +69,7 @@ def populations(monitored):
     return {plan["runs"][0]: [rows[run] for run in plan["runs"]] for plan in plans}
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_results_of_every_population(events, populations):
     assert events.keys() == populations.keys()
     for run, rows in populations.items():
@@ -78,6 +79,7 @@ def test_tensorboard_shows_the_results_of_every_population(events, populations):
         assert events[run]["diverged"] == {8: 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dev_accuracy", "prompt_f1"])
 def test_tensorboard_shows_the_curves_of_the_results(name, events, populations):
     for run, rows in populations.items():
@@ -90,6 +92,7 @@ def test_tensorboard_shows_the_curves_of_the_results(name, events, populations):
         assert events[run].get(f"{name}/mean", {}) == by_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["task_loss", "distance"])
 def test_tensorboard_shows_losses_like_those_of_the_results(name, events, populations):
     """There they are the means of some steps, so here they are within what those are made of."""
@@ -102,6 +105,7 @@ def test_tensorboard_shows_losses_like_those_of_the_results(name, events, popula
             assert max(shown.values()) < max(means) * 2
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_speed_and_memory(events):
     for figures in events.values():
         steps = list(figures["memory_gib"])
@@ -111,6 +115,7 @@ def test_tensorboard_shows_speed_and_memory(events):
         assert 0.05 < min(figures["memory_gib"].values()) < 100
 
 
+@pytest.mark.slow
 def test_lines_in_a_log_have_the_same_figures(monitored, events):
     lines = monitored[1].splitlines()
     for figures in events.values():
@@ -124,6 +129,7 @@ def test_lines_in_a_log_have_the_same_figures(monitored, events):
         assert any(line.startswith(f"accuracy {accuracy:.3f}  dev accuracy") for line in lines)
 
 
+@pytest.mark.slow
 def test_the_profile_has_the_tuning_program(monitored):
     (file,) = (monitored[0] / "profile").rglob("*.xplane.pb")
     profile = jax.profiler.ProfileData.from_file(str(file))
@@ -131,6 +137,7 @@ def test_the_profile_has_the_tuning_program(monitored):
     assert any("train_steps" in name for name in names)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_not_asked_for_it_writes_no_metrics(folder):
     out_dir = folder / "plain"
     with ProgressReporter(Console(quiet=True)) as watch:

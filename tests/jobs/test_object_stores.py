@@ -93,6 +93,7 @@ def test_whenever_it_is_cut_off_from_the_store_the_job_goes_on_there(
     assert_same(url, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_finished_job_is_found_finished(folder, url, undisturbed):
     STORE.put(str(undisturbed), "/bucket/job", recursive=True)
     before = STORE.find("/bucket/job", detail=True)
@@ -100,6 +101,7 @@ def test_a_finished_job_is_found_finished(folder, url, undisturbed):
     assert STORE.find("/bucket/job", detail=True) == before
 
 
+@pytest.mark.slow
 def test_a_job_of_other_flags_is_refused_by_its_url(folder, url, undisturbed):
     STORE.put(str(undisturbed), "/bucket/job", recursive=True)
     flags = toy_job.settings(folder, None, **{**FLAGS, "steps": 30}).texts()
@@ -108,6 +110,7 @@ def test_a_job_of_other_flags_is_refused_by_its_url(folder, url, undisturbed):
         run_job_at(url, folder)
 
 
+@pytest.mark.slow
 def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
     rows = records.read_lines(undisturbed / "results.jsonl")
     for number, own in enumerate((rows[:1], rows[1:])):

@@ -9,21 +9,21 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from experiments import main
-from tests.helpers import toy_job
+from tests.helpers import toy_job, toy_models
+from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
 STEPS = {"steps": 4, "seeds": (1, 2)}
+PROMPT = np.ones((3, toy_models.WIDTH), np.float32)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = toy_job.make(tmp_path_factory.mktemp("places"))
     (made / "words.txt").write_text("w7 w8 w9\n")
-    run_job(made, made / "first")
-    start = next((made / "first" / "checkpoints").iterdir())
-    shutil.copytree(start, made / "start")
+    checkpoints.save_prompt(made / "start", PROMPT)
     run_job(made, made / "job", **everything(made))
     return made
 
@@ -69,9 +69,9 @@ def test_a_job_on_moved_files_has_the_same_runs_and_takes_them_over(folder, move
     assert not [row for row in rows if str(folder) in json.dumps(row)]
 
 
-def test_a_task_may_be_given_by_its_path(folder, tmp_path):
-    by_name, _ = run_job(folder, tmp_path / "by_name")
-    by_path, steps = run_job(folder, tmp_path / "by_name", task=folder / "mood")
+def test_a_task_may_be_given_by_its_path(folder):
+    by_name, _ = run_job(folder, folder / "job", **everything(folder))
+    by_path, steps = run_job(folder, folder / "job", **everything(folder), task=folder / "mood")
     assert steps == 0
     assert by_path == by_name
 
@@ -100,14 +100,8 @@ def change_targets(folder):
 
 
 def change_start(folder):
-    others = sorted((folder / "first" / "checkpoints").iterdir())
-    other = others[-1] if snapshot_of(others[-1]) != snapshot_of(folder / "start") else others[0]
     shutil.rmtree(folder / "start")
-    shutil.copytree(other, folder / "start")
-
-
-def snapshot_of(checkpoint):
-    return sorted(path.read_bytes() for path in checkpoint.rglob("*") if path.is_file())
+    checkpoints.save_prompt(folder / "start", 2 * PROMPT)
 
 
 @pytest.mark.parametrize(

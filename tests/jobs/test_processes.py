@@ -17,7 +17,9 @@ from wayward_jax.jobs import job, processes, records
 from wayward_jax.jobs.exit_codes import LOST, STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
-FLAGS = {"gamma": "0.5", "batch_size": 4, "steps": 240, "n_eval": 0, "checkpoint_every": 5}
+# So many steps that a job is not done before it is stopped.
+STEPS = 400
+FLAGS = {"gamma": "0.5", "batch_size": 4, "steps": STEPS, "n_eval": 0, "checkpoint_every": 5}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def folder(tmp_path_factory):
 def alone(folder):
     """The job's folder after one process has done it."""
     out_dir = folder / "alone"
-    settings = toy_job.settings(folder, out_dir, gamma=(0.5,), steps=240)
+    settings = toy_job.settings(folder, out_dir, gamma=(0.5,), steps=STEPS)
     with ProgressReporter(Console(quiet=True)) as watch:
         job.run_job(settings, main.EXPERIMENT, out_dir, watch)
     return out_dir
@@ -88,7 +90,7 @@ def assert_same_table(out_dir, alone):
 @pytest.mark.slow
 def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder, alone):
     out_dir = folder / "four"
-    codes, said = finish(start(folder, 4, out_dir, mesh="runs:2,data:2"))
+    codes, said = finish(start(folder, 4, out_dir, mesh="runs:2,data:2", checkpoint_every=STEPS))
     assert codes == [0] * 4, said
     assert_same_table(out_dir, alone)
     first, *others = [output for output, _ in said]
@@ -97,6 +99,7 @@ def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_signal_ignored")
 def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(folder, alone):
     """One of two is told to stop, and then each is killed once."""
     out_dir = folder / "ended"

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from experiments import main
 from tests.helpers import toy_job
+from tests.helpers.cases import slow_after
 from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
@@ -140,6 +141,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undist
     assert_same(out_dir, undisturbed)
 
 
+@pytest.mark.slow
 def test_without_a_sound_checkpoint_the_population_starts_again(folder, out_dir, undisturbed):
     for checkpoint in stop(folder, out_dir):
         shutil.rmtree(checkpoint / "progress")
@@ -168,7 +170,8 @@ def test_a_job_with_rows_of_the_old_format_is_not_continued(folder, out_dir, und
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", slow_after(1, ["flags.json", "plan.json"]))
 def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
     with pytest.raises(KeyboardInterrupt):
         run_job(folder, out_dir, after=5)
@@ -181,6 +184,7 @@ def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, 
     assert table(out_dir) == table(undisturbed)
 
 
+@pytest.mark.slow
 def test_another_population_size_keeps_what_is_finished_and_does_the_rest(
     folder, out_dir, undisturbed
 ):
@@ -192,6 +196,7 @@ def test_another_population_size_keeps_what_is_finished_and_does_the_rest(
     assert sorted(ids) == sorted(row["id"] for row in table(undisturbed))
 
 
+@pytest.mark.slow
 def test_a_part_of_the_runs_can_be_done_first(folder, out_dir, undisturbed):
     """By `--only`, which is another plan."""
     chosen = tuple(row["id"] for row in table(undisturbed)[1:3])
@@ -219,6 +224,7 @@ def test_other_flags_are_refused_with_the_difference(folder, undisturbed, change
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_job_of_another_precision_under_the_same_flags_is_refused(folder, out_dir):
     """As if auto had been bfloat16 on the machine where the job began."""
     run_job(folder, out_dir, dtype="auto", steps=2)
@@ -247,7 +253,9 @@ def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
         run_job(folder, out_dir)
 
 
-@pytest.mark.parametrize("unreadable", ["plan.json", "results.jsonl", "progress", "flags.json"])
+@pytest.mark.parametrize(
+    "unreadable", slow_after(1, ["results.jsonl", "plan.json", "progress", "flags.json"])
+)
 def test_a_disk_that_cannot_be_read_ends_the_job_and_nothing_is_deleted(
     folder, out_dir, undisturbed, unreadable
 ):
@@ -269,6 +277,7 @@ def test_a_disk_that_cannot_be_read_ends_the_job_and_nothing_is_deleted(
     assert_same(out_dir, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks_and_syncing_of_folders_will_do(
     folder, out_dir, undisturbed, monkeypatch
 ):
@@ -328,13 +337,14 @@ def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
     return len(rows)
 
 
-@pytest.mark.parametrize("kilobytes", [4, 60, 120, 200, 280])
+@pytest.mark.parametrize("kilobytes", slow_after(1, [4, 60, 120, 200, 280]))
 def test_a_small_disk_ends_the_job_wherever_it_is(folder, tmp_path, undisturbed, kilobytes):
     out_dir = tmp_path / "small"
     with mounted(out_dir, f"size={kilobytes}k"):
         assert_ends_of_a_full_disk(folder, out_dir, tmp_path / "larger", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_job_and_leaves_what_was_finished(
     folder, tmp_path, undisturbed
 ):
@@ -398,6 +408,7 @@ def test_kills_at_random_moments_and_a_signal_change_nothing(folder, out_dir):
     assert_same(out_dir, folder / "long")
 
 
+@pytest.mark.usefixtures("no_signal_ignored")
 def test_a_second_interrupt_ends_the_process_though_it_waits_for_the_device():
     """The main thread waits in C, where Python's own handlers do not run."""
     program = """

@@ -2,11 +2,10 @@
 
 import json
 import shlex
-import subprocess
-import sys
 
 import pytest
 
+from tests.helpers import fork_server
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.kept_flags import differing, read_flags, repeating_command
 from wayward_jax.jobs.layout import JobLayout
@@ -93,20 +92,25 @@ def test_a_setting_that_is_not_given_has_no_text():
     }
 
 
-def program(kind, *words):
-    """A program that says which flags it was given."""
-    code = (
-        "import json\n"
-        "from experiments import flags\n"
-        "from wayward_jax.jobs import settings\n"
-        f"flags.run(lambda given: print(json.dumps(given)), settings.{kind.__name__})"
-    )
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def fork():
+    return fork_server.start()
+
+
+@pytest.fixture
+def program(fork, tmp_path):
+    """Runs a program that says which flags it was given."""
+
+    def run(kind, *words):
+        arguments = [kind.__name__, *words]
+        return fork_server.run(fork, "tests.helpers.print_flags", arguments, tmp_path, limit=60)
+
+    return run
 
 
 @pytest.mark.parametrize("kind", [Settings, AnalysisSettings, AuditSettings, ExportSettings])
-def test_help_has_a_flag_with_form_and_default_for_every_setting(kind):
-    shown = program(kind, "--help").stdout
+def test_help_has_a_flag_with_form_and_default_for_every_setting(program, kind):
+    shown = program(kind, "--help").out
     flags = {part.partition(":")[0]: " ".join(part.split()) for part in shown.split("\n  --")}
     flags = {name.removeprefix("[no]"): text for name, text in flags.items()}
     for setting in kind.settings():
@@ -130,8 +134,8 @@ def test_help_has_a_flag_with_form_and_default_for_every_setting(kind):
         (["--only=", "--only=a", "--only=b"], {"only": "a,b"}),
     ],
 )
-def test_only_flags_on_the_command_line_are_given(words, given):
-    assert json.loads(program(Settings, *words).stdout) == given
+def test_only_flags_on_the_command_line_are_given(program, words, given):
+    assert json.loads(program(Settings, *words).out) == given
 
 
 @pytest.mark.parametrize(
@@ -144,10 +148,10 @@ def test_only_flags_on_the_command_line_are_given(words, given):
         (["--mesh=runs:2", "--mesh=data:2"], "--mesh=data:2: is given a second time"),
     ],
 )
-def test_other_flags_are_given_once(words, flag):
+def test_other_flags_are_given_once(program, words, flag):
     ended = program(Settings, *words)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith(f"error: {flag}")
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {flag}")
 
 
 def test_values_are_what_their_texts_mean(others):

@@ -52,6 +52,7 @@ def in_shards(folder):
     return folder / "in_shards"
 
 
+@pytest.mark.slow
 def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
     found = {run.record.id: run for run in read_jobs([in_shards])}
     assert len(whole) == 12
@@ -94,6 +95,7 @@ def test_the_tasks_of_one_step_do_a_shard_each(folder, whole):
         toy_job.assert_same_outcome(*toy_job.rows([found[row["id"]]]), row)
 
 
+@pytest.mark.slow
 def test_a_run_done_alone_sees_the_texts_that_it_sees_in_the_whole_job(folder, whole):
     """Though the longest prompt, for which texts are cut, is another's."""
     short = next(row for row in whole if row["prompt_length"] == 3)
@@ -118,6 +120,7 @@ def test_every_run_is_in_one_shard_and_shards_are_equally_large(tmp_path_factory
     assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.slow
 def test_a_missing_shard_is_named(in_shards, tmp_path):
     for number in (0, 2):
         (tmp_path / f"shard-{number}-of-4").mkdir()
@@ -125,6 +128,7 @@ def test_a_missing_shard_is_named(in_shards, tmp_path):
         read_jobs([tmp_path])
 
 
+@pytest.mark.slow
 def test_another_number_of_shards_or_none_is_refused(folder, in_shards, whole):
     before = sorted(in_shards.rglob("*"))
     with pytest.raises(InputError, match=r"out_dir=.* has shards of 3: "):
@@ -137,6 +141,7 @@ def test_another_number_of_shards_or_none_is_refused(folder, in_shards, whole):
     assert len(records.read_lines(folder / "whole" / "results.jsonl")) == len(whole)
 
 
+@pytest.mark.slow
 def test_a_shard_of_other_flags_is_refused(folder, in_shards):
     with pytest.raises(InputError, match=r"\(steps was 4 and is 5\)"):
         run_job(folder, in_shards, shard="1/3", steps=5)

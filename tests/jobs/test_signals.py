@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.helpers.cases import slow_after
 from wayward_jax.jobs.exit_codes import STOPPED
 from wayward_jax.jobs.preemption import Interruption
 from wayward_jax.jobs.signals import STOPPING, stopping_signals
@@ -24,16 +25,7 @@ def main(given):
 flags.run(main, CalibrationSettings)
 """
 
-
-@pytest.fixture(autouse=True)
-def nothing_ignored():
-    """Programs inherit ignored signals, and `nohup` may have started the tests."""
-    ignored = [each for each in STOPPING if signal.getsignal(each) is signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
+pytestmark = pytest.mark.usefixtures("no_signal_ignored")
 
 
 def send(number, seconds, *launcher):
@@ -47,7 +39,7 @@ def send(number, seconds, *launcher):
     return process.returncode, errors
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", slow_after(1, STOPPING))
 def test_a_program_that_starts_ends_with_one_line(number):
     assert send(number, 60) == (STOPPED, "stopped\n")
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.cases import slow_after
 from wayward_jax.models import attention, attention_blocks, attention_gpu, attention_tpu
 from wayward_jax.models.attention_blocks import Scoring
 from wayward_jax.models.rotary import Rotary
@@ -12,9 +13,9 @@ from wayward_jax.models.rotary import Rotary
 ROWS, SLOTS = 2, 136
 # Heads, key heads, and the width of a head.
 HEADS = [
-    (4, 4, 64),
     (4, 2, 64),
     (9, 3, 64),
+    (4, 4, 64),
     (5, 5, 64),
     (3, 3, 128),
     (4, 2, 128),
@@ -26,12 +27,13 @@ HEADS = [
 ]
 # Arguments of `attend`.
 VARIANTS = [
+    {},
+    {"scale": 0.2, "soft_cap": 2.0, "window": 20, "rotary": 1.0},
     {"scale": 0.3},
     {"soft_cap": 1.5},
     {"window": 7},
     {"rotary": 1.0},
     {"rotary": 0.25},
-    {"scale": 0.2, "soft_cap": 2.0, "window": 20, "rotary": 1.0},
 ]
 MAGNITUDE = 1.3  # of what is rotated
 
@@ -96,38 +98,56 @@ def attention_of(head_dim, attended, positions, options):
     return lambda q, k, v: attention.attend(q, k, v, mask, head_dim, **options)
 
 
+def computed(attend, inputs, gradient):
+    """The result of `attend`, and the gradients of its inputs, by one program."""
+
+    @jax.jit
+    def both(inputs, gradient):
+        result, pull_back = jax.vjp(attend, *inputs)
+        return result, pull_back(gradient)
+
+    return both(inputs, gradient)
+
+
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "options"),
-    [*[(*heads, {}) for heads in HEADS], *[(4, 2, 64, options) for options in VARIANTS]],
+    slow_after(
+        2,
+        [
+            *[(*HEADS[0], options) for options in VARIANTS],
+            *[(*heads, {}) for heads in HEADS[1:]],
+        ],
+    ),
 )
 def test_attention_and_its_gradients_are_those_of_softmax_written_out(
     heads, kv_heads, head_dim, options
 ):
     *inputs, gradient, attended, positions = case(heads, kv_heads, head_dim)
-    found, of_found = jax.vjp(attention_of(head_dim, attended, positions, options), *inputs)
-    expected, of_expected = jax.vjp(
-        lambda *x: written_out(*x, attended, positions, heads, kv_heads, options), *inputs
+    found, of_found = computed(
+        attention_of(head_dim, attended, positions, options), inputs, gradient
+    )
+    expected, of_expected = computed(
+        lambda *x: written_out(*x, attended, positions, heads, kv_heads, options), inputs, gradient
     )
     np.testing.assert_allclose(found, expected, atol=5e-6)
-    for ours, theirs in zip(of_found(gradient), of_expected(gradient), strict=True):
+    for ours, theirs in zip(of_found, of_expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def compare_kernel(in_kernel, heads, dtype, options, slots=SLOTS):
-    """Compares the results of kernels, interpreted on a CPU, with those of plain JAX."""
+    """Compares the results of kernels, interpreted, with those of plain JAX."""
     head_dim = heads[-1]
     *inputs, gradient, attended, positions = case(*heads, dtype, slots)
     bias = attention.AttentionMask.of(attended, positions).bias
     rotary = make_rotary(positions, head_dim, options)
     scoring = Scoring(head_dim, head_dim**-0.5, options.get("soft_cap"))
     tolerance = 5e-6 if dtype == jnp.float32 else 0.04
-    interpret = jax.default_backend() == "cpu"
     for block, given in (
         (attention_blocks.mix, inputs),
         (attention_blocks.mix_gradients, [*inputs, gradient]),
     ):
         plain = attention.in_plain_jax(block, scoring, bias, rotary, *given)
-        kernel = in_kernel(block, scoring, bias, rotary, *given, interpret=interpret)
+        kernel = in_kernel(block, scoring, bias, rotary, *given, interpret=True)
         for ours, expected in zip(kernel, plain, strict=True):
             assert ours.dtype == expected.dtype == dtype
             np.testing.assert_allclose(
@@ -135,46 +155,68 @@ def compare_kernel(in_kernel, heads, dtype, options, slots=SLOTS):
             )
 
 
-IN_KERNEL = {"tpu": attention_tpu.in_kernel, "gpu": attention_gpu.in_kernel}
+# In bfloat16, heads of every width, with and without groups.
+HEADS_OF_BFLOAT16 = [(4, 2, 64), (5, 5, 64), (3, 3, 128), (3, 3, 80), (2, 1, 256), (4, 2, 8)]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(
+    ("heads", "dtype"),
+    slow_after(
+        1,
+        [
+            *[(heads, jnp.float32) for heads in HEADS],
+            *[(heads, jnp.bfloat16) for heads in HEADS_OF_BFLOAT16],
+        ],
+    ),
+)
 def test_the_kernel_for_tpus_computes_what_plain_jax_computes(heads, dtype):
     compare_kernel(attention_tpu.in_kernel, heads, dtype, {})
 
 
 @pytest.mark.parametrize(
     ("heads", "dtype"),
-    [
-        ((4, 4, 64), jnp.bfloat16),
-        *(((9, 3, 64), dtype) for dtype in (jnp.float32, jnp.bfloat16)),
-        ((3, 3, 80), jnp.float32),
-        ((2, 1, 256), jnp.bfloat16),
-        ((4, 2, 8), jnp.float32),
-    ],
+    slow_after(
+        1,
+        [
+            *[(heads, jnp.bfloat16) for heads in [(4, 2, 64), (9, 3, 64), (2, 1, 256)]],
+            *[(heads, jnp.float32) for heads in [(9, 3, 64), (3, 3, 80), (4, 2, 8)]],
+        ],
+    ),
 )
 def test_the_kernels_for_gpus_compute_what_plain_jax_computes(heads, dtype):
     compare_kernel(attention_gpu.in_kernel, heads, dtype, {}, slots=128)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-@pytest.mark.parametrize("heads", [(4, 4, 64), (9, 3, 64), (4, 2, 128), (3, 3, 80), (4, 2, 8)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("heads", "share"),
+    [
+        *[((4, 4, 64), 1.0), ((9, 3, 64), 0.5), ((4, 2, 128), 1.0), ((3, 3, 80), 0.5)],
+        *[((4, 2, 8), 0.5), ((4, 2, 8), 1.0)],
+    ],
+)
 def test_the_kernel_for_tpus_rotates_queries_and_keys_and_caps_scores(heads, share):
     compare_kernel(attention_tpu.in_kernel, heads, jnp.float32, {"rotary": share, "soft_cap": 1.5})
 
 
+@pytest.mark.slow
 def test_the_kernels_for_gpus_rotate_queries_and_keys_and_cap_scores():
     options = {"rotary": 0.5, "soft_cap": 1.5}
     compare_kernel(attention_gpu.in_kernel, (4, 2, 64), jnp.float32, options, slots=128)
 
 
-@pytest.mark.parametrize(("kind", "slots"), [("tpu", 200), ("gpu", 192)])
-def test_the_kernels_take_rows_that_are_longer_than_a_block_of_queries(kind, slots, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("in_kernel", "slots"), [(attention_tpu.in_kernel, 200), (attention_gpu.in_kernel, 192)]
+)
+def test_the_kernels_take_rows_that_are_longer_than_a_block_of_queries(
+    in_kernel, slots, monkeypatch
+):
     monkeypatch.setattr(attention_tpu, "QUERIES", 128)
-    compare_kernel(IN_KERNEL[kind], (4, 2, 64), jnp.float32, {"rotary": 1.0}, slots)
+    compare_kernel(in_kernel, (4, 2, 64), jnp.float32, {"rotary": 1.0}, slots)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, 1e30])
 def test_the_kernels_for_gpus_replace_numbers_that_are_not_finite_by_0(bad):
     *inputs, gradient, attended, positions = case(2, 1, 64, slots=128)
@@ -182,10 +224,9 @@ def test_the_kernels_for_gpus_replace_numbers_that_are_not_finite_by_0(bad):
     scoring = Scoring(64, 0.125, None)
     broken = [x.at[::7, ::5].set(bad) for x in (*inputs, gradient)]
     zeroed = [x.at[::7, ::5].set(0.0) for x in (*inputs, gradient)]
-    interpret = jax.default_backend() == "cpu"
     for block, n in ((attention_blocks.mix, 3), (attention_blocks.mix_gradients, 4)):
         found, expected = (
-            attention_gpu.in_kernel(block, scoring, bias, None, *given[:n], interpret=interpret)
+            attention_gpu.in_kernel(block, scoring, bias, None, *given[:n], interpret=True)
             for given in (broken, zeroed)
         )
         for ours, theirs in zip(found, expected, strict=True):
@@ -218,14 +259,11 @@ def test_numbers_that_are_not_finite_reach_no_slot_that_does_not_attend_to_them(
     attended = jnp.broadcast_to(np.tril(run[:, None] == run[None, :]), (ROWS, SLOTS, SLOTS))
     broken = np.tile(~run, ROWS)[:, None]
 
-    def computed(inputs, gradient):
-        attend = attention_of(64, attended, positions, {"rotary": 1.0})
-        mixed, of_inputs = jax.vjp(attend, *inputs)
-        return mixed, *of_inputs(gradient)
-
-    expected = computed(inputs, gradient)
-    found = computed([jnp.where(broken, bad, x) for x in inputs], jnp.where(broken, bad, gradient))
-    for ours, theirs in zip(found, expected, strict=True):
+    attend = attention_of(64, attended, positions, {"rotary": 1.0})
+    expected = computed(attend, inputs, gradient)
+    inputs, gradient = jax.tree.map(lambda x: jnp.where(broken, bad, x), (inputs, gradient))
+    found = computed(attend, inputs, gradient)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(
             np.asarray(ours)[~broken[:, 0]], np.asarray(theirs)[~broken[:, 0]]
         )

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tests.helpers.published import assert_same_logits
+from tests.helpers.toy_models import random_weights
 from wayward_jax import models
 from wayward_jax.errors import InputError
 
@@ -79,14 +80,18 @@ def describe(writer, config):
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
-def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
-    """Writes a model of transformers as llama.cpp's converter does, and rounds `model` alike.
+def weights_of(model):
+    """The weights of a model of transformers by name, in its own memory."""
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
-    The matrices are quantized to `kinds` in turn. The weights of `model` are replaced by the
-    dequantized ones, so that its logits are those expected of the file. The names of tensors come
-    from llama.cpp's library.
+
+def write_gguf(path, config, weights, tokenizer, kinds=(F32,), extra=lambda writer: None):
+    """Writes published weights as llama.cpp's converter does, and rounds `weights` alike.
+
+    The matrices are quantized to `kinds` in turn. The arrays of `weights` are filled with the
+    dequantized ones, so that the logits of a model of them are those expected of the file. The
+    names of tensors come from llama.cpp's library.
     """
-    config = model.config
     architecture = config.model_type.removesuffix("_text")
     writer = gguf.GGUFWriter(path, architecture)
     describe(writer, config)
@@ -103,11 +108,10 @@ def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
     (kind_of,) = (k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(kind_of, config.num_hidden_layers)
     kinds = itertools.cycle(kinds)
-    for name, weights in model.state_dict().items():
+    for name, array in weights.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        kind = next(kinds) if weights.ndim == 2 else F32
-        array = weights.numpy()
+        kind = next(kinds) if array.ndim == 2 else F32
         stored = array
         if architecture == "llama" and "self_attn.q_proj" in name:
             stored = permute(array, config.num_attention_heads)
@@ -118,7 +122,7 @@ def write_gguf(path, model, tokenizer, kinds=(F32,), extra=lambda writer: None):
         elif architecture == "gpt2" and ".h." in name and array.ndim == 2:
             stored = np.ascontiguousarray(array.T)
         stored = gguf.quantize(stored, kind)
-        if kind != F32:  # which also changes `model`
+        if kind != F32:
             array[...] = gguf.dequantize(gguf.quantize(array, kind), kind)
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         writer.add_tensor(theirs, stored, raw_dtype=kind)
@@ -134,7 +138,9 @@ def test_logits_of_every_quantization_are_those_of_the_dequantized_weights(
 ):
     """Each matrix has another quantization, since llama.cpp's files mix them as well."""
     _, theirs = publish(LlamaConfig(**LLAMA))
-    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, kinds=QUANTIZATIONS)
+    file = write_gguf(
+        tmp_path / "model.gguf", theirs.config, weights_of(theirs), tokenizer, kinds=QUANTIZATIONS
+    )
     assert {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors} == set(QUANTIZATIONS)
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
@@ -166,7 +172,7 @@ def test_logits_of_every_architecture_are_those_of_transformers(
     variant, publish, tokenizer, tmp_path
 ):
     _, theirs = publish(OTHERS[variant])
-    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer)
+    file = write_gguf(tmp_path / "model.gguf", theirs.config, weights_of(theirs), tokenizer)
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
 
@@ -177,7 +183,13 @@ def test_a_file_with_an_output_table_of_its_own_is_read_as_llama_cpp_does(
     _, theirs = publish(Qwen2Config(**LLAMA))
     q4, q8 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
     theirs.lm_head.weight.data.copy_(theirs.model.embed_tokens.weight.data)
-    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, kinds=(q4, *[F32] * 14, q8))
+    file = write_gguf(
+        tmp_path / "model.gguf",
+        theirs.config,
+        weights_of(theirs),
+        tokenizer,
+        kinds=(q4, *[F32] * 14, q8),
+    )
     assert not np.array_equal(
         *(x.weight.detach() for x in (theirs.lm_head, theirs.model.embed_tokens))
     )
@@ -192,17 +204,20 @@ def test_metadata_that_change_nothing_are_read_over(publish, tokenizer, tmp_path
         writer.add_expert_count(0)
         writer.add_float32("llama.rope.scale_linear", 1.0)
 
-    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, extra=extra)
+    file = write_gguf(
+        tmp_path / "model.gguf", theirs.config, weights_of(theirs), tokenizer, extra=extra
+    )
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
 
-def test_a_file_of_unrounded_weights_has_the_digest_of_the_folder(publish, tokenizer, tmp_path):
-    folder, theirs = publish(LlamaConfig(**LLAMA))
-    digest = models.load(str(folder), cache_dir=tmp_path).digest
-    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer)
+def test_a_file_of_unrounded_weights_has_the_digest_of_the_folder(write_model, tokenizer, tmp_path):
+    config = LlamaConfig(**LLAMA)
+    digest = models.load(str(write_model(config)), cache_dir=tmp_path).digest
+    weights = random_weights(config)
+    file = write_gguf(tmp_path / "model.gguf", config, weights, tokenizer)
     assert models.load(str(file), cache_dir=tmp_path).digest == digest
-    rounded = write_gguf(tmp_path / "rounded.gguf", theirs, tokenizer, kinds=QUANTIZATIONS)
-    assert models.load(str(rounded), cache_dir=tmp_path).digest != digest
+    file = write_gguf(tmp_path / "rounded.gguf", config, weights, tokenizer, kinds=QUANTIZATIONS)
+    assert models.load(str(file), cache_dir=tmp_path).digest != digest
 
 
 def test_linear_rope_scaling_is_read(publish, tokenizer, tmp_path):
@@ -213,7 +228,9 @@ def test_linear_rope_scaling_is_read(publish, tokenizer, tmp_path):
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(3.0)
 
-    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, extra=scaling)
+    file = write_gguf(
+        tmp_path / "model.gguf", theirs.config, weights_of(theirs), tokenizer, extra=scaling
+    )
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
 
@@ -235,13 +252,17 @@ def test_llama3_rope_scaling_is_recovered_from_its_divisors(publish, tokenizer, 
     def scaling(writer):
         writer.add_tensor("rope_freqs.weight", divisors)
 
-    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, extra=scaling)
+    file = write_gguf(
+        tmp_path / "model.gguf", theirs.config, weights_of(theirs), tokenizer, extra=scaling
+    )
     loaded = models.load(str(file), cache_dir=tmp_path)
     assert_same_logits(loaded, theirs)
     assert loaded.module.config.rope.factor == pytest.approx(32)
 
     divisors[-3] *= 1.1  # no longer Llama 3's scaling
-    file = write_gguf(tmp_path / "other.gguf", theirs, tokenizer, extra=scaling)
+    file = write_gguf(
+        tmp_path / "other.gguf", theirs.config, weights_of(theirs), tokenizer, extra=scaling
+    )
     with pytest.raises(InputError, match=r"rope_freqs\.weight"):
         models.load(str(file), cache_dir=tmp_path)
 
@@ -259,20 +280,20 @@ def test_llama3_rope_scaling_is_recovered_from_its_divisors(publish, tokenizer, 
     ],
     ids=["scaling", "expert_count", "unknown", "value_length", "part", "experts", "layers"],
 )
-def test_models_with_unsupported_mathematics_are_refused(
-    extra, message, publish, tokenizer, tmp_path
-):
-    _, theirs = publish(LlamaConfig(**LLAMA))
-    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer, extra=extra)
+def test_models_with_unsupported_mathematics_are_refused(extra, message, tokenizer, tmp_path):
+    config = LlamaConfig(**LLAMA)
+    file = write_gguf(
+        tmp_path / "model.gguf", config, random_weights(config), tokenizer, extra=extra
+    )
     with pytest.raises(InputError, match=message) as refusal:
         models.load(str(file), cache_dir=tmp_path)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.9, 0.999])
-def test_files_cut_short_are_refused_and_named(share, publish, tokenizer, tmp_path):
-    _, theirs = publish(LlamaConfig(**LLAMA))
-    file = write_gguf(tmp_path / "model.gguf", theirs, tokenizer)
+def test_files_cut_short_are_refused_and_named(share, tokenizer, tmp_path):
+    config = LlamaConfig(**LLAMA)
+    file = write_gguf(tmp_path / "model.gguf", config, random_weights(config), tokenizer)
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(InputError, match=r"model\.gguf") as refusal:

@@ -25,6 +25,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from tests.helpers.cases import slow_after
 from tests.helpers.published import assert_same_gradients, assert_same_logits, compute
 from wayward_jax import models
 
@@ -74,6 +75,7 @@ LONG_ROPE = {
 # Every switch of every family, several at a time where they do not meet.
 VARIANTS = {
     "gpt2": (GPT2Config, GPT2),
+    "llama": (LlamaConfig, LLAMA),
     "gpt2 with other sizes": (
         GPT2Config,
         {**GPT2, "n_inner": 100, "layer_norm_epsilon": 0.1, "tie_word_embeddings": False},
@@ -82,7 +84,6 @@ VARIANTS = {
     "gpt2 with tanh gelu": (GPT2Config, {**GPT2, "activation_function": "gelu_pytorch_tanh"}),
     "gpt2 with relu": (GPT2Config, {**GPT2, "activation_function": "relu"}),
     "gpt2 with silu": (GPT2Config, {**GPT2, "activation_function": "silu"}),
-    "llama": (LlamaConfig, LLAMA),
     "llama, tied, one key head": (
         LlamaConfig,
         {**LLAMA, "tie_word_embeddings": True, "num_key_value_heads": 1, "rms_norm_eps": 0.1},
@@ -211,8 +212,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", slow_after(2, list(VARIANTS)))
 def test_logits_and_gradients_are_those_of_transformers(variant, publish, tmp_path):
     kind, entries = VARIANTS[variant]
     folder, theirs = publish(kind(**entries))
@@ -295,6 +295,7 @@ def test_gpt2_files_without_prefix_and_with_causal_masks_are_read(publish, tmp_p
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_of_a_gemma_3_that_reads_images_the_language_model_is_taken(prefix, publish, tmp_path):
     """The hub's text_config has only the entries that differ from the defaults."""

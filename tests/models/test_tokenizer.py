@@ -42,6 +42,7 @@ texts = pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD.keys())
 @pytest.fixture(scope="module")
 def smollm2(asset):
     """SmolLM2's tokenizer as we and as transformers read it from the same file."""
+    pytest.importorskip("torch")  # by which transformers reads GGUF files
     file = asset("smollm2-135m")
     theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     return gguf_format.read(file).tokenizer, theirs
@@ -60,6 +61,7 @@ def published_cut(smollm2):
     return theirs
 
 
+@pytest.mark.slow
 @texts
 def test_ids_of_smollm2_are_those_of_its_published_tokenizer(smollm2, published_cut, text):
     ours, _ = smollm2
@@ -67,6 +69,7 @@ def test_ids_of_smollm2_are_those_of_its_published_tokenizer(smollm2, published_
     assert ours.decode(ours.encode(text)) == text
 
 
+@pytest.mark.slow
 def test_smollm2_differs_from_transformers_only_before_digits(smollm2):
     """transformers uses GPT-2's rule alone; the published tokenizer separates digits first."""
     ours, theirs = smollm2
@@ -79,6 +82,7 @@ def test_smollm2_differs_from_transformers_only_before_digits(smollm2):
     assert [ours.decode([i]) for i in ours.encode("in  1984")] == ["in", "  ", "1", "9", "8", "4"]
 
 
+@pytest.mark.slow
 def test_special_tokens_of_smollm2_are_known(smollm2):
     ours, theirs = smollm2
     assert ours.vocab_size == len(theirs) == 49152
@@ -87,6 +91,7 @@ def test_special_tokens_of_smollm2_are_known(smollm2):
     assert ours.decode(ours.encode("<|im_end|> .")) == "<|im_end|> ."
 
 
+@pytest.mark.slow
 def test_examples_of_the_paper_keep_their_tokens(smollm2):
     """A digest of the tokens of every task, method and template, as the first version had them."""
     ours, _ = smollm2
@@ -100,6 +105,7 @@ def test_examples_of_the_paper_keep_their_tokens(smollm2):
     assert digest[:16] == "93c75ab20f6c2d6c"
 
 
+@pytest.mark.slow
 def test_long_words_are_encoded_quickly(smollm2):
     ours, _ = smollm2
     start = time.perf_counter()
@@ -109,9 +115,9 @@ def test_long_words_are_encoded_quickly(smollm2):
 
 
 @texts
-def test_ids_of_a_folder_are_those_of_transformers(text, publish, tokenizer, tmp_path):
+def test_ids_of_a_folder_are_those_of_transformers(text, write_model, tokenizer, tmp_path):
     config = GPT2Config(vocab_size=400, n_positions=8, n_embd=4, n_layer=1, n_head=1)
-    folder, _ = publish(config)
+    folder = write_model(config)
     for _ in range(2):  # converted, then from the cache
         ours = models.load(str(folder), cache_dir=tmp_path).tokenizer
         ids = tokenizer.encode(text, add_special_tokens=False)
@@ -120,10 +126,10 @@ def test_ids_of_a_folder_are_those_of_transformers(text, publish, tokenizer, tmp
         assert ours.decode(ids) == text
 
 
-def test_tokenizer_settings_that_change_text_are_ignored(publish, tokenizer, tmp_path):
+def test_tokenizer_settings_that_change_text_are_ignored(write_model, tokenizer, tmp_path):
     """A published tokenizer may add tokens, pad and truncate; ours never does."""
     config = GPT2Config(vocab_size=400, n_positions=8, n_embd=4, n_layer=1, n_head=1)
-    folder, _ = publish(config)
+    folder = write_model(config)
     theirs = AutoTokenizer.from_pretrained(folder)
     theirs.backend_tokenizer.enable_truncation(3)
     theirs.backend_tokenizer.enable_padding(length=50)
@@ -169,6 +175,7 @@ def write_metadata(path, metadata):
 
 
 def test_sentencepiece_ids_are_those_of_transformers(tmp_path):
+    pytest.importorskip("torch")  # by which transformers reads GGUF files
     metadata = sentencepiece_metadata()
     write_metadata(tmp_path / "tokenizer.gguf", metadata)
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tokenizer.gguf")
@@ -245,6 +252,7 @@ def byte_level_metadata(tokenizer, cut):
 
 @pytest.mark.parametrize("cut", ["gpt-2", "llama-bpe"])
 def test_byte_level_ids_are_those_of_transformers(cut, tokenizer, tmp_path):
+    pytest.importorskip("torch")  # by which transformers reads GGUF files
     metadata = byte_level_metadata(tokenizer, cut)
     write_metadata(tmp_path / "tokenizer.gguf", metadata)
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tokenizer.gguf")
@@ -345,8 +353,8 @@ def test_chats_are_those_of_transformers(name, tokenizer):
     )
 
 
-def test_chat_templates_are_read_from_folders(publish, tmp_path):
-    folder, _ = publish(GPT2Config(vocab_size=410, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+def test_chat_templates_are_read_from_folders(write_model, tmp_path):
+    folder = write_model(GPT2Config(vocab_size=410, n_positions=8, n_embd=8, n_layer=1, n_head=1))
     file = folder / "tokenizer_config.json"
     entries = json.loads(file.read_text())
 

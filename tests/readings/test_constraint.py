@@ -13,6 +13,8 @@ from wayward_jax.errors import InputError
 from wayward_jax.initialization import STARTS
 from wayward_jax.readings import Lens, Verbal
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 TARGETS = {"long": "w3 w1 w4 w1 w5", "short": "w7 w8"}
 VERBAL = Verbal(("w1 w2 {prompt} w3", "w1 w2 {prompt} w5 w6", "{prompt} w9"))
 READINGS = [Lens(1), Verbal(VERBAL.templates, ((1, 0), (2, 1)))]

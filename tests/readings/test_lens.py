@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import toy_models
+from tests.helpers.cases import slow_after
 from tests.helpers.published import assert_close
 from wayward_jax import models
 from wayward_jax.readings import Lens, NearestTokens
@@ -23,12 +24,20 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("lens")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def both(request, folder):
-    """A model here and in transformers."""
-    toy_models.make(request.param, folder)
-    ours = models.load(str(folder / request.param), cache_dir=folder, readable="all")
-    return ours, toy_models.load_published(request.param, folder)
+@pytest.fixture(scope="module", params=slow_after(1, FAMILIES))
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def ours(family, folder):
+    toy_models.make(family, folder)
+    return models.load(str(folder / family), cache_dir=folder, readable="all")
+
+
+@pytest.fixture(scope="module")
+def theirs(ours, family, folder):
+    return toy_models.load_published(family, folder)
 
 
 def their_logits(theirs, prompt, bos, layer):
@@ -43,12 +52,11 @@ def their_logits(theirs, prompt, bos, layer):
 
 
 @pytest.mark.parametrize(("layer", "bos"), [(0, ()), (1, (9, 2)), (2, ())])
-def test_the_lens_and_its_gradient_are_those_of_transformers(both, layer, bos):
+def test_the_lens_and_its_gradient_are_those_of_transformers(ours, theirs, layer, bos):
     torch = pytest.importorskip("torch")
-    ours, theirs = both
     ours, lens = dataclasses.replace(ours, bos_ids=bos), Lens(layer)
     losses, ids = lens.loss(ours, PROMPTS, TARGETS), lens.read(ours, PROMPTS)
-    gradient = jax.grad(lambda prompts: lens.loss(ours, prompts, TARGETS).sum())(PROMPTS)
+    gradient = jax.jit(jax.grad(lambda p: lens.loss(ours, p, TARGETS).sum()))(PROMPTS)
     for r in range(2):
         prompt = torch.tensor(PROMPTS[r], requires_grad=True)
         logits = their_logits(theirs, prompt, bos, layer)
@@ -61,8 +69,7 @@ def test_the_lens_and_its_gradient_are_those_of_transformers(both, layer, bos):
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
-def test_the_loss_of_nearest_tokens_is_the_mean_distance(both, metric):
-    ours, _ = both
+def test_the_loss_of_nearest_tokens_is_the_mean_distance(ours, metric):
     table = np.float64(ours.embedding_table())
     method = NearestTokens(metric)
     losses = method.loss(ours, PROMPTS, TARGETS)
@@ -77,8 +84,8 @@ def test_the_loss_of_nearest_tokens_is_the_mean_distance(both, metric):
         np.testing.assert_array_equal(method.read(ours, as_text), TARGETS)
 
 
-def test_all_layers_are_read_at_once_as_each_is_read_alone(both):
-    ours = dataclasses.replace(both[0], bos_ids=(4,))
+def test_all_layers_are_read_at_once_as_each_is_read_alone(ours):
+    ours = dataclasses.replace(ours, bos_ids=(4,))
     found = read_layers(ours, PROMPTS[0])
     assert found.shape == (3, 5)
     for layer in range(3):

@@ -41,13 +41,13 @@ TARGETS = RNG.integers(0, 300, (RUNS, LENGTH))
 MASK = np.array([[True] * 4, [True] * 3 + [False]])
 
 
-@pytest.fixture(params=CONFIGS)
-def both(request, publish, tmp_path):
+@pytest.fixture(scope="module", params=CONFIGS)
+def both(request, publish, tmp_path_factory):
     """A model here, with a BOS of two tokens before its prompts, and the same in transformers."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(1)
     folder, theirs = publish(CONFIGS[request.param])
-    ours = models.load(str(folder), cache_dir=tmp_path, readable="all")
+    ours = models.load(str(folder), cache_dir=tmp_path_factory.mktemp("cache"), readable="all")
     return dataclasses.replace(ours, bos_ids=(9, 2)), theirs.eval().requires_grad_(False)
 
 
@@ -135,7 +135,7 @@ def test_the_loss_and_its_gradient_are_those_of_pytorch(both):
     ours, theirs = both
     verbal = Verbal(TEMPLATES)
     losses = verbal.loss(ours, PROMPTS, TARGETS, MASK)
-    gradient = jax.grad(lambda p: verbal.loss(ours, p, TARGETS, MASK).sum())(PROMPTS)
+    gradient = jax.jit(jax.grad(lambda p: verbal.loss(ours, p, TARGETS, MASK).sum()))(PROMPTS)
     for r in range(RUNS):
         leaf = torch.tensor(PROMPTS[r], requires_grad=True)
         target = TARGETS[r][MASK[r]]
@@ -165,7 +165,7 @@ def test_patched_readings_are_those_of_transformers_with_hooks(both):
     verbal = Verbal(TEMPLATES[:2], PATCHES)
     said = verbal.say(ours, PROMPTS, tokens=TOKENS)
     losses = verbal.loss(ours, PROMPTS, TARGETS)
-    gradient = jax.grad(lambda p: verbal.loss(ours, p, TARGETS).sum())(PROMPTS)
+    gradient = jax.jit(jax.grad(lambda p: verbal.loss(ours, p, TARGETS).sum()))(PROMPTS)
     placeholder = ours.tokenizer.encode_continuations([" x"])[0][-1]
     for r in range(RUNS):
         leaf = torch.tensor(PROMPTS[r], requires_grad=True)

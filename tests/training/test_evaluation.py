@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import toy_models
+from tests.helpers.cases import slow_after
 from tests.helpers.packs import evaluation_set, pack_lists
 from wayward_jax.objective import prediction_losses
 from wayward_jax.segments import Segments, label_segments, make_segment
@@ -23,7 +24,7 @@ LENGTHS = (3, 5)
 PROMPTS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, toy_models.WIDTH)), jnp.float32)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=slow_after(1, ["gpt2", "llama"]))
 def family(request):
     return request.param
 

@@ -96,6 +96,7 @@ def planned(small, monkeypatch):
     return plans
 
 
+@pytest.mark.slow
 def test_too_little_memory_for_one_run_is_refused(planned):
     with pytest.raises(InputError, match=r"batch_size=4.*lower") as refusal:
         planned(10_000)

@@ -58,6 +58,7 @@ meshes = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(
     runs=runs_of_any_kind,
     population=st.none() | st.integers(1, 12),
@@ -153,6 +154,7 @@ def expected(data_seed, numbers):
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(runs=runs_of_any_kind, pack_tokens=st.integers(1, 300), mesh=meshes)
 def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
@@ -257,6 +259,7 @@ def test_training_computes_little_for_nothing(encoded, tokenizer, name, k_shot, 
     assert needed >= 0.85 * computed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [2048, 8192])
 @pytest.mark.parametrize("name", ["sst2", "agnews", "trec"])
 def test_evaluation_computes_little_for_nothing(encoded, name, busy):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import toy_models
+from tests.helpers.cases import slow_after
 from wayward_jax.constraints import AdaptiveGamma, Constraint, Target
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.runs import Run
@@ -74,7 +75,7 @@ def theirs(model, folder):
 
 @pytest.fixture(scope="module")
 def together(model):
-    return tuned(model, planned(RUNS))
+    return tuned(model, in_one_shape(planned(RUNS)))
 
 
 def planned(runs, pack_tokens=10**6):
@@ -170,6 +171,7 @@ def test_runs_divided_among_packs_of_several_shapes_end_the_same(model, together
     assert (np.asarray(state.diverged_at) == -1).all()
 
 
+@pytest.mark.slow
 def test_a_call_may_have_fewer_steps_than_its_program(model, together):
     """Three and two of five steps, in a program of three."""
     own = dataclasses.replace(in_one_shape(planned(RUNS)), steps_per_call=3)
@@ -189,7 +191,7 @@ def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(model, together):
     def start_at_nan(run):
         return np.nan * start_of(run) if run == RUNS[0] else start_of(run)
 
-    state, losses = tuned(model, planned(broken), start_at_nan)
+    state, losses = tuned(model, in_one_shape(planned(broken)), start_at_nan)
     healthy, healthy_losses = together
     np.testing.assert_array_equal(healthy.diverged_at, [-1] * 5)
     np.testing.assert_array_equal(state.diverged_at, [0, 1, -1, -1, -1])
@@ -251,6 +253,7 @@ def test_a_gamma_that_is_found_has_the_prompt_read_as_its_target(model, seed):
     assert penalty.gamma[2] == 20
 
 
+@pytest.mark.slow
 def test_a_gamma_goes_up_outside_and_down_inside_worked_by_hand():
     """One vector; the cell of the token at 0 ends at 2, and at 1 by its margin."""
     target = Target(
@@ -314,7 +317,7 @@ class Wave(Constraint):
         return state * (jnp.sin(prompt) * target.embeddings).sum()
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 2, 4, 100])
+@pytest.mark.parametrize("at_once", slow_after(2, [None, 2, 1, 4, 100]))
 def test_penalties_move_their_own_runs_alone_however_many_are_computed_at_once(at_once):
     rng = np.random.default_rng(0)
     prompts, embeddings = np.float32(rng.normal(size=(2, 6, 3, 4)))

@@ -15,6 +15,8 @@ from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.scoring import plan_scoring
 from wayward_jax.training.trainer import predict_unprompted, tune_population
 
+pytestmark = pytest.mark.usefixtures("one_shape")
+
 STEPS = 200
 
 
@@ -124,6 +126,7 @@ def test_a_gamma_that_is_found_is_near_the_least_that_suffices_from_the_first_st
         assert all(alike[alike.index(True) :])
 
 
+@pytest.mark.slow
 def test_a_gamma_that_was_not_needed_is_not_called_the_least(model, task):
     run = dataclasses.replace(toy_models.toy_runs(model, steps=5)[1], learning_rate=0.0)
     run = dataclasses.replace(run, constraint="dual", gamma=1.0, margin=0.01)
