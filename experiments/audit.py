@@ -116,5 +116,11 @@ EXPERIMENT = Experiment(
     repeat_targets=True,
 )
 
-if __name__ == "__main__":
+
+def program() -> None:
+    """Runs this program with the flags of its command line."""
     flags.run(main, AuditSettings)
+
+
+if __name__ == "__main__":
+    program()

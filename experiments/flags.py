@@ -22,13 +22,16 @@ Given = Mapping[str, str]
 def run(main: Callable[[Given], None], kind: type[Declared]) -> None:
     """Runs a program with the flags of its settings, and exits.
 
-    Bad input ends with one line and exit code 2; signals that ask to stop, with one line and 75.
+    Its help begins with the docstring of its module. Bad input ends with one line and exit code 2;
+    signals that ask to stop, with one line and 75.
 
     Args:
         main: the program, a function of the texts of the flags that are given.
         kind: the settings of the program.
     """
     define(kind)
+    # absl shows the docstring of the script; that of an installed program has none.
+    sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
 
     def checked(argv: list[str]) -> None:
         for number in stopping_signals():
