@@ -119,6 +119,8 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         _refuse(str(error))
+    except SystemExit:  # absl ends --help with the exit code of a failure
+        sys.exit()
 
 
 def _refuse(message: str) -> NoReturn:

@@ -530,8 +530,14 @@ class AuditSettings(Settings, VerdictSettings):
     task: tuple[str, ...] = setting(
         Listed(TEXT, may_be_empty=True),
         "",
-        "The task that the prompt was tuned for, see experiments.run; without it only what the "
-        "prompt reads as is shown.",
+        "The task that the prompt was tuned for, see experiments.run; without it, doubles keep "
+        "what the prompt makes the model predict on --texts.",
+    )
+    texts: str = setting(
+        TEXT,
+        "passages,sentences,instructions",
+        "Texts on which doubles keep the model's predictions where there is no --task: sets and "
+        "files as for --targets. Every second one is held out, and targets are left out.",
     )
     init: tuple[str, ...] = setting(
         Listed(TEXT, may_be_empty=True), "", "Not given: doubles start at --prompt."
