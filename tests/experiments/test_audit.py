@@ -214,8 +214,8 @@ def test_without_a_task_a_double_keeps_what_a_prompt_makes_the_model_predict(
 ):
     """The prompt lies between two texts, barely in the cells of the first one.
 
-    A prompt on the other side of the walls is as good as the same, and one that reads as a text far
-    away is not.
+    A prompt on the other side of the walls is as good as the same. One that reads as a text far
+    away would take more than two small steps.
     """
     near, far = "w49 w17 w23", "w3 w3 great"
     table = np.asarray(model.embedding_table())[: len(toy_models.WORDS)]
@@ -224,7 +224,7 @@ def test_without_a_task_a_double_keeps_what_a_prompt_makes_the_model_predict(
     other = model.tokenizer.decode(ids.tolist())
     prompt = start + 0.49 * (table[ids] - start)
     assert wj.read(model, prompt)["euclidean"].text == near
-    flags = {"task": None, "texts": sentences, "steps": 20, "learning_rate": 0.01}
+    flags = {"task": None, "texts": sentences, "steps": 2, "learning_rate": 0.001}
     found = run(folder, prompt, [other, far], tmp_path / "out", **flags)
     assert found["verdict"].startswith("1 of 2 other texts is read off prompts with which the")
     assert found["task"] is None
