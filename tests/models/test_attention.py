@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wayward_jax.models import attention, attention_blocks, attention_kernel
+from wayward_jax.models import attention, attention_blocks, attention_tpu
 from wayward_jax.models.attention_blocks import Scoring
 from wayward_jax.models.rotary import Rotary
 
@@ -124,7 +124,7 @@ def compare_kernel(heads, kv_heads, head_dim, dtype, options, slots=SLOTS):
         (attention_blocks.mix_gradients, [*inputs, gradient]),
     ):
         plain = attention.in_plain_jax(block, scoring, bias, rotary, *given)
-        kernel = attention_kernel.in_kernel(block, scoring, bias, rotary, *given, interpret=True)
+        kernel = attention_tpu.in_kernel(block, scoring, bias, rotary, *given, interpret=True)
         for ours, expected in zip(kernel, plain, strict=True):
             assert ours.dtype == expected.dtype == dtype
             np.testing.assert_allclose(
@@ -145,7 +145,7 @@ def test_the_kernel_rotates_queries_and_keys_and_caps_scores(heads, share):
 
 
 def test_the_kernel_takes_rows_that_are_longer_than_a_block_of_queries(monkeypatch):
-    monkeypatch.setattr(attention_kernel, "QUERIES", 128)
+    monkeypatch.setattr(attention_tpu, "QUERIES", 128)
     compare_kernel(4, 2, 64, jnp.float32, {"rotary": 1.0}, slots=200)
 
 

@@ -25,7 +25,7 @@ from wayward_jax.models.attention_blocks import (
     mix_gradients,
     query_blocks,
 )
-from wayward_jax.models.attention_kernel import in_kernel
+from wayward_jax.models.attention_tpu import in_kernel
 from wayward_jax.models.rotary import Rotary
 from wayward_jax.sharding import model_shards
 
