@@ -1,5 +1,6 @@
 """The package as it is published: a source distribution, and the wheel that is built of it."""
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -54,6 +55,16 @@ def test_wheel_and_source_have_every_file_of_the_packages_and_the_console_script
     assert names == tracked("wayward_jax", "experiments")
     for program in ("run", "analyze", "audit"):
         assert f"wayward-{program} = experiments.{program}:program" in scripts
+
+
+@pytest.mark.parametrize("program", ["run", "analyze", "audit"])
+def test_the_help_of_a_console_script_begins_with_what_the_program_does(program):
+    """A console script imports the function and calls it."""
+    code = f"from experiments.{program} import program; program()"
+    command = [sys.executable, "-c", code, "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    module = importlib.import_module(f"experiments.{program}")
+    assert shown.startswith(module.__doc__)
 
 
 def test_the_citation_names_the_version_of_the_package():

@@ -272,6 +272,7 @@ def test_bad_flags_of_an_audit_without_a_task_get_one_line(folder, tmp_path, cha
         ({"model": "a,b"}, "model='a,b': give one"),
         ({"task": "mood,sst2"}, "task='mood,sst2': give one"),
         ({"experiment": "main"}, "experiment='main': give one of audit"),
+        ({"texts": "sentences"}, "texts='sentences': is for audits without task"),
     ],
     ids=str,
 )

@@ -106,7 +106,9 @@ def program(kind, *words):
 
 @pytest.mark.parametrize("kind", [Settings, AnalysisSettings, AuditSettings, ExportSettings])
 def test_help_has_a_flag_with_form_and_default_for_every_setting(kind):
-    shown = program(kind, "--help").stdout
+    process = program(kind, "--help")
+    assert process.returncode == 0
+    shown = process.stdout
     flags = {part.partition(":")[0]: " ".join(part.split()) for part in shown.split("\n  --")}
     flags = {name.removeprefix("[no]"): text for name, text in flags.items()}
     for setting in kind.settings():
