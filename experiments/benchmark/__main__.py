@@ -22,7 +22,7 @@ from experiments.benchmark.measure import Row, measure_tuning
 
 _QUICK = flags.DEFINE_bool("quick", False, "Take fewer rounds: ten minutes on two CPU cores.")
 _MODELS = flags.DEFINE_list(
-    "models", ["gpt2", "smollm2-135m"], "gpt2 is GPT-2 small's shape, with random weights."
+    "models", ["gpt2", "smollm2-135m"], "smollm2-135m, and shapes that get random weights."
 )
 _POPULATIONS = flags.DEFINE_list("populations", ["1", "16"], "Numbers of runs to tune at once.")
 _COMPARE = flags.DEFINE_bool("compare", True, "Compare with PyTorch; needs .[benchmark].")

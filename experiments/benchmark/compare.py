@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from experiments.benchmark import torch_side
 from experiments.benchmark.measure import Row
@@ -25,6 +26,7 @@ from experiments.benchmark.workload import (
     encode_reviews,
     load_model_pair,
     load_reviews,
+    weights_dtype,
 )
 from wayward_jax import tasks
 from wayward_jax.models import LanguageModel
@@ -34,7 +36,8 @@ from wayward_jax.training.evaluation import score_prompts
 from wayward_jax.training.memory import busy_tokens, row_grain
 from wayward_jax.training.scoring import EvaluationSet, scoring_shape
 
-TOLERANCE = 1e-3
+# Of losses of float32 and of bfloat16 weights.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03}
 
 
 def compare(name: str, populations: Sequence[int], rounds: int) -> list[Row]:
@@ -48,6 +51,8 @@ def compare(name: str, populations: Sequence[int], rounds: int) -> list[Row]:
     Raises:
         AssertionError: the sides do not compute the same losses.
     """
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
     model, theirs = load_model_pair(name, Path(tempfile.mkdtemp()))
     data = load_reviews()
     task = encode_reviews(model, data)
@@ -145,7 +150,8 @@ def _make_row(name: str, what: str, side: str, seconds: dict[str, list[float]]) 
 
 def _check(what: str, ours: Any, theirs: Any) -> None:
     """Stops the benchmark if the two sides do not compute the same."""
-    np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE, err_msg=what)
+    tolerance = TOLERANCE[weights_dtype().name]
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance, err_msg=what)
 
 
 def _time(call: Callable[[], object]) -> float:

@@ -69,7 +69,8 @@ class PaperStyle:
         """Computes the mean NLL `[B]` over the tokens of each continuation."""
         ids, targets, mask = make_batch(examples, labels, PAPER_LENGTH - 1)
         tokens = self._model.get_input_embeddings()(ids)
-        embedded = torch.cat([self._prompt.expand(len(ids), -1, -1), tokens], dim=1)
+        prompts = self._prompt.to(tokens.dtype).expand(len(ids), -1, -1)
+        embedded = torch.cat([prompts, tokens], dim=1)
         mask = torch.cat([mask.new_ones(len(ids), len(self._prompt)), mask], dim=1)
         logits = self._model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits
         logits = logits[:, len(self._prompt) - 1 : -1]
@@ -91,7 +92,7 @@ class PaperStyle:
             torch.cat([self._losses(batch, [label] * len(batch)) for batch in batches])
             for label in range(n_labels)
         ]
-        return torch.stack(by_label, dim=1).numpy()
+        return torch.stack(by_label, dim=1).cpu().numpy()
 
 
 class Optimizer:

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.forecast.shapes import SHAPES
 from wayward_jax import assets, models, tasks
 from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.models import LanguageModel
-from wayward_jax.models.gpt2.modeling import GPT2, GPT2Config
-from wayward_jax.models.gpt2.params import GPT2_FAMILY
+from wayward_jax.models.families import FAMILIES
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place
 from wayward_jax.training.examples import EncodedTask, encode_task
@@ -27,6 +27,9 @@ from wayward_jax.training.planning import iter_calls, plan_populations
 from wayward_jax.training.step import BATCH_SPECS, train_steps
 from wayward_jax.training.trainer import init_population
 
+# The model with published weights. Its tokenizer stands for that of the others.
+REAL_MODEL = "smollm2-135m"
+
 PROMPT_LENGTH = 14
 BATCH_SIZE = 8
 STEPS = 2000
@@ -35,35 +38,43 @@ STEPS = 2000
 SAMPLES = 8
 
 
+def weights_dtype() -> jnp.dtype:
+    """The dtype of the weights on both sides: float32 on CPUs, and bfloat16 on accelerators."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
 def load_model(name: str) -> LanguageModel:
-    """Loads SmolLM2, or for `gpt2` random weights of GPT-2 small's shape with its tokenizer."""
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    model = models.load("smollm2-135m", cache_dir=default_cache_dir(), dtype=dtype)
-    if name != "gpt2":
+    """Loads SmolLM2, or random weights of another shape of `forecast.shapes`, with its tokenizer."""
+    model = models.load(REAL_MODEL, cache_dir=default_cache_dir(), dtype=weights_dtype())
+    if name == REAL_MODEL:
         return model
-    module = GPT2(GPT2Config())
+    entries = SHAPES[name]
+    family = FAMILIES[entries["model_type"]]
+    module = family.module_of(entries)
     params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), method="text_logits")
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return LanguageModel(name, GPT2_FAMILY, module, params, model.tokenizer)
+    params = jax.tree.map(lambda x: x.astype(weights_dtype()), params)
+    return LanguageModel(name, family, module, params, model.tokenizer)
 
 
 def load_model_pair(name: str, folder: Path) -> tuple[LanguageModel, Any]:
-    """Loads the same float32 weights here and in PyTorch; `folder` is for converted files."""
+    """Loads the same weights here and in PyTorch; `folder` is for converted files."""
     import transformers
 
-    ours = models.load("smollm2-135m", cache_dir=default_cache_dir())
-    if name != "gpt2":
+    dtype = weights_dtype()
+    ours = models.load(REAL_MODEL, cache_dir=default_cache_dir(), dtype=dtype)
+    if name == REAL_MODEL:
         file = assets.fetch(name, cache_dir=default_cache_dir())
         theirs = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype="float32"
+            file.parent, gguf_file=file.name, dtype=dtype.name
         )
         return ours, theirs
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    config = transformers.AutoConfig.for_model(**SHAPES[name])
+    theirs = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype.name)
     theirs.save_pretrained(folder)
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=ours.tokenizer.backend, eos_token="<|im_end|>"
     ).save_pretrained(folder)
-    return models.load(str(folder), cache_dir=folder), theirs
+    return models.load(str(folder), cache_dir=folder, dtype=dtype), theirs
 
 
 def load_reviews() -> tasks.TaskData:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 _COMPUTATION = re.compile(r"^(ENTRY )?(%[\w.\-]+) \(")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _CALLED = re.compile(
-    r"\b(?:calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
+    r"\b(?:calls|body|condition|to_apply|branch_computations|(?:true|false)_computation)"
+    r"=(\{[^}]*\}|%[\w.\-]+)"
 )
 _NAME = re.compile(r"%[\w.\-]+")
 _ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+)\w*\[([\d,]*)\]")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wayward_jax.models import attention, attention_blocks, attention_tpu
+from wayward_jax.models import attention, attention_blocks, attention_gpu, attention_tpu
 from wayward_jax.models.attention_blocks import Scoring
 from wayward_jax.models.rotary import Rotary
 
@@ -77,14 +77,15 @@ def written_out(q, k, v, attended, positions, heads, kv_heads, options):
 
         q, k = rotated(q), rotated(k)
     k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
-    scores = jnp.einsum("wqhd,wkhd->whqk", q, k) * options.get("scale", head_dim**-0.5)
+    exactly = {"precision": "highest"}  # GPUs would round the factors
+    scores = jnp.einsum("wqhd,wkhd->whqk", q, k, **exactly) * options.get("scale", head_dim**-0.5)
     if "soft_cap" in options:
         scores = options["soft_cap"] * jnp.tanh(scores / options["soft_cap"])
     if "window" in options:
         distance = positions[:, :, None] - positions[:, None, :]
         attended &= distance < options["window"]
     weights = jax.nn.softmax(jnp.where(attended[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("whqk,wkhd->wqhd", weights, v).reshape(ROWS * SLOTS, -1)
+    return jnp.einsum("whqk,wkhd->wqhd", weights, v, **exactly).reshape(ROWS * SLOTS, -1)
 
 
 def attention_of(head_dim, attended, positions, options):
@@ -112,19 +113,21 @@ def test_attention_and_its_gradients_are_those_of_softmax_written_out(
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def compare_kernel(heads, kv_heads, head_dim, dtype, options, slots=SLOTS):
-    """Compares the results of the kernel, interpreted, with those of plain JAX."""
-    *inputs, gradient, attended, positions = case(heads, kv_heads, head_dim, dtype, slots)
+def compare_kernel(in_kernel, heads, dtype, options, slots=SLOTS):
+    """Compares the results of a kernel, interpreted on a CPU, with those of plain JAX."""
+    head_dim = heads[-1]
+    *inputs, gradient, attended, positions = case(*heads, dtype, slots)
     bias = attention.AttentionMask.of(attended, positions).bias
     rotary = make_rotary(positions, head_dim, options)
     scoring = Scoring(head_dim, head_dim**-0.5, options.get("soft_cap"))
     tolerance = 5e-6 if dtype == jnp.float32 else 0.04
+    interpret = jax.default_backend() == "cpu"
     for block, given in (
         (attention_blocks.mix, inputs),
         (attention_blocks.mix_gradients, [*inputs, gradient]),
     ):
         plain = attention.in_plain_jax(block, scoring, bias, rotary, *given)
-        kernel = attention_tpu.in_kernel(block, scoring, bias, rotary, *given, interpret=True)
+        kernel = in_kernel(block, scoring, bias, rotary, *given, interpret=interpret)
         for ours, expected in zip(kernel, plain, strict=True):
             assert ours.dtype == expected.dtype == dtype
             np.testing.assert_allclose(
@@ -132,21 +135,55 @@ def compare_kernel(heads, kv_heads, head_dim, dtype, options, slots=SLOTS):
             )
 
 
+# The kernels, and the slots of a row that they are tried with.
+KERNELS = {
+    "tpu": pytest.param(
+        attention_tpu.in_kernel,
+        SLOTS,
+        marks=pytest.mark.skipif(jax.default_backend() == "gpu", reason="for TPUs and CPUs"),
+    ),
+    "gpu": pytest.param(attention_gpu.in_kernel, 128),
+}
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
-def test_the_kernel_computes_what_plain_jax_computes(heads, kv_heads, head_dim, dtype):
-    compare_kernel(heads, kv_heads, head_dim, dtype, {})
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(("in_kernel", "slots"), KERNELS.values(), ids=KERNELS)
+def test_the_kernels_compute_what_plain_jax_computes(in_kernel, slots, heads, dtype):
+    compare_kernel(in_kernel, heads, dtype, {}, slots)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 @pytest.mark.parametrize("heads", [(4, 4, 64), (9, 3, 64), (4, 2, 128), (3, 3, 80), (4, 2, 8)])
-def test_the_kernel_rotates_queries_and_keys_and_caps_scores(heads, share):
-    compare_kernel(*heads, jnp.float32, {"rotary": share, "soft_cap": 1.5})
+@pytest.mark.parametrize(("in_kernel", "slots"), KERNELS.values(), ids=KERNELS)
+def test_the_kernels_rotate_queries_and_keys_and_cap_scores(in_kernel, slots, heads, share):
+    options = {"rotary": share, "soft_cap": 1.5}
+    compare_kernel(in_kernel, heads, jnp.float32, options, slots)
 
 
-def test_the_kernel_takes_rows_that_are_longer_than_a_block_of_queries(monkeypatch):
+@pytest.mark.parametrize(("in_kernel", "slots"), [KERNELS["tpu"], (attention_gpu.in_kernel, 320)])
+def test_the_kernels_take_rows_that_are_longer_than_a_block_of_queries(
+    in_kernel, slots, monkeypatch
+):
     monkeypatch.setattr(attention_tpu, "QUERIES", 128)
-    compare_kernel(4, 2, 64, jnp.float32, {"rotary": 1.0}, slots=200)
+    compare_kernel(in_kernel, (4, 2, 64), jnp.float32, {"rotary": 1.0}, max(slots, 200))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_the_kernel_for_gpus_replaces_numbers_that_are_not_finite_by_0(bad):
+    *inputs, gradient, attended, positions = case(4, 2, 64, slots=128)
+    bias = attention.AttentionMask.of(attended, positions).bias
+    scoring = Scoring(64, 0.125, None)
+    broken = [x.at[::7, ::5].set(bad) for x in (*inputs, gradient)]
+    zeroed = [x.at[::7, ::5].set(0.0) for x in (*inputs, gradient)]
+    interpret = jax.default_backend() == "cpu"
+    for block, n in ((attention_blocks.mix, 3), (attention_blocks.mix_gradients, 4)):
+        found, expected = (
+            attention_gpu.in_kernel(block, scoring, bias, None, *given[:n], interpret=interpret)
+            for given in (broken, zeroed)
+        )
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def products(text):

@@ -1,5 +1,6 @@
 """The activations of the supported models, by their names in `config.json`."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,22 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "silu": nn.silu,
 }
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def activate(name: str, x: jax.Array) -> jax.Array:
+    """Applies an activation. The backward pass keeps nothing but `x` and computes it again.
+
+    What else it would keep is larger than anything but logits, and takes longer to write and to
+    read than to compute.
+    """
+    return ACTIVATIONS[name](x)
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def activate_gate(name: str, gate: jax.Array, x: jax.Array) -> jax.Array:
+    """Multiplies `x` with the activation of a gate. The backward pass keeps nothing but the two."""
+    return ACTIVATIONS[name](gate) * x
 
 
 def check_activation(entries: Mapping[str, Any], *names: str) -> None:

@@ -1,4 +1,4 @@
-"""Attention within rows of slots: plain JAX, and the same arithmetic in a kernel for TPUs.
+"""Attention within rows of slots: plain JAX, and the same arithmetic in kernels for TPUs and GPUs.
 
 The tokens of a batch stand in W *rows* of S *slots*, and a mask says which slots of its row each
 slot attends to. All layers except attention compute on the flat stream of `T = W * S` slots.
@@ -17,24 +17,19 @@ from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from wayward_jax.models import attention_gpu, attention_tpu
 from wayward_jax.models.attention_blocks import (
+    HIDDEN,
     Block,
     Scoring,
     add_longer,
+    finite,
     mix,
     mix_gradients,
     query_blocks,
 )
-from wayward_jax.models.attention_tpu import in_kernel
 from wayward_jax.models.rotary import Rotary
 from wayward_jax.sharding import model_shards
-
-# What is added to the score of a slot that is hidden. It is far below every score of numbers that
-# are at most LARGEST, so that the weight is exactly 0, and finite, so that no NaN comes of it.
-HIDDEN = -1e30
-
-# Larger numbers count as not finite. Sums of their products would overflow.
-LARGEST = 1e13
 
 # The most queries that plain JAX computes at once, with all keys before the last of them.
 QUERIES = 128
@@ -156,7 +151,7 @@ def _attend_forward(
     scoring: Scoring,
 ) -> tuple[jax.Array, tuple]:
     def forward(bias: jax.Array, rotary: Rotary | None, *inputs: jax.Array) -> tuple:
-        inputs = tuple(map(_finite, inputs))
+        inputs = tuple(map(_finite_outside, inputs))
         return *_on_this_platform(mix, scoring, bias, rotary, *inputs), *inputs
 
     mixed, *inputs = _by_model_shard(forward, scoring.head_dim, bias, rotary, q, k, v)
@@ -168,7 +163,9 @@ def _attend_backward(scoring: Scoring, residuals: tuple, gradient: jax.Array) ->
         bias: jax.Array, rotary: Rotary | None, *inputs: jax.Array
     ) -> tuple[jax.Array, ...]:
         *kept, gradient = inputs
-        return _on_this_platform(mix_gradients, scoring, bias, rotary, *kept, _finite(gradient))
+        return _on_this_platform(
+            mix_gradients, scoring, bias, rotary, *kept, _finite_outside(gradient)
+        )
 
     *inputs, bias, rotary = residuals
     gradients = _by_model_shard(backward, scoring.head_dim, bias, rotary, *inputs, gradient)
@@ -178,8 +175,9 @@ def _attend_backward(scoring: Scoring, residuals: tuple, gradient: jax.Array) ->
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _finite(x: jax.Array) -> jax.Array:
-    return jnp.where(jnp.abs(x) <= LARGEST, x, 0)
+def _finite_outside(x: jax.Array) -> jax.Array:
+    """Replaces numbers that are not finite, but on GPUs, whose kernels do so when they read."""
+    return lax.platform_dependent(x, cuda=lambda x: x, default=finite)
 
 
 def _by_model_shard(
@@ -211,15 +209,19 @@ def _on_this_platform(
     block: Block, scoring: Scoring, bias: jax.Array, rotary: Rotary | None, *inputs: jax.Array
 ) -> tuple[jax.Array, ...]:
     plain = functools.partial(in_plain_jax, block, scoring)
+    on_gpu = functools.partial(attention_gpu.in_kernel, block, scoring)
     return lax.platform_dependent(
         bias,
         rotary,
         *inputs,
-        tpu=functools.partial(in_kernel, block, scoring),
-        cpu=plain,
-        # The barrier keeps the compiler from keeping the forward pass's weights for the backward
-        # pass. CPUs have the memory for them.
-        default=lambda *x: plain(*lax.optimization_barrier(x)),
+        tpu=functools.partial(attention_tpu.in_kernel, block, scoring),
+        # Rows of other lengths are few: texts outside of training and evaluation.
+        cuda=(
+            on_gpu
+            if bias.shape[1] % attention_gpu.BLOCK == 0
+            else lambda bias, rotary, *inputs: plain(bias, rotary, *map(finite, inputs))
+        ),
+        default=plain,
     )
 
 

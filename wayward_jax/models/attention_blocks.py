@@ -1,4 +1,4 @@
-"""The arithmetic of attention for one block of queries, in plain JAX and in the kernel for TPUs."""
+"""The arithmetic of attention, which plain JAX and the kernels share."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -9,6 +9,13 @@ from jax import lax
 
 Block = Callable[..., tuple[jax.Array, ...]]
 """`mix` or `mix_gradients`."""
+
+# What is added to the score of a slot that is hidden. It is far below every score of numbers that
+# are at most LARGEST, so that the weight is exactly 0, and finite, so that no NaN comes of it.
+HIDDEN = -1e30
+
+# Larger numbers count as not finite. Sums of their products would overflow.
+LARGEST = 1e13
 
 
 class Scoring(NamedTuple):
@@ -23,6 +30,11 @@ class Scoring(NamedTuple):
     head_dim: int
     scale: float
     soft_cap: float | None
+
+
+def finite(x: jax.Array) -> jax.Array:
+    """Replaces numbers that are not finite by 0."""
+    return jnp.where(jnp.abs(x) <= LARGEST, x, 0)
 
 
 def mix(
@@ -40,8 +52,8 @@ def mix(
     Returns:
         `[n * Z, d]` float32.
     """
-    scores, _ = _scores(scoring, q * scoring.scale, k)
-    return (_product(_weights(bias, scores).astype(v.dtype), v, 0, 0),)
+    scores, _ = score(scoring, q * scoring.scale, k)
+    return (product(_weights(bias, scores).astype(v.dtype), v, 0, 0),)
 
 
 def mix_gradients(
@@ -58,24 +70,30 @@ def mix_gradients(
     `mix`.
     """
     q = q * scoring.scale
-    scores, slope = _scores(scoring, q, k)
+    scores, slope = score(scoring, q, k)
     weights = _weights(bias, scores)
-    of_weights = _product(v, gradient, 1, 1)
+    of_weights = product(v, gradient, 1, 1)
     mean = (weights * of_weights).sum(axis=0, keepdims=True)
     of_scores = (weights * (of_weights - mean) * slope).astype(q.dtype)
     return (
-        _product(of_scores, k, 0, 0) * scoring.scale,
-        _product(of_scores, q, 1, 0),
-        _product(weights.astype(gradient.dtype), gradient, 1, 0),
+        product(of_scores, k, 0, 0) * scoring.scale,
+        product(of_scores, q, 1, 0),
+        product(weights.astype(gradient.dtype), gradient, 1, 0),
     )
 
 
-def _scores(scoring: Scoring, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array | float]:
-    """Computes scores, keys first: `[S, n * Z]` float32, and their slope where they are capped.
+def score(scoring: Scoring, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+    """Computes scores, keys first, and their slope where they are capped: `[S, Z]` float32.
 
-    Sums over keys are then sums down the registers of a TPU, not across their lanes.
+    On a TPU, sums over keys are then sums down its registers, not across their lanes. If queries
+    and keys change places, queries come first.
+
+    Args:
+        scoring: of the heads.
+        q: `[Z, d]`, queries times `scoring.scale`.
+        k: `[S, d]`.
     """
-    scores = _product(k, q, 1, 1)
+    scores = product(k, q, 1, 1)
     if scoring.soft_cap is None:
         return scores, 1.0
     capped = jnp.tanh(scores / scoring.soft_cap)
@@ -90,7 +108,7 @@ def _weights(bias: jax.Array, scores: jax.Array) -> jax.Array:
     return weights * (1 / weights.sum(axis=0, keepdims=True))
 
 
-def _product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
+def product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
     """Multiplies two matrices, summing over one axis of each, in float32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     axes = (((a_axis,), (b_axis,)), ((), ()))

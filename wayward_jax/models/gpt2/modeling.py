@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 
-from wayward_jax.models.activations import ACTIVATIONS
+from wayward_jax.models.activations import activate
 from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM
 from wayward_jax.sharding import keep_whole
@@ -71,8 +71,8 @@ class Block(nn.Module):
         mixed = attend(q, k, v, mask, self.config.n_embd // self.config.n_head)
         x, mixed = select_slots(x, mixed, output_slots)
         x = keep_whole(x + self.attn_proj(mixed))
-        activation = ACTIVATIONS[self.config.activation_function]
-        return x + self.mlp_proj(activation(self.c_fc(self.ln_2(x))))
+        wide = activate(self.config.activation_function, self.c_fc(self.ln_2(x)))
+        return x + self.mlp_proj(wide)
 
 
 class GPT2(CausalLM):

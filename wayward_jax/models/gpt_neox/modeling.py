@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 
-from wayward_jax.models.activations import ACTIVATIONS
+from wayward_jax.models.activations import activate
 from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
 from wayward_jax.models.rope import Rope
@@ -80,7 +80,7 @@ class Block(nn.Module):
         x, mixed = select_slots(x, mixed, output_slots)
         attended = keep_whole(x + self.o_proj(mixed))
         normed = self.mlp_norm(x if c.use_parallel_residual else attended)
-        return attended + self.narrow(ACTIVATIONS[c.hidden_act](self.widen(normed)))
+        return attended + self.narrow(activate(c.hidden_act, self.widen(normed)))
 
 
 class GPTNeoX(CausalLM):

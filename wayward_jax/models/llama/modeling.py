@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wayward_jax.models.activations import ACTIVATIONS
+from wayward_jax.models.activations import activate_gate
 from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
 from wayward_jax.models.rope import Rope
@@ -156,7 +156,7 @@ class Block(nn.Module):
             mixed = self.attention_post_norm(mixed)
         x = keep_whole(x + c.residual_multiplier * mixed)
         normed = self.mlp_norm(x) if c.norms != "after" else x
-        inner = ACTIVATIONS[c.hidden_act](self.gate_proj(normed)) * self.up_proj(normed)
+        inner = activate_gate(c.hidden_act, self.gate_proj(normed), self.up_proj(normed))
         added = self.down_proj(inner)
         if c.norms != "before":
             added = self.mlp_post_norm(added)

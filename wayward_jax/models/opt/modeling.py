@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 
-from wayward_jax.models.activations import ACTIVATIONS
+from wayward_jax.models.activations import activate
 from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
 from wayward_jax.sharding import keep_whole
@@ -80,7 +80,7 @@ class Block(nn.Module):
         x = keep_whole(x + self.o_proj(mixed))
         x = x if before else self.attention_norm(x)
         normed = self.mlp_norm(x) if before else x
-        x = x + self.narrow(ACTIVATIONS[c.activation_function](self.widen(normed)))
+        x = x + self.narrow(activate(c.activation_function, self.widen(normed)))
         return x if before else self.mlp_norm(x)
 
 
