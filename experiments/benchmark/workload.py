@@ -44,7 +44,7 @@ def weights_dtype() -> jnp.dtype:
 
 
 def load_model(name: str) -> LanguageModel:
-    """Loads SmolLM2, or random weights of another shape of `forecast.shapes`, with its tokenizer."""
+    """Loads SmolLM2, or random weights of another shape of `forecast.shapes`, and its tokenizer."""
     model = models.load(REAL_MODEL, cache_dir=default_cache_dir(), dtype=weights_dtype())
     if name == REAL_MODEL:
         return model
