@@ -37,5 +37,10 @@ def main(given: flags.Given) -> None:
     print(f"{len(analysis.records)} runs. Open {out_dir / 'report.html'}")
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """Runs this program with the flags of its command line."""
     flags.run(main, AnalysisSettings)
+
+
+if __name__ == "__main__":
+    program()

@@ -1,6 +1,7 @@
 """`audit`: tests the reading of a given prompt: `python -m experiments.audit --prompt=P --task=T`.
 
-Prompts are tuned from the given one to read as other texts, and compared with it.
+Prompts are tuned from the given one to read as other texts, and compared with it: on a task or,
+without --task, by what they make the model predict.
 """
 
 import functools
@@ -68,13 +69,15 @@ def main(given: flags.Given) -> None:
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from rich.console import Console
 
+    from experiments import imitation
     from wayward_jax.analysis import audit, audit_page
     from wayward_jax.jobs import inputs, job, progress_bar
     from wayward_jax.prompt_files import fit_prompt, read_prompt
 
     saved = read_prompt(settings.prompt)
+    texts = [] if settings.task else imitation.read_texts(settings)
     inputs.keep_compiled(settings.cache_dir)
-    console, on_task = Console(), None
+    console, on_task, on_texts = Console(), None, None
     with progress_bar.ProgressReporter(console) as watch:
         if settings.task:
             finished = job.run_job(settings.job, EXPERIMENT, out_dir, watch)
@@ -86,13 +89,16 @@ def main(given: flags.Given) -> None:
         (name,) = loader.names
         model = loader.model(name)
         prompt = fit_prompt(saved, model)
+        if not settings.task:
+            on_texts = imitation.compare_doubles(settings, model, prompt, texts, loader.mesh, watch)
         found = audit.audit(
             model,
             prompt,
             settings.prompt,
-            on_task,
-            settings.equivalence_margin,
-            settings.verbal_templates,
+            on_task=on_task,
+            on_texts=on_texts,
+            margin=settings.equivalence_margin,
+            templates=settings.verbal_templates,
         )
     audit_page.write(found, out_dir)
     console.print(audit.verdict(found), markup=False)
@@ -116,5 +122,11 @@ EXPERIMENT = Experiment(
     repeat_targets=True,
 )
 
-if __name__ == "__main__":
+
+def program() -> None:
+    """Runs this program with the flags of its command line."""
     flags.run(main, AuditSettings)
+
+
+if __name__ == "__main__":
+    program()

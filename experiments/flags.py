@@ -22,13 +22,16 @@ Given = Mapping[str, str]
 def run(main: Callable[[Given], None], kind: type[Declared]) -> None:
     """Runs a program with the flags of its settings, and exits.
 
-    Bad input ends with one line and exit code 2; signals that ask to stop, with one line and 75.
+    Its help begins with the docstring of its module. Bad input ends with one line and exit code 2;
+    signals that ask to stop, with one line and 75.
 
     Args:
         main: the program, a function of the texts of the flags that are given.
         kind: the settings of the program.
     """
     define(kind)
+    # absl shows the docstring of the script; that of an installed program has none.
+    sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
 
     def checked(argv: list[str]) -> None:
         for number in stopping_signals():
@@ -116,6 +119,8 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         _refuse(str(error))
+    except SystemExit:  # absl ends --help with the exit code of a failure
+        sys.exit()
 
 
 def _refuse(message: str) -> NoReturn:

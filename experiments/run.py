@@ -52,5 +52,10 @@ def main(given: flags.Given) -> None:
     console.print(f"\n{took}. Results, checkpoints, figure: {out_dir}")
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """Runs this program with the flags of its command line."""
     flags.run(main, Settings)
+
+
+if __name__ == "__main__":
+    program()

@@ -7,7 +7,7 @@ in the modules that they come from.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from wayward_jax import constraints, readings

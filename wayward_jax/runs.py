@@ -104,6 +104,11 @@ class Run:
         return bool(self.target_ids)
 
     @property
+    def is_unconstrained(self) -> bool:
+        """True if nothing holds the prompt to its target, or if it has none."""
+        return self.constraint == "penalty" and self.gamma == 0
+
+    @property
     def target(self) -> Target | None:
         """The target; None for a `p_star`."""
         if not self.has_target:

@@ -18,7 +18,11 @@ _CALLED = re.compile(
 _NAME = re.compile(r"%[\w.\-]+")
 _ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+)\w*\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
+# Groups of devices: their number and size, all of them, or (from jax 0.11 on) axes of a mesh.
+_GROUPS = re.compile(
+    r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[([^\]]*)\] \{([^}]*)\})"
+)
+_AXIS = re.compile(r"'([^']*)'(?:=|:\(\d+\))?(\d*)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 COLLECTIVES = (
@@ -202,9 +206,19 @@ def sent_bytes(operation: Operation) -> float:
     most = max(map(count_bytes, (operation.result, *operation.operands)))
     rounds = 2 if operation.opcode.startswith("all-reduce") else 1
     if groups := _GROUPS.search(operation.text):
-        n = int(groups[1]) if groups[1] else groups[2].count(",") + 1
+        n = _group_size(*groups.groups())
         return rounds * most * (n - 1) / n
     return rounds * most
+
+
+def _group_size(size: str | None, listed: str | None, mesh: str | None, axes: str | None) -> int:
+    """The devices of a group, from the parts of `_GROUPS`; an axis may be a part of a mesh's."""
+    if size:
+        return int(size)
+    if listed:
+        return listed.count(",") + 1
+    sizes = dict(_AXIS.findall(mesh or ""))
+    return math.prod(int(part or sizes[name]) for name, part in _AXIS.findall(axes or ""))
 
 
 def product_flops(program: Program, operation: Operation) -> float:

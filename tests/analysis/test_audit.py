@@ -10,7 +10,7 @@ from scipy import stats
 from tests.helpers import finished_runs
 from wayward_jax.analysis import audit, audit_page
 from wayward_jax.analysis.anatomy import Anatomy
-from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN
+from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, judge
 from wayward_jax.readings import Reading
 from wayward_jax.runs import write_bits
 
@@ -55,6 +55,7 @@ def found(records, share=0.9, majority=0.5, to_token=(1.0, 3.0), margin=2.0):
         (audit.Answer("<s> asks", "<q>\n|", 0.5),),
         anatomy,
         audit.on_task(rows, records),
+        None,
         margin,
     )
 
@@ -73,8 +74,8 @@ def test_the_interval_of_a_drop_is_that_of_paired_examples():
 
 def test_equal_predictions_on_few_examples_do_not_show_that_two_prompts_do_the_same():
     few, many = right(0.8, 20), right(0.8, 2000)
-    assert audit.judge(audit.drop_from(few, few), 2) == CANNOT_TELL
-    assert audit.judge(audit.drop_from(many, many), 2) == WITHIN
+    assert judge(audit.drop_from(few, few), 2) == CANNOT_TELL
+    assert judge(audit.drop_from(many, many), 2) == WITHIN
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_how_often_a_double_as_good_as_the_margin_allows_is_called_as_good():
         prompt = rng.random(400) < 0.8
         other = np.where(rng.random(400) < 0.8, prompt, rng.random(400) < 0.8)
         other &= rng.random(400) < 0.98
-        wrong += audit.judge(audit.drop_from(prompt, other), 2) == WITHIN
+        wrong += judge(audit.drop_from(prompt, other), 2) == WITHIN
     assert wrong <= 40
 
 
@@ -150,10 +151,10 @@ def test_of_several_tries_the_best_on_dev_of_those_that_read_as_the_text_counts(
 
 def test_the_examples_that_a_verdict_would_take_give_it_if_the_drop_stays():
     drop = audit.drop_from(right(0.9), right(0.886))
-    assert audit.judge(drop, 2) == CANNOT_TELL
+    assert judge(drop, 2) == CANNOT_TELL
     times = math.ceil(audit.needed(drop, 2) / N)
     again = audit.drop_from(np.tile(right(0.9), times), np.tile(right(0.886), times))
-    assert audit.judge(again, 2) == WITHIN
+    assert judge(again, 2) == WITHIN
     assert audit.needed(audit.drop_from(right(0.9), right(0.9)), 2) is None
 
 

@@ -14,6 +14,7 @@ from wayward_jax.analysis.analyze import analyze
 from wayward_jax.errors import InputError
 from wayward_jax.projection import c_proj
 from wayward_jax.readings import Lens, Verbal
+from wayward_jax.training.imitation import Texts, compare_outputs
 
 # A text that helps the toy model with its task, found among 400 random ones.
 HELPFUL = "w49 w17 w23"
@@ -64,12 +65,12 @@ def second_text(model, prompt):
     return model.tokenizer.decode(ids[:, 1].tolist())
 
 
-def run(folder, source, texts, out_dir, **changed):
+def run(folder, source, others, out_dir, **changed):
     """The JSON of an audit, with the page and the Markdown, which say the same."""
     if isinstance(source, np.ndarray):
         np.save(out_dir.parent / "prompt.npy", source)
         source = out_dir.parent / "prompt.npy"
-    (folder / "others.txt").write_text("\n".join(texts) + "\n")
+    (folder / "others.txt").write_text("\n".join(others) + "\n")
     flags = {
         "model": folder / "gpt2",
         "task": "mood",
@@ -184,7 +185,7 @@ def test_a_search_that_finds_no_double_says_how_hard_it_was_and_goes_on_where_it
     folder, p_star, tmp_path, monkeypatch
 ):
     """The second start tunes and measures nothing, and comes to the same page."""
-    flags = {"texts": ["w3 w3 great"], "out_dir": tmp_path / "out", "steps": 2}
+    flags = {"others": ["w3 w3 great"], "out_dir": tmp_path / "out", "steps": 2}
     first = run(folder, p_star, **flags)
     assert first["verdict"].startswith("No double was found: all prompts")
     assert any("in 2 steps of 4 examples" in said for said in first["findings"])
@@ -198,16 +199,70 @@ def test_a_search_that_finds_no_double_says_how_hard_it_was_and_goes_on_where_it
         run(folder, p_star + 1, **flags)
 
 
-@pytest.mark.slow
-def test_without_a_task_a_prompt_is_read_and_measured_and_nothing_else_is_said(folder, tmp_path):
-    found = run(folder, "text=w3 w4", ["w1"], tmp_path / "out", task=None)
-    assert found["verdict"] == (
-        "All 2 vectors of this prompt are embeddings of tokens. What it does was not tested: give "
-        "a task."
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """A file of 40 texts of four words."""
+    rng = np.random.default_rng(2)
+    path = tmp_path_factory.mktemp("sentences") / "sentences.txt"
+    path.write_text(
+        "\n".join(" ".join(f"w{i}" for i in rng.integers(74, size=4)) for _ in range(40))
     )
+    return path
+
+
+@pytest.mark.slow
+def test_without_a_task_a_double_keeps_what_a_prompt_makes_the_model_predict(
+    folder, model, sentences, tmp_path
+):
+    """The prompt lies between two texts, barely in the cells of the first one.
+
+    A prompt on the other side of the walls is as good as the same. One that reads as a text far
+    away would take more than two small steps.
+    """
+    near, far = "w49 w17 w23", "w3 w3 great"
+    table = np.asarray(model.embedding_table())[: len(toy_models.WORDS)]
+    start = table[model.tokenizer.encode(near)]
+    ids = np.argsort(np.linalg.norm(table - start[:, None], axis=2), axis=1)[:, 1]
+    other = model.tokenizer.decode(ids.tolist())
+    prompt = start + 0.49 * (table[ids] - start)
+    assert wj.read(model, prompt)["euclidean"].text == near
+    flags = {"task": None, "texts": sentences, "steps": 2, "learning_rate": 0.001}
+    found = run(folder, prompt, [other, far], tmp_path / "out", **flags)
+    assert found["verdict"].startswith("1 of 2 other texts is read off prompts with which the")
     assert found["task"] is None
+    kept, changed = found["texts"]["doubles"]
+    assert (kept["text"], kept["verdict"]) == (other, "within")
+    assert (changed["text"], changed["verdict"]) == (far, "beyond")
+    assert found["texts"]["n_texts"] == 20
+    double = wj.load_prompt(tmp_path / "out" / "doubles" / f"{kept['best']}.npy", model)
+    assert wj.read(model, double)["euclidean"].text == other
+
+    texts = Texts.encode(model, sentences.read_text().split("\n"), 3).halves()[1]
+    own = compare_outputs(model, prompt, [double], texts)
+    assert kept["divergence"] == pytest.approx(own.kl.mean(), rel=1e-3)
+    nothing = compare_outputs(model, prompt, [prompt[:0]], texts)
+    assert found["texts"]["none"]["divergence"] == pytest.approx(nothing.kl.mean(), rel=1e-3)
+    assert kept["share"][0] == pytest.approx(100 * own.kl.mean() / nothing.kl.mean(), rel=1e-3)
     with pytest.raises(InputError, match="is not empty: name a new folder"):
-        run(folder, "text=w3 w4", ["w1"], tmp_path / "out", task=None)
+        run(folder, prompt, [far], tmp_path / "out", **flags)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"texts": "nowhere"}, "texts='nowhere': no such set or file"),
+        ({"texts": "sentences:3"}, "texts='sentences:3': 3 texts that are no targets are too few"),
+        ({"texts": "definitions"}, "texts='definitions': the texts of this set differ by task"),
+        ({"texts": "sentences:9", "targets": "sentences:2"}, "7 texts that are no targets are too"),
+        ({"gamma": 0, "constraint": "penalty"}, "gamma=0: holds no double to its text"),
+    ],
+    ids=str,
+)
+def test_bad_flags_of_an_audit_without_a_task_get_one_line(folder, tmp_path, changed, said):
+    with pytest.raises(InputError, match=said) as error:
+        run(folder, "text=w3 w4", ["w1"], tmp_path / "out", task=None, **changed)
+    assert "\n" not in str(error.value)
+    assert not Path(tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -219,6 +274,7 @@ def test_without_a_task_a_prompt_is_read_and_measured_and_nothing_else_is_said(f
         ({"model": "a,b"}, "model='a,b': give one"),
         ({"task": "mood,sst2"}, "task='mood,sst2': give one"),
         ({"experiment": "main"}, "experiment='main': give one of audit"),
+        ({"texts": "sentences"}, "texts='sentences': is for audits without task"),
     ],
     ids=str,
 )

@@ -128,6 +128,13 @@ def test_a_gpu_kernel_takes_as_long_as_its_products_or_its_traffic():
         ),
         ("f32[8,5] all-reduce(%x), replica_groups=[2,8]<=[16], to_apply=%s", 2 * 160 * 7 / 8),
         ("f32[8,5] all-reduce(%x), replica_groups={{0},{1}}, to_apply=%s", 0),
+        (
+            "f32[8,5] all-reduce(%x), replica_groups=mesh['runs'=2,'data'=4,'model'=1] {'data'}, "
+            "to_apply=%s",
+            2 * 160 * 3 / 4,
+        ),
+        ("f32[8,5] all-gather(%x), replica_groups=mesh['a'=4,'b'=4] {'a','b':(2)2}", 160 * 7 / 8),
+        ("f32[8,5] all-reduce(%x), replica_groups=mesh['runs'=8,'data'=1] {'data'}", 0),
         ("f32[8,5] all-gather(%x), replica_groups=[4,2]<=[8], dimensions={0}", 160 / 2),
         ("f32[8,5] collective-permute(%x), source_target_pairs={{0,1},{1,0}}", 160),
     ],

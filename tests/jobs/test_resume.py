@@ -414,6 +414,7 @@ def test_a_second_interrupt_ends_the_process_though_it_waits_for_the_device():
     program = """
 import ctypes, os, signal
 from wayward_jax.jobs.preemption import Interruption
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start jobs that ignore it
 interruption = Interruption()
 with interruption.heed():
     signal.siginterrupt(signal.SIGINT, False)

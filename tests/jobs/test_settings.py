@@ -110,7 +110,9 @@ def program(fork, tmp_path):
 
 @pytest.mark.parametrize("kind", [Settings, AnalysisSettings, AuditSettings, ExportSettings])
 def test_help_has_a_flag_with_form_and_default_for_every_setting(program, kind):
-    shown = program(kind, "--help").out
+    ended = program(kind, "--help")
+    assert ended.code == 0
+    shown = ended.out
     flags = {part.partition(":")[0]: " ".join(part.split()) for part in shown.split("\n  --")}
     flags = {name.removeprefix("[no]"): text for name, text in flags.items()}
     for setting in kind.settings():

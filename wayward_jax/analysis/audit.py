@@ -1,5 +1,7 @@
 """An audit of a prompt: whether what it reads as says anything about what it does.
 
+What it does is a task or, without a task, what it makes the model predict (see `outputs`).
+
 The test is by doubles: prompts that are tuned from this very prompt to read as another text. If one
 does the task as well, then two texts are read off prompts that do the same, and neither reading
 tells what its prompt does. Comparisons are of single prompts on the same test examples, so their
@@ -13,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wayward_jax.analysis import statistics
+from wayward_jax.analysis import outputs, statistics
 from wayward_jax.analysis.anatomy import Anatomy, dissect
+from wayward_jax.analysis.outputs import OnTexts, OutputsDouble, count_texts
 from wayward_jax.analysis.selection import F1_THRESHOLD, is_unconstrained
 from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Compared, Interval
 from wayward_jax.models import LanguageModel
@@ -50,8 +53,11 @@ class Double:
     drop: Interval
 
     def verdict(self, margin: float) -> str:
-        """See `judge`; `cannot tell` where no try reads as the text."""
-        return judge(self.drop, margin)
+        """Tells whether it does as well: `within` if its drop is at most the margin, or better.
+
+        It is `cannot tell` where no try reads as the text, too.
+        """
+        return statistics.judge(self.drop, margin)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,13 +89,6 @@ class OnTask:
         gain = statistics.accuracy(self.prompt[None], self.nothing)
         return statistics.accuracy(self.prompt[None]).low > self.majority and gain.low > 0
 
-    def by_reading(self) -> dict[str, list[Double]]:
-        """The doubles of each reading, nearest tokens first."""
-        found: dict[str, list[Double]] = {}
-        for double in sorted(self.doubles, key=lambda double: double.reading != NEAREST_TOKENS):
-            found.setdefault(double.reading, []).append(double)
-        return found
-
 
 class Answer(NamedTuple):
     """A text that the model says of a prompt.
@@ -118,6 +117,7 @@ class Audit:
         answers: what the model itself says of it, asked in several ways.
         anatomy: where its vectors lie.
         on_task: None if no task is given.
+        on_texts: None if a task is given.
         margin: of verdicts, in percent.
     """
 
@@ -129,6 +129,7 @@ class Audit:
     answers: tuple[Answer, ...]
     anatomy: Anatomy
     on_task: OnTask | None
+    on_texts: OnTexts | None
     margin: float
 
     @property
@@ -141,7 +142,9 @@ def audit(
     model: LanguageModel,
     prompt: np.ndarray,
     source: str,
-    on_task: OnTask | None,
+    *,
+    on_task: OnTask | None = None,
+    on_texts: OnTexts | None = None,
     margin: float = statistics.MARGIN,
     templates: tuple[str, ...] | None = None,
 ) -> Audit:
@@ -152,6 +155,7 @@ def audit(
         prompt: `[L, D]`.
         source: see `Audit`.
         on_task: what the prompt's job has found.
+        on_texts: or else, what it makes the model predict.
         margin: see `Audit`.
         templates: of verbal readings, see `readings.find_reading`.
     """
@@ -173,6 +177,7 @@ def audit(
         tuple(answers),
         dissect(model, prompt),
         on_task,
+        on_texts,
         margin,
     )
 
@@ -228,28 +233,17 @@ def drop_from(prompt: np.ndarray, other: np.ndarray) -> Interval:
     return dataclasses.replace(drop, error=max(drop.error, least))
 
 
-def judge(drop: Interval, margin: float) -> str:
-    """Tells whether a prompt does as well as the audited one: `within`, `beyond`, `cannot tell`.
-
-    It does as well (within) if the interval of its drop lies below the margin, so a prompt that is
-    better does as well, too. It does worse (beyond) if the interval lies above the margin.
-    """
-    if drop.high <= margin:
-        return WITHIN
-    return BEYOND if drop.low > margin else CANNOT_TELL
-
-
 def verdict(found: Audit) -> str:
     """The verdict of an audit in a sentence."""
-    if found.on_task is None:
-        return f"{_place(found.anatomy)} What it does was not tested: give a task."
+    if found.on_texts is not None:
+        return outputs.verdict(found.on_texts, is_text=found.anatomy.is_text)
     task = found.on_task.task
     if not found.on_task.learned:
         return (
             f"This prompt is not shown to do {task} better than a constant answer and than no "
             "prompt, so there is nothing that its reading could explain."
         )
-    reading, doubles = next(iter(found.on_task.by_reading().items()))
+    reading, doubles = next(iter(outputs.by_reading(found.on_task.doubles).items()))
     return _judge_reading(found, task, reading, doubles)
 
 
@@ -259,8 +253,8 @@ def _judge_reading(found: Audit, task: str, reading: str, doubles: Sequence[Doub
     as_well = [double for double in doubles if double.verdict(found.margin) == WITHIN]
     if found.anatomy.is_text and reading == NEAREST_TOKENS:
         others = (
-            f"; all the same, {_texts(len(as_well), len(doubles))} read off prompts that do {task} "
-            "as well, so that a reading alone does not show it"
+            f"; all the same, {count_texts(len(as_well), len(doubles))} read off prompts that do "
+            f"{task} as well, so that a reading alone does not show it"
         )
         return (
             "This prompt is a text: its vectors are embeddings of tokens, so what it reads as is "
@@ -269,7 +263,7 @@ def _judge_reading(found: Audit, task: str, reading: str, doubles: Sequence[Doub
     if as_well:
         opposite = any(double.target_name.startswith(OPPOSITES) for double in as_well)
         return (
-            f"{_texts(len(as_well), len(doubles))}"
+            f"{count_texts(len(as_well), len(doubles))}"
             f"{', among them one that contradicts the task,' if opposite else ''} read off prompts "
             f"that do {task} as well as this one (accuracy at most {found.margin:g} % lower): what "
             "this prompt reads as does not tell what it does."
@@ -306,27 +300,26 @@ def findings(found: Audit) -> list[str]:
         said.append(f"Nearly the same vectors stand at {pairs}.")
     if anatomy.dead:
         said.append(f"Nearly 0 are the vectors at {', '.join(str(i + 1) for i in anatomy.dead)}.")
+    if found.on_texts is not None:
+        said += outputs.findings(found.on_texts, is_text=anatomy.is_text)
+        said.append(_effort(found.on_texts.doubles, "texts"))
     if found.on_task is not None:
         said.append(_as_text(found))
         if found.on_task.learned:
-            _, *others = found.on_task.by_reading().items()
+            _, *others = outputs.by_reading(found.on_task.doubles).items()
             for reading, own in others:
                 judged = _judge_reading(found, found.on_task.task, reading, own)
                 said.append(f"By the reading {reading}: {judged}")
-        said.append(_effort(found.on_task))
+        said.append(_effort(found.on_task.doubles, "examples"))
     return said
 
 
 def needed(drop: Interval, margin: float) -> int | None:
     """The test examples that would give a verdict if the drop stayed; None if no number would."""
     room = abs(margin - drop.value)
-    if math.isnan(room) or room == 0 or judge(drop, margin) != CANNOT_TELL:
+    if math.isnan(room) or room == 0 or statistics.judge(drop, margin) != CANNOT_TELL:
         return None
     return math.ceil(drop.examples * ((drop.high - drop.value) / room) ** 2)
-
-
-def _texts(count: int, total: int) -> str:
-    return f"{count} of {total} other texts {'is' if count == 1 else 'are'}"
 
 
 def _place(anatomy: Anatomy) -> str:
@@ -350,22 +343,22 @@ def _as_text(found: Audit) -> str:
         WITHIN: f"does {found.on_task.task} as well as the prompt",
         BEYOND: f"does {found.on_task.task} worse than the prompt",
         CANNOT_TELL: "may do as well as the prompt or worse, which cannot be told",
-    }[judge(drop, found.margin)]
+    }[statistics.judge(drop, found.margin)]
     return (
         f"Put back as text, the reading {said} (drop of accuracy {drop.value:+.1f} %, 95 % "
         f"interval {drop.low:+.1f} to {drop.high:+.1f})."
     )
 
 
-def _each_reading(task: OnTask) -> str:
-    readings = len(task.by_reading())
+def _each_reading(doubles: Sequence[Double] | Sequence[OutputsDouble]) -> str:
+    readings = len(outputs.by_reading(doubles))
     return f" and {readings} readings" if readings > 1 else ""
 
 
-def _effort(task: OnTask) -> str:
-    runs = [record.run for double in task.doubles for record in double.tries]
-    texts = {double.target_name for double in task.doubles}
-    tries = max(len(double.tries) for double in task.doubles)
+def _effort(doubles: Sequence[Double] | Sequence[OutputsDouble], unit: str) -> str:
+    runs = [each.run for double in doubles for each in double.tries]
+    texts = {double.target_name for double in doubles}
+    tries = max(len(double.tries) for double in doubles)
     ways = dict.fromkeys(
         f"{run.constraint} of gamma {run.gamma:g}"
         if run.gamma or run.constraint == "penalty"
@@ -373,11 +366,11 @@ def _effort(task: OnTask) -> str:
         for run in runs
     )
     rates = dict.fromkeys(f"{run.learning_rate:g}" for run in runs)
-    lost = sum(double.best is None for double in task.doubles)
+    lost = sum(double.best is None for double in doubles)
     return (
-        f"How hard was tried: for each of {len(texts)} texts{_each_reading(task)}, {tries} "
+        f"How hard was tried: for each of {len(texts)} texts{_each_reading(doubles)}, {tries} "
         f"{'prompt was' if tries == 1 else 'prompts were'} tuned from this prompt, in "
-        f"{runs[0].steps} steps of {runs[0].batch_size} examples (learning rate "
+        f"{runs[0].steps} steps of {runs[0].batch_size} {unit} (learning rate "
         f"{', '.join(rates)}), held to the text by {', '.join(ways)}."
         + (f" For {lost} of them, no prompt came to read as the text." if lost else "")
     )

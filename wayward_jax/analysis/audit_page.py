@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wayward_jax.analysis import escaping, report, statistics
+from wayward_jax.analysis import escaping, outputs, report, statistics
 from wayward_jax.analysis.audit import Audit, Double, OnTask, drop_from, findings, needed, verdict
-from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Interval
+from wayward_jax.analysis.outputs import OnTexts
+from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Interval, Ratio
 from wayward_jax.errors import InputError
+from wayward_jax.training.imitation import MAX_TOKENS, Outputs
 
 WORDS = {WITHIN: "as well", BEYOND: "worse", CANNOT_TELL: "cannot be told"}
+KEPT = {WITHIN: "keeps the predictions", BEYOND: "changes them", CANNOT_TELL: "cannot be told"}
 
-NOTES = (
+OF_TASKS = (
     "A double is a prompt that was tuned, from the audited prompt, to read as another text and to "
     "do the task. It does as well if the 95 % interval of its drop of accuracy lies below the "
     "margin of {margin:g} %, worse if the interval lies above the margin; otherwise it cannot be "
@@ -23,6 +26,23 @@ NOTES = (
     "accuracies are of test examples.",
     "Intervals are over test examples and about these very prompts. They say nothing about other "
     "prompts that the same training with another seed would give.",
+)
+
+OF_TEXTS = (
+    "A double is a prompt that was tuned, from the audited prompt, to read as another text and to "
+    "keep what the model predicts. The divergence of a prompt is the Kullback-Leibler divergence "
+    "of the model's next-token predictions with it from those with the audited prompt, averaged "
+    f"over the first {MAX_TOKENS} tokens of each text, in nats a token. Its share is that of the "
+    "divergence without any prompt, which undoes everything that the audited prompt does. A double "
+    f"keeps the predictions if the 95 % interval of its share lies below {outputs.MARGIN:g} %, and "
+    "changes them if the interval lies above that; otherwise it cannot be told. Of several tries "
+    "for a text, the one with the least divergence on the texts that it was tuned on is shown, and "
+    "all figures are of other texts.",
+    "Intervals are over texts and about these very prompts. They say nothing about other prompts "
+    "that the same training with another seed would give, nor about texts of another kind.",
+)
+
+NOTES = (
     "The margin of a vector is how much farther the second nearest token is than the nearest, in "
     "squared Euclidean distance.",
     "The lens (nostalgebraist, 2020) applies the model's last norm and output head to the hidden "
@@ -40,12 +60,18 @@ NOTES = (
 def write(found: Audit, folder: Path) -> None:
     """Writes `audit.html`, `audit.md` and `audit.json` into a folder, which is made if need be.
 
+    Doubles without a task go to `doubles/ID.npy`, `[L, D]` float32 each.
+
     Raises:
         InputError: they cannot be written.
     """
     files = {"html": render(found), "md": markdown(found), "json": to_json(found)}
+    doubles = () if found.on_texts is None else found.on_texts.doubles
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for best in filter(None, (double.best for double in doubles)):
+            (folder / "doubles").mkdir(exist_ok=True)
+            np.save(folder / "doubles" / f"{best.run.id}.npy", best.prompt)
         for suffix, content in files.items():
             (folder / f"audit.{suffix}").write_text(content, encoding="utf-8")
     except OSError as error:
@@ -60,7 +86,7 @@ def render(found: Audit) -> str:
         verdict=verdict(found),
         findings=findings(found),
         tables={caption: report.cells(frame) for caption, frame in tables(found).items()},
-        notes=[note.format(margin=found.margin) for note in NOTES],
+        notes=notes(found),
     )
 
 
@@ -74,8 +100,15 @@ def markdown(found: Audit) -> str:
     for caption, frame in tables(found).items():
         safe = frame.map(lambda cell: escaping.in_markdown(str(cell)))
         parts += [f"## {caption}", safe.to_markdown(index=False, disable_numparse=True)]
-    parts += ["## How to read this", *(note.format(margin=found.margin) for note in NOTES)]
+    parts += ["## How to read this", *notes(found)]
     return "\n\n".join(parts) + "\n"
+
+
+def notes(found: Audit) -> list[str]:
+    """Explains the page's words and figures."""
+    if found.on_texts is not None:
+        return [*OF_TEXTS, *NOTES]
+    return [*(note.format(margin=found.margin) for note in OF_TASKS), *NOTES]
 
 
 def to_json(found: Audit) -> str:
@@ -105,6 +138,7 @@ def to_json(found: Audit) -> str:
         "duplicates": anatomy.duplicates,
         "dead": anatomy.dead,
         "task": None if found.on_task is None else _task_json(found.on_task, found.margin),
+        "texts": None if found.on_texts is None else _texts_json(found.on_texts),
     }
     return json.dumps(_finite(content), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
@@ -121,6 +155,9 @@ def tables(found: Audit) -> dict[str, pd.DataFrame]:
     if found.on_task is not None:
         made["Its doubles"] = _doubles(found.on_task, found.margin)
         made["What it does"] = _references(found.on_task)
+    if found.on_texts is not None:
+        made["Its doubles"] = _text_doubles(found.on_texts)
+        made["What it does"] = _text_references(found.on_texts)
     made["What the model says of it"] = pd.DataFrame(
         {
             "asked": _on_a_line(answer.asked),
@@ -192,7 +229,33 @@ def _references(task: OnTask) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-def _with_ends(found: Interval, form: str) -> str:
+def _text_doubles(found: OnTexts) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "text": double.target_name,
+            "reading": double.reading,
+            "reads as": "another text" if double.best is None else double.best.text,
+            **({} if double.best is None else _figures(double.best.held_out, found)),
+            "does": KEPT[double.verdict],
+        }
+        for double in found.doubles
+    ).fillna("")
+
+
+def _text_references(found: OnTexts) -> pd.DataFrame:
+    prompts = {"its reading, put back as text": found.reading, "no prompt": found.nothing}
+    return pd.DataFrame({"with": name, **_figures(own, found)} for name, own in prompts.items())
+
+
+def _figures(own: Outputs, found: OnTexts) -> dict[str, str]:
+    return {
+        "divergence": f"{own.kl.mean():.3g}",
+        "share, %": _with_ends(outputs.share_of(own.kl, found.nothing.kl), "{:.1f}"),
+        "same likeliest token, %": f"{100 * own.kept.mean():.0f}",
+    }
+
+
+def _with_ends(found: Interval | Ratio, form: str) -> str:
     if math.isnan(found.value):
         return ""
     ends = " to ".join(form.format(end) for end in (found.low, found.high))
@@ -225,6 +288,35 @@ def _task_json(task: OnTask, margin: float) -> dict[str, Any]:
             for double in task.doubles
         ],
     }
+
+
+def _texts_json(found: OnTexts) -> dict[str, Any]:
+    return {
+        "n_texts": len(found.nothing.kl),
+        "margin": outputs.MARGIN,
+        "none": _outputs_json(found.nothing),
+        "reading": _outputs_json(found.reading),
+        "doubles": [
+            {
+                "reading": double.reading,
+                "target_name": double.target_name,
+                "target_text": double.text,
+                "tries": len(double.tries),
+                "best": None if double.best is None else double.best.run.id,
+                "text": None if double.best is None else double.best.text,
+                **_outputs_json(None if double.best is None else double.best.held_out),
+                "share": [double.share.value, double.share.low, double.share.high],
+                "verdict": double.verdict,
+            }
+            for double in found.doubles
+        ],
+    }
+
+
+def _outputs_json(own: Outputs | None) -> dict[str, float | None]:
+    if own is None:
+        return {"divergence": None, "same_likeliest": None}
+    return {"divergence": float(own.kl.mean()), "same_likeliest": float(own.kept.mean())}
 
 
 def _finite(value: Any) -> Any:

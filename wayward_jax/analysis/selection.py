@@ -226,7 +226,7 @@ def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Compariso
 
 def is_unconstrained(record: RunRecord) -> bool:
     """True if nothing holds the run's prompt to its target, or if it has none."""
-    return record.run.constraint == "penalty" and record.run.gamma == 0
+    return record.run.is_unconstrained
 
 
 def by_target(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:

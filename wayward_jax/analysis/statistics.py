@@ -137,7 +137,32 @@ class Interval:
         return float(_quantile(self.df)) * self.error
 
 
+class Ratio(NamedTuple):
+    """A ratio of two means, in percent.
+
+    Attributes:
+        value: the estimate.
+        low: the lower end of its 95 % interval.
+        high: the upper end.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
 WITHIN, BEYOND, CANNOT_TELL = "within", "beyond", "cannot tell"
+
+
+def judge(found: Interval | Ratio, margin: float) -> str:
+    """Tells whether the truth is at most a margin: `within`, `beyond` or `cannot tell`.
+
+    It is within if the interval lies below the margin, and beyond if it lies above. This is about
+    the very prompts that were compared, so no other seed is needed.
+    """
+    if found.high <= margin:
+        return WITHIN
+    return BEYOND if found.low > margin else CANNOT_TELL
 
 
 def mean_drop(compared: Sequence[Compared]) -> Interval:
@@ -178,6 +203,20 @@ def mean_of(values: np.ndarray) -> Interval:
         return Interval(float(values[0]))
     error = float(np.std(values, ddof=1)) / math.sqrt(n)
     return Interval(float(np.mean(values)), error, n - 1, of_seeds=True)
+
+
+def ratio(values: np.ndarray, whole: np.ndarray) -> Ratio:
+    """The mean of `[N]` positive values in percent of the mean of others, of the same N examples.
+
+    The interval is that of the logarithm, from jackknife pseudo-values (Tukey, 1958) with Student's
+    t: means of divergences are skewed, and the logarithm of their ratio is less so.
+    """
+    n = len(values)
+    log_ratio = math.log(values.mean() / whole.mean())
+    without = np.log((values.sum() - values) / (whole.sum() - whole))
+    spread = mean_of(n * log_ratio - (n - 1) * without)
+    half = spread.high - spread.value
+    return Ratio(*(100 * math.exp(end) for end in (log_ratio, log_ratio - half, log_ratio + half)))
 
 
 def accuracy(correct: np.ndarray, beside: np.ndarray | None = None) -> Interval:

@@ -56,6 +56,9 @@ PROMPT_HELP = (
     "text=... for the embeddings of a text."
 )
 
+# The texts of an audit without a task.
+DEFAULT_TEXTS = "passages,sentences,instructions"
+
 # The most examples that the steps of a run may take: their order is drawn before the first step.
 MOST_EXAMPLES = 10**7
 
@@ -530,8 +533,14 @@ class AuditSettings(Settings, VerdictSettings):
     task: tuple[str, ...] = setting(
         Listed(TEXT, may_be_empty=True),
         "",
-        "The task that the prompt was tuned for, see experiments.run; without it only what the "
-        "prompt reads as is shown.",
+        "The task that the prompt was tuned for, see experiments.run; without it, doubles keep "
+        "what the prompt makes the model predict on --texts.",
+    )
+    texts: str = setting(
+        TEXT,
+        DEFAULT_TEXTS,
+        "Texts on which doubles keep the model's predictions where there is no --task: sets and "
+        "files as for --targets. Every second one is held out, and targets are left out.",
     )
     init: tuple[str, ...] = setting(
         Listed(TEXT, may_be_empty=True), "", "Not given: doubles start at --prompt."
@@ -550,6 +559,8 @@ class AuditSettings(Settings, VerdictSettings):
             raise InputError("prompt", None, f"give one: {PROMPT_HELP}")
         if self.init:
             raise InputError("init", ",".join(self.init), "leave it out: doubles start at --prompt")
+        if self.task and self.texts != DEFAULT_TEXTS:
+            raise InputError("texts", self.texts, "is for audits without --task: leave one out")
         for name, most in (("model", self.model), ("task", self.task)):
             if len(most) > 1:
                 raise InputError(name, ",".join(most), "give one: an audit is about one prompt")

@@ -166,7 +166,7 @@ def _of_query_blocks(
 
 
 def _call(
-    kernel: Callable[..., None],
+    kernel: functools.partial[None],
     grid: tuple[int, ...],
     in_specs: Sequence[pl.BlockSpec],
     out_specs: Sequence[pl.BlockSpec],

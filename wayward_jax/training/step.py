@@ -9,6 +9,7 @@ result does not depend on what else is in its population.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,6 @@ from jax.typing import ArrayLike
 
 from wayward_jax.constraints import Constraint, Target
 from wayward_jax.objective import distance, summed_losses
-from wayward_jax.packing import PackedBatch
 from wayward_jax.projection import c_proj
 from wayward_jax.sharding import BY_RUN
 
@@ -93,6 +93,9 @@ BATCH_SPECS = PartitionSpec(None, "runs", "data")
 Sums = tuple[jax.Array, jax.Array, jax.Array]
 """Gradients `[R, L, D]`, losses `[R]` and numbers of examples `[R]`."""
 
+SumLosses = Callable[[nn.Module, dict[str, Any], jax.Array, Any], tuple[jax.Array, jax.Array]]
+"""Sums the losses of each run's examples in a pack, and counts them, as `summed_losses` does."""
+
 # All runs share the table and the weights.
 TARGET_AXES = Target(ids=0, embeddings=0, mask=0, table=None, params=None)
 
@@ -139,18 +142,21 @@ def init_state(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("module", "optimizer", "steps", "mesh"), donate_argnames="state"
+    jax.jit,
+    static_argnames=("module", "optimizer", "steps", "mesh", "sum_losses"),
+    donate_argnames="state",
 )
 def train_steps(
     module: nn.Module,
     params: dict,
     population: Population,
     state: TrainState,
-    packs: PackedBatch,
+    packs: Any,
     count: ArrayLike,
     optimizer: optax.GradientTransformation,
     steps: int,
     mesh: Mesh,
+    sum_losses: SumLosses = summed_losses,
 ) -> tuple[TrainState, Losses]:
     """Takes up to n steps on the devices.
 
@@ -159,12 +165,14 @@ def train_steps(
         params: its frozen weights.
         population: R runs.
         state: before the steps; its buffers are reused.
-        packs: each run's examples at n steps with their gold labels, see `BATCH_SPECS`.
+        packs: a pytree of each run's examples at n steps, see `BATCH_SPECS`; a `PackedBatch` with
+            their gold labels, or what else `sum_losses` takes.
         count: of the n steps that are taken, at least 1. One program takes any number of them.
         optimizer: of one prompt. Its updates are multiplied by each run's learning rate.
         steps: of the whole training.
         mesh: of axes `runs`, `data` and `model`. Runs never communicate; a run's gradient is summed
             over `data`; the compiler distributes what is sharded over `model`.
+        sum_losses: the task loss of the runs in a pack.
 
     Returns:
         The state after the steps, and the losses at them, NaN for those that are not taken.
@@ -180,18 +188,18 @@ def train_steps(
         check_vma=False,
     )
     def train_shard(
-        params: dict, population: Population, state: TrainState, packs: PackedBatch, end: jax.Array
+        params: dict, population: Population, state: TrainState, packs: Any, end: jax.Array
     ) -> tuple[TrainState, Losses]:
         table = module.apply(params, method="embedding_table")
         targets = embed_targets(population, table, params)
 
-        def step(state: TrainState, packs: PackedBatch) -> tuple[TrainState, Losses]:
+        def step(state: TrainState, packs: Any) -> tuple[TrainState, Losses]:
             # The loss is the task loss plus the constraint's penalty. Each is differentiated apart:
             # the task's gradient is a sum over packs and data shards, the penalty's is not.
             penalty_gradients = _penalty_gradients(
                 state.prompts, population, targets, state.constraint_states
             )
-            summed = _summed_gradients(module, params, state.prompts, packs)
+            summed = _summed_gradients(sum_losses, module, params, state.prompts, packs)
             task_gradients, task_losses, examples = jax.lax.psum(summed, "data")
             task_losses = task_losses / jnp.maximum(examples, 1)
             task_gradients = task_gradients / jnp.maximum(examples, 1)[:, None, None]
@@ -225,11 +233,11 @@ def train_steps(
             )
             return new_state, Losses(jnp.where(finite, task_losses, jnp.nan), distances)
 
-        def skip(state: TrainState, packs: PackedBatch) -> tuple[TrainState, Losses]:
+        def skip(state: TrainState, packs: Any) -> tuple[TrainState, Losses]:
             nothing = jnp.full(len(state.prompts), jnp.nan)
             return state, Losses(nothing, nothing)
 
-        def step_until_end(state: TrainState, packs: PackedBatch) -> tuple[TrainState, Losses]:
+        def step_until_end(state: TrainState, packs: Any) -> tuple[TrainState, Losses]:
             return jax.lax.cond(state.step < end, step, skip, state, packs)
 
         return jax.lax.scan(step_until_end, state, packs)
@@ -326,7 +334,7 @@ def _chunks(runs: int, at_once: int | None) -> int:
 
 
 def _summed_gradients(
-    module: nn.Module, params: dict, prompts: jax.Array, packs: PackedBatch
+    sum_losses: SumLosses, module: nn.Module, params: dict, prompts: jax.Array, packs: Any
 ) -> Sums:
     """Gradients `[R, L, D]`, losses `[R]` and numbers of examples `[R]` of one step.
 
@@ -334,11 +342,11 @@ def _summed_gradients(
     another's prompt, so the gradient of all losses together contains each run's own.
     """
 
-    def add_pack(sums: Sums, packs: PackedBatch) -> tuple[Sums, None]:
+    def add_pack(sums: Sums, packs: Any) -> tuple[Sums, None]:
         pack = jax.tree.map(lambda x: x[0], packs)  # this device's among the data shards
 
         def total(prompts: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            losses, examples = summed_losses(module, params, prompts, pack)
+            losses, examples = sum_losses(module, params, prompts, pack)
             return losses.sum(), (losses, examples)
 
         gradients, (losses, examples) = jax.grad(total, has_aux=True)(prompts)

@@ -247,7 +247,7 @@ def _evaluate(
     """Starts to score the prompts on their dev subsets, and to read them."""
     prompts = progress.state.prompts
     nll = start_scoring(model, prompts, subset, mesh)
-    read = _start_reading(model, population, prompts, mesh)
+    read = start_reading(model, population, prompts, mesh)
     progress = progress.replace(nll=(*progress.nll, nll), read=(*progress.read, read))
     if any(run.keep == "best" for run in plan.runs):
         # A copy, because the next call reuses the buffers of the state.
@@ -255,7 +255,7 @@ def _evaluate(
     return progress
 
 
-def _start_reading(
+def start_reading(
     model: LanguageModel, population: Population, prompts: jax.Array, mesh: Mesh
 ) -> jax.Array:
     """Starts to read prompts, each by the reading that its constraint is about: `[R, L]` int32.
@@ -296,7 +296,7 @@ def _make_records(
 ) -> list[RunRecord]:
     """The records of a population that is tuned, all but their seconds."""
     runs, state = plan.runs, progress.state
-    readings = [_read(model, ids, plan) for ids in progress.read]
+    readings = [decode_readings(model, ids, plan) for ids in progress.read]
     curves = _curves(subset, plan, progress, readings)
     kept = [_kept_point(run, curve) for run, curve in zip(runs, curves, strict=True)]
     prompts = _kept_prompts(plan, progress, kept)
@@ -332,7 +332,7 @@ def _make_records(
             correct=predicted[r] == task.test.labels,
             unprompted=None,
             dev_accuracy=dev_accuracies[r],
-            reading=_reading_name(population, plan.places[r]),
+            reading=reading_name(population, plan.places[r]),
             text=readings[kept[r]][r].text,
             token_ids=readings[kept[r]][r].ids,
             prompt_f1=readings[kept[r]][r].prompt_f1,
@@ -355,7 +355,7 @@ def _make_records(
     ]
 
 
-def _reading_name(population: Population, place: int) -> str:
+def reading_name(population: Population, place: int) -> str:
     """See `RunRecord.reading`."""
     constraint = population.constraints[int(population.constraint[place])]
     return str(constraint.reading) if isinstance(constraint, ReadingPenalty) else NEAREST_TOKENS
@@ -431,7 +431,9 @@ def _curves(
     ]
 
 
-def _read(model: LanguageModel, read: jax.Array, plan: PopulationPlan) -> list[ReadTokens]:
+def decode_readings(
+    model: LanguageModel, read: jax.Array, plan: PopulationPlan
+) -> list[ReadTokens]:
     """Decodes the tokens that the prompts in all places read as, `[R, L]`, for each run."""
     return [
         read_tokens(model.tokenizer, ids[len(run.bos_ids) : run.input_length], run.target)
