@@ -19,8 +19,10 @@ from experiments.forecast.machines import Machine
 # cycles for each row to begin.
 KERNEL_EFFICIENCY = {128: 0.20, 256: 0.35, 512: 0.39}
 
-# Matrix products on a GPU reach this part of the peak, and each kernel takes so long to begin.
-GPU_EFFICIENCY, GPU_LAUNCH = 0.7, 2e-6
+# Matrix products on a GPU reach this part of the peak, attention kernels this part of memory's
+# bandwidth (an H100 was measured with rows of 128 and 256 slots), and each kernel takes so long to
+# begin.
+GPU_EFFICIENCY, GPU_KERNEL_BANDWIDTH, GPU_LAUNCH = 0.7, 0.35, 2e-6
 
 
 def estimate(text: str, machine: Machine) -> Mapping[str, float]:
@@ -28,7 +30,8 @@ def estimate(text: str, machine: Machine) -> Mapping[str, float]:
 
     For a TPU these are the cycles of libtpu's own model, and the attention kernel's FLOPs at
     `KERNEL_EFFICIENCY`. For a GPU, whose compiler estimates no time, each kernel takes as long as
-    its products or its traffic with memory, whichever is longer.
+    its products or its traffic with memory, whichever is longer, attention kernels by
+    `GPU_KERNEL_BANDWIDTH`.
     """
     program = Program.parse(text)
     of_operation = _on_gpu if machine.gpu else _on_tpu
@@ -52,4 +55,5 @@ def _on_tpu(program: Program, operation: Operation, kind: str, machine: Machine)
 def _on_gpu(program: Program, operation: Operation, kind: str, machine: Machine) -> float:
     traffic = sum(map(count_bytes, (operation.result, *operation.operands)))
     products = product_flops(program, operation) / (GPU_EFFICIENCY * machine.flops)
-    return GPU_LAUNCH + max(products, traffic / machine.bandwidth)
+    reached = GPU_KERNEL_BANDWIDTH if kind == "attention kernel" else 1.0
+    return GPU_LAUNCH + max(products, traffic / (reached * machine.bandwidth))

@@ -7,7 +7,12 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 
-from experiments.forecast.estimates import GPU_EFFICIENCY, GPU_LAUNCH, KERNEL_EFFICIENCY
+from experiments.forecast.estimates import (
+    GPU_EFFICIENCY,
+    GPU_KERNEL_BANDWIDTH,
+    GPU_LAUNCH,
+    KERNEL_EFFICIENCY,
+)
 from experiments.forecast.forecast import Forecast
 from experiments.forecast.hlo import KINDS
 from wayward_jax.jobs.throughput import duration
@@ -24,7 +29,7 @@ NOTES = (
     + ", ".join(f"{part:.0%} of the peak in rows of {n}" for n, part in KERNEL_EFFICIENCY.items())
     + ". On a GPU, whose compiler estimates no time, a kernel takes as long as its traffic with "
     f"memory or its products at {GPU_EFFICIENCY:.0%} of the peak, and {GPU_LAUNCH * 1e6:.0f} us to "
-    "begin."
+    f"begin; attention kernels reach {GPU_KERNEL_BANDWIDTH:.0%} of memory's bandwidth."
 )
 
 

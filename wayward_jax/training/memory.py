@@ -51,9 +51,8 @@ def activation_bytes(model: LanguageModel, mesh: Mesh, shape: PackedShape) -> in
 
     The backward pass keeps the outputs of all linear layers, which are most of it. Compilers
     compute everything else again. To these come three float32 arrays each of the stream, of all
-    logits, and of a layer's attention weights. Compilers for GPUs and CPUs also keep what
-    activation functions compute, about as much again, and on CPUs the attention weights of all
-    layers.
+    logits, and of a layer's attention weights. XLA on CPUs also keeps what activation functions
+    compute, about as much again, and the attention weights of all layers.
     """
     specs = traverse_util.flatten_dict(param_specs(model.params, mesh, model.family.partition_spec))
     flat = traverse_util.flatten_dict(model.params)
@@ -70,10 +69,9 @@ def activation_bytes(model: LanguageModel, mesh: Mesh, shape: PackedShape) -> in
     logits = shape.queries * size(head, 0)
     attended = tokens * shape.slots * config.heads / shards
     working = 3 * 4 * (tokens * flat[head].shape[1] + logits + attended)
-    platform = mesh.devices.flat[0].platform
-    kept = tokens * outputs * itemsize * (1 if platform == "tpu" else 2)
-    if platform == "cpu":
-        kept += 4 * config.depth * attended
+    kept = tokens * outputs * itemsize
+    if mesh.devices.flat[0].platform == "cpu":
+        kept = 2 * kept + 4 * config.depth * attended
     return round(kept + working)
 
 
