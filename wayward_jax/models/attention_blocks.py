@@ -10,7 +10,7 @@ from jax import lax
 Block = Callable[..., tuple[jax.Array, ...]]
 """`mix` or `mix_gradients`."""
 
-# What is added to the score of a slot that is hidden. It is far below every score of numbers that
+# This number is added to the score of a hidden slot. It is far below every score of numbers that
 # are at most LARGEST, so that the weight is exactly 0, and finite, so that no NaN comes of it.
 HIDDEN = -1e30
 

@@ -8,6 +8,7 @@ anything of the forward pass but its inputs.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from wayward_jax.models.rotary import Rotary
 # memory of an A100 or H100.
 BLOCK, BLOCK_OF_WIDE = 64, 32
 
-# How the kernels are compiled.
+# The warps of a block, and the stages of its loops that overlap.
 WARPS, STAGES = 4, 3
 
 
@@ -92,15 +93,43 @@ def _narrow(x: jax.Array, head_dim: int) -> jax.Array:
     return x.reshape(x.shape[0], -1, width)[..., :head_dim].reshape(x.shape[0], -1)
 
 
+class _Blocks(NamedTuple):
+    """The parts of arrays that a kernel reads for one row, head and block of slots.
+
+    Attributes:
+        per_row: the number of blocks of a row.
+        own: the block's own slots of the head.
+        row: all slots of the key head that a query head uses.
+        mask: what the block's slots attend to, or which slots attend to them.
+    """
+
+    per_row: int
+    own: pl.BlockSpec
+    row: pl.BlockSpec
+    mask: pl.BlockSpec
+
+    @classmethod
+    def of(cls, scoring: Scoring, slots: int, group: int) -> "_Blocks":
+        width, size = _width(scoring.head_dim), _block(scoring)
+        per_row = slots // size
+        return cls(
+            per_row,
+            pl.BlockSpec((size, width), lambda row, head, i: (row * per_row + i, head)),
+            pl.BlockSpec((slots, width), lambda row, head, i: (row, lax.div(head, group))),
+            pl.BlockSpec((None, size, slots), lambda row, head, i: (row, i, 0)),
+        )
+
+
 def _mix(
     scoring: Scoring, attended: jax.Array, interpret: bool, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> Sequence[jax.Array]:
-    of_queries, of_row, of_mask, grid = _of_query_blocks(scoring, attended, q, k)
+    rows, slots, _ = attended.shape
+    blocks = _Blocks.of(scoring, slots, q.shape[1] // k.shape[1])
     return _call(
         functools.partial(_mix_block, scoring),
-        grid,
-        [of_mask, of_queries, of_row, of_row],
-        [of_queries],
+        (rows, q.shape[1] // _width(scoring.head_dim), blocks.per_row),
+        [blocks.mask, blocks.own, blocks.row, blocks.row],
+        [blocks.own],
         [q],
         interpret,
     )(attended.swapaxes(1, 2), q, k, v)
@@ -118,51 +147,33 @@ def _mix_gradients(
     rows, slots, _ = attended.shape
     width, size = _width(scoring.head_dim), _block(scoring)
     heads, kv_heads = q.shape[1] // width, k.shape[1] // width
-    of_queries, of_row, of_mask, grid = _of_query_blocks(scoring, attended, q, k)
+    group = heads // kv_heads
+    blocks = _Blocks.of(scoring, slots, group)
     statistic = jax.ShapeDtypeStruct((heads, q.shape[0]), jnp.float32)
-    of_statistic = pl.BlockSpec((None, size), lambda row, head, i: (head, row * grid[2] + i))
+    of_statistic = pl.BlockSpec((None, size), lambda row, head, i: (head, row * blocks.per_row + i))
     of_q, normalizer, mean = _call(
         functools.partial(_query_gradients, scoring),
-        grid,
-        [of_mask, of_queries, of_row, of_row, of_queries],
-        [of_queries, of_statistic, of_statistic],
+        (rows, heads, blocks.per_row),
+        [blocks.mask, blocks.own, blocks.row, blocks.row, blocks.own],
+        [blocks.own, of_statistic, of_statistic],
         [q, statistic, statistic],
         interpret,
     )(attended.swapaxes(1, 2), q, k, v, gradient)
 
-    group = heads // kv_heads
-    of_keys = pl.BlockSpec((size, width), lambda row, head, j: (row * grid[2] + j, head))
     of_group = pl.BlockSpec((slots, group * width), lambda row, head, j: (row, head))
     of_statistics = pl.BlockSpec((group, slots), lambda row, head, j: (head, row))
     of_k, of_v = _call(
         functools.partial(_key_gradients, scoring),
-        (rows, kv_heads, grid[2]),
+        (rows, kv_heads, blocks.per_row),
         [
-            pl.BlockSpec((None, size, slots), lambda row, head, j: (row, j, 0)),
-            *(of_group, of_keys, of_keys, of_group),
+            *(blocks.mask, of_group, blocks.own, blocks.own, of_group),
             *(of_statistics, of_statistics),
         ],
-        [of_keys, of_keys],
+        [blocks.own, blocks.own],
         [k, v],
         interpret,
     )(attended, q, k, v, gradient, normalizer, mean)
     return of_q, of_k, of_v
-
-
-def _of_query_blocks(
-    scoring: Scoring, attended: jax.Array, q: jax.Array, k: jax.Array
-) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec, tuple[int, ...]]:
-    """What kernels of a block of one head's queries read: queries, keys, mask; and their grid."""
-    rows, slots, _ = attended.shape
-    width, size = _width(scoring.head_dim), _block(scoring)
-    blocks = slots // size
-    group = q.shape[1] // k.shape[1]
-    return (
-        pl.BlockSpec((size, width), lambda row, head, i: (row * blocks + i, head)),
-        pl.BlockSpec((slots, width), lambda row, head, i: (row, lax.div(head, group))),
-        pl.BlockSpec((None, size, slots), lambda row, head, i: (row, i, 0)),
-        (rows, q.shape[1] // width, blocks),
-    )
 
 
 def _call(
@@ -185,6 +196,26 @@ def _call(
     )
 
 
+def _weigh(
+    scores: jax.Array, most: jax.Array, total: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Exponentiates a further block of scores (queries first) beside those before it.
+
+    Args:
+        scores: `[Z, S]` float32.
+        most: `[Z]`, each query's largest score before this block.
+        total: `[Z]`, the sum of the weights before it, which are relative to `most`.
+
+    Returns:
+        Weights `[Z, S]` relative to the new largest score; that score and the new total, `[Z]`; and
+        the factor `[Z]` that turns what was summed up before into what is relative to it.
+    """
+    higher = jnp.maximum(most, scores.max(axis=1))
+    kept = jnp.exp(most - higher)
+    weights = jnp.exp(scores - higher[:, None])
+    return weights, higher, kept * total + weights.sum(axis=1), kept
+
+
 def _mix_block(
     scoring: Scoring,
     attended_ref: jax.Ref,
@@ -201,12 +232,10 @@ def _mix_block(
         keys = pl.ds(j * size, size)
         scores, _ = score(scoring, finite(k_ref[keys, :]), q)
         scores = jnp.where(attended_ref[:, keys] != 0, scores, HIDDEN)
-        higher = jnp.maximum(most, scores.max(axis=1))
-        kept = jnp.exp(most - higher)
-        weights = jnp.exp(scores - higher[:, None])
+        weights, most, total, kept = _weigh(scores, most, total)
         values = finite(v_ref[keys, :])
         more = product(weights.astype(values.dtype), values, 1, 0)
-        return higher, kept * total + weights.sum(axis=1), kept[:, None] * mixed + more
+        return most, total, kept[:, None] * mixed + more
 
     start = jnp.full(size, HIDDEN), jnp.zeros(size), jnp.zeros(q.shape)
     _, total, mixed = lax.fori_loop(0, pl.program_id(2) + 1, add, start)
@@ -240,13 +269,11 @@ def _query_gradients(
         scores, slope = score(scoring, k, q)
         scores = jnp.where(attended_ref[:, keys] != 0, scores, HIDDEN)
         of_weights = product(gradient, finite(v_ref[keys, :]), 1, 1)
-        higher = jnp.maximum(most, scores.max(axis=1))
-        kept = jnp.exp(most - higher)
-        weights = jnp.exp(scores - higher[:, None])
+        weights, most, total, kept = _weigh(scores, most, total)
         changes = weights * of_weights
         return (
-            higher,
-            kept * total + weights.sum(axis=1),
+            most,
+            total,
             kept * weighted + changes.sum(axis=1),
             kept[:, None] * by_gradient + product((changes * slope).astype(k.dtype), k, 1, 0),
             kept[:, None] * by_weight + product((weights * slope).astype(k.dtype), k, 1, 0),
