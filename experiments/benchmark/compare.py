@@ -26,9 +26,8 @@ from experiments.benchmark.workload import (
     encode_reviews,
     load_model_pair,
     load_reviews,
-    weights_dtype,
 )
-from wayward_jax import tasks
+from wayward_jax import models, tasks
 from wayward_jax.models import LanguageModel
 from wayward_jax.segments import example_order, label_segments
 from wayward_jax.sharding import make_mesh
@@ -36,7 +35,7 @@ from wayward_jax.training.evaluation import score_prompts
 from wayward_jax.training.memory import busy_tokens, row_grain
 from wayward_jax.training.scoring import EvaluationSet, scoring_shape
 
-# Of losses of float32 and of bfloat16 weights.
+# How far the sides' losses may differ, by the dtype of the weights.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03}
 
 
@@ -150,7 +149,7 @@ def _make_row(name: str, what: str, side: str, seconds: dict[str, list[float]]) 
 
 def _check(what: str, ours: Any, theirs: Any) -> None:
     """Stops the benchmark if the two sides do not compute the same."""
-    tolerance = TOLERANCE[weights_dtype().name]
+    tolerance = TOLERANCE[models.default_dtype().name]
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance, err_msg=what)
 
 

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.forecast.shapes import SHAPES
+from experiments.forecast.shapes import SHAPES, module_of
 from wayward_jax import assets, models, tasks
 from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.models import LanguageModel
-from wayward_jax.models.families import FAMILIES
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place
 from wayward_jax.training.examples import EncodedTask, encode_task
@@ -38,21 +37,14 @@ STEPS = 2000
 SAMPLES = 8
 
 
-def weights_dtype() -> jnp.dtype:
-    """The dtype of the weights on both sides: float32 on CPUs, and bfloat16 on accelerators."""
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-
-
 def load_model(name: str) -> LanguageModel:
     """Loads SmolLM2, or random weights of another shape of `forecast.shapes`, and its tokenizer."""
-    model = models.load(REAL_MODEL, cache_dir=default_cache_dir(), dtype=weights_dtype())
+    model = models.load(REAL_MODEL, cache_dir=default_cache_dir(), dtype=models.default_dtype())
     if name == REAL_MODEL:
         return model
-    entries = SHAPES[name]
-    family = FAMILIES[entries["model_type"]]
-    module = family.module_of(entries)
+    family, module = module_of(name)
     params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), method="text_logits")
-    params = jax.tree.map(lambda x: x.astype(weights_dtype()), params)
+    params = jax.tree.map(lambda x: x.astype(models.default_dtype()), params)
     return LanguageModel(name, family, module, params, model.tokenizer)
 
 
@@ -60,7 +52,7 @@ def load_model_pair(name: str, folder: Path) -> tuple[LanguageModel, Any]:
     """Loads the same weights here and in PyTorch; `folder` is for converted files."""
     import transformers
 
-    dtype = weights_dtype()
+    dtype = models.default_dtype()
     ours = models.load(REAL_MODEL, cache_dir=default_cache_dir(), dtype=dtype)
     if name == REAL_MODEL:
         file = assets.fetch(name, cache_dir=default_cache_dir())

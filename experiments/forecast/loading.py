@@ -9,13 +9,12 @@ import jax.numpy as jnp
 
 from experiments.forecast.machines import Machine
 from experiments.forecast.programs import abstract_params
-from experiments.forecast.shapes import SHAPES
+from experiments.forecast.shapes import SHAPES, module_of
 from wayward_jax import models
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.inputs import Loader
 from wayward_jax.jobs.settings import ForecastSettings
 from wayward_jax.models import LanguageModel
-from wayward_jax.models.families import FAMILIES
 
 # The model whose tokenizer stands for that of a model of which only the shape is known.
 TOKENIZER_OF = "smollm2-135m"
@@ -67,9 +66,7 @@ class ShapeLoader(Loader):
 
 def _in_shape(model: LanguageModel, name: str) -> LanguageModel:
     """A model of a published shape with the tokenizer of another."""
-    entries = SHAPES[name]
-    family = FAMILIES[entries["model_type"]]
-    module = family.module_of(entries)
+    family, module = module_of(name)
     ids = jnp.zeros((1, 1), jnp.int32)
     params = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
     return dataclasses.replace(model, name=name, family=family, module=module, params=params)

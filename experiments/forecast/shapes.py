@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.families import FAMILIES
+from wayward_jax.models.family import Family
+
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "gpt2": {"model_type": "gpt2"},
     "gpt2-medium": {"model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16},
@@ -96,3 +100,9 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """The entries of `config.json` that say what is computed, by name."""
+
+
+def module_of(name: str) -> tuple[Family, CausalLM]:
+    """Makes the module of one of `SHAPES`, and finds its family."""
+    family = FAMILIES[SHAPES[name]["model_type"]]
+    return family, family.module_of(SHAPES[name])
