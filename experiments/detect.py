@@ -15,7 +15,6 @@ import numpy as np
 from experiments import grid
 from wayward_jax import metrics
 from wayward_jax.analysis.detection import DESCRIPTION, WAYWARD
-from wayward_jax.analysis.selection import is_unconstrained
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.probes import Measurement, ProbeContext
 from wayward_jax.jobs.settings import Settings
@@ -56,7 +55,7 @@ def _measure_scores(context: ProbeContext, record: RunRecord) -> list[dict[str, 
 
 
 def _kind(record: RunRecord) -> str:
-    if is_unconstrained(record):
+    if record.run.is_unconstrained:
         return P_STAR
     return DESCRIPTION if record.run.target_name.startswith(TRUE) else WAYWARD
 

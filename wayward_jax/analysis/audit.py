@@ -18,7 +18,7 @@ import numpy as np
 from wayward_jax.analysis import outputs, statistics
 from wayward_jax.analysis.anatomy import Anatomy, dissect
 from wayward_jax.analysis.outputs import OnTexts, OutputsDouble, count_texts
-from wayward_jax.analysis.selection import F1_THRESHOLD, is_unconstrained
+from wayward_jax.analysis.selection import F1_THRESHOLD
 from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Compared, Interval
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import METRICS
@@ -200,7 +200,7 @@ def on_task(rows: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> 
         records: the doubles.
     """
     correct = {row["prompt"]: read_bits(row["correct"], row["n_eval"]) for row in rows}
-    held = {record.reading for record in records if not is_unconstrained(record)}
+    held = {record.reading for record in records if not record.run.is_unconstrained}
     by_target: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
         if held and record.reading not in held:

@@ -198,20 +198,22 @@ def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Compariso
             target = run.target_name, run.target_text
             held = tuple(getattr(run, name) for name in HELD_BY)
             groups.setdefault((key, target, held), []).append(record)
-            if is_unconstrained(record):
+            if run.is_unconstrained:
                 unconstrained.setdefault((key, target, run.init), []).append(record)
     compared = []
     for (key, target, held), group in groups.items():
-        if all(map(is_unconstrained, group)) and any(
+        if all(record.run.is_unconstrained for record in group) and any(
             other[:2] == (key, target) and other[2][0] == held[0] and other[2] != held
             for other in groups
         ):
             continue  # beside which another constraint stands
-        gammas = {record.run.gamma for record in group if not is_unconstrained(record)}
+        gammas = {record.run.gamma for record in group if not record.run.is_unconstrained}
         tries = max(len(gammas), 1)
         p_star_tries = tries_of[key][:tries]
         wayward = tuple(best_gamma(group, select))
-        beside = () if is_unconstrained(wayward[0]) else unconstrained.get((key, target, held[0]))
+        beside = (
+            () if wayward[0].run.is_unconstrained else unconstrained.get((key, target, held[0]))
+        )
         compared.append(
             Comparison(
                 best_try(p_star_tries, select),
@@ -222,11 +224,6 @@ def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Compariso
             )
         )
     return compared
-
-
-def is_unconstrained(record: RunRecord) -> bool:
-    """True if nothing holds the run's prompt to its target, or if it has none."""
-    return record.run.is_unconstrained
 
 
 def by_target(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
