@@ -24,7 +24,7 @@ from wayward_jax.training.imitation import START, Texts, compare_outputs, imitat
 # Half of the texts are held out, and an interval over fewer tells nothing.
 LEAST_TEXTS = 8
 
-# So many doubles are tuned at once: all their logits after a text are in memory.
+# At most this many doubles are tuned at once, because memory holds the logits of all of them.
 AT_ONCE = 16
 
 

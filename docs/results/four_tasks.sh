@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes docs/results/four_tasks anew: `DATA=<folder of data sets> docs/results/four_tasks.sh`, at the
+# Makes docs/results/four_tasks again: `DATA=<folder of data sets> docs/results/four_tasks.sh`, at the
 # top of the repository. Four and a half minutes on one H100, whose memory the four jobs share.
 set -euo pipefail
 

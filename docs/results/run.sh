@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes everything in this folder anew: `DATA=<folder of data sets> docs/results/run.sh`, at the
-# top of the repository. Two and a half hours on two CPU cores; ended before, it goes on where it was.
+# Makes the measurements of version 0.1.0 in this folder again:
+# `DATA=<folder of data sets> docs/results/run.sh`, at the top of the repository. Two and a half hours on two CPU cores; ended before, it goes on where it was.
 set -euo pipefail
 
 RUNS=${RUNS:-runs/results}

@@ -1,4 +1,4 @@
-"""What a prompt makes a model predict on texts, and whether doubles keep it: audits without a task.
+"""Judges whether doubles keep what a prompt makes a model predict: audits without a task.
 
 The divergence of a double's next-token predictions from the audited prompt's is compared with that
 of no prompt at all, which undoes everything that the prompt does. A double keeps the predictions if
@@ -58,7 +58,7 @@ class OutputsDouble:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnTexts:
-    """What the prompt and its doubles make the model predict on N held-out texts.
+    """Compares what the prompt and its doubles make the model predict on N held-out texts.
 
     Attributes:
         reading: `[N]`, with the embeddings of the tokens that the prompt reads as.
