@@ -455,12 +455,28 @@ SPOILT_JOBS = {
         lambda job: (job / "results.jsonl").write_text("{}\n"),
         *("results.jsonl:1: lacks accuracy", "run the job again"),
     ),
+    "job of the prompts of another": (
+        lambda job: [
+            checkpoints.save_prompts(path, {"0123456789ab": np.ones((3, 2), np.float32)})
+            for path in (job / "checkpoints").iterdir()
+        ],
+        *("lacks the prompt of run ", "bring the checkpoint of its job"),
+    ),
+    "job of today's older form": (
+        lambda job: (job / "results.jsonl").write_text(
+            (job / "results.jsonl").read_text().replace('"checkpoint": ', '"elsewhere": ')
+        ),
+        *("results.jsonl:1: lacks checkpoint", "run the job again"),
+    ),
     "job of another prompt": (
         lambda job: [
-            checkpoints.save_prompt(prompt, np.ones((1, 2), np.float32))
-            for prompt in (job / "checkpoints").iterdir()
+            checkpoints.save_prompts(
+                path,
+                {name: np.ones((1, 2), np.float32) for name in checkpoints.load_prompts(path)},
+            )
+            for path in (job / "checkpoints").iterdir()
         ],
-        *("holds a prompt of shape (1, 2)", "bring the checkpoint"),
+        *("is a prompt of shape (1, 2)", "bring the checkpoint"),
     ),
 }
 

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from experiments import main
 from tests.helpers import toy_job
-from wayward_jax import checkpoints
 from wayward_jax.jobs import job, processes, records
 from wayward_jax.jobs.exit_codes import LOST, STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
@@ -80,11 +79,9 @@ def assert_same_table(out_dir, alone):
     rows = records.read_lines(out_dir / "results.jsonl")
     assert sorted(row["id"] for row in rows) == sorted(expected)
     for row in rows:
-        toy_job.assert_same_outcome(row, expected[row["id"]])
-        prompt, other = (
-            checkpoints.load_prompt(each / "checkpoints" / row["id"]) for each in (out_dir, alone)
-        )
-        np.testing.assert_allclose(prompt, other, rtol=0, atol=1e-3)
+        toy_job.assert_same_outcome(row, other := expected[row["id"]])
+        prompt, of_other = toy_job.prompt(out_dir, row), toy_job.prompt(alone, other)
+        np.testing.assert_allclose(prompt, of_other, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow

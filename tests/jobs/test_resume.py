@@ -19,12 +19,15 @@ from rich.console import Console
 from experiments import main
 from tests.helpers import toy_job
 from tests.helpers.cases import slow_after
-from wayward_jax import checkpoints
+from wayward_jax.checkpoints import load_prompts
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.exit_codes import STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.locks import locked
+
+# Entries that may differ after a crash, since runs are then finished apart from others.
+INCIDENTAL = ("seconds", "checkpoint")
 
 # Two populations of three runs, and two checkpoints each before the last step.
 CHANGED = {"gamma": (0.5,), "seeds": (1, 2), "steps": 20, "population": 3}
@@ -93,18 +96,17 @@ def stop(folder, out_dir, after=10, **changed):
 
 def table(out_dir):
     rows = records.read_lines(out_dir / "results.jsonl")
-    return [{name: row[name] for name in row if name != "seconds"} for row in rows]
+    return [{name: row[name] for name in row if name not in INCIDENTAL} for row in rows]
 
 
 def assert_same(out_dir, undisturbed):
     """Rows and prompts to the bit, and nothing left over."""
     assert table(out_dir) == table(undisturbed)
-    for row in table(undisturbed):
-        found, expected = (
-            checkpoints.load_prompt(each / "checkpoints" / row["id"])
-            for each in (out_dir, undisturbed)
+    here, there = (records.read_lines(each / "results.jsonl") for each in (out_dir, undisturbed))
+    for row, other in zip(here, there, strict=True):
+        np.testing.assert_array_equal(
+            toy_job.prompt(out_dir, row), toy_job.prompt(undisturbed, other)
         )
-        np.testing.assert_array_equal(found, expected)
     assert sorted(os.listdir(out_dir)) == sorted(os.listdir(undisturbed))
 
 
@@ -157,6 +159,49 @@ def test_a_crash_amid_the_rows_of_a_population_is_repaired(folder, out_dir, undi
     path.write_bytes(b"".join(lines[:4]) + lines[4][:100])
     watch = run_job(folder, out_dir)
     assert watch.said == [f"dropped half a line at the end of {path}"]
+    assert_same(out_dir, undisturbed)
+
+
+def test_the_prompts_of_a_population_are_one_checkpoint(undisturbed):
+    written = list((undisturbed / "checkpoints").iterdir())
+    assert len(written) == 2
+    for place in written:
+        rows = records.read_lines(undisturbed / "results.jsonl")
+        own = {row["id"] for row in rows if undisturbed / row["checkpoint"] == place}
+        assert len(own) == 3
+        assert load_prompts(place).keys() == own
+        assert sum(path.is_file() for path in place.rglob("*")) < 2 * 8
+
+
+def test_a_crash_between_the_prompts_and_the_rows_changes_nothing(
+    folder, out_dir, undisturbed, monkeypatch
+):
+    append = records.append_lines
+
+    def crash(path, objects):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records, "append_lines", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(folder, out_dir)
+    assert len(list((out_dir / "checkpoints").iterdir())) == 1
+    assert not (out_dir / "results.jsonl").exists()
+    monkeypatch.setattr(records, "append_lines", append)
+    run_job(folder, out_dir)
+    assert_same(out_dir, undisturbed)
+    assert len(list((out_dir / "checkpoints").iterdir())) == 2
+
+
+def test_a_checkpoint_that_rows_name_is_never_written_again(folder, out_dir, undisturbed):
+    """Though a run that was finished with others lacks its row."""
+    shutil.copytree(undisturbed, out_dir)
+    path = out_dir / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    files = (out_dir / "checkpoints").rglob("*")
+    before = {path: path.read_bytes() for path in files if path.is_file()}
+    run_job(folder, out_dir)
+    assert {path: path.read_bytes() for path in before} == before
     assert_same(out_dir, undisturbed)
 
 
@@ -337,7 +382,7 @@ def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
     return len(rows)
 
 
-@pytest.mark.parametrize("kilobytes", slow_after(1, [4, 60, 120, 200, 280]))
+@pytest.mark.parametrize("kilobytes", slow_after(1, [4, 60, 120, 160, 200]))
 def test_a_small_disk_ends_the_job_wherever_it_is(folder, tmp_path, undisturbed, kilobytes):
     out_dir = tmp_path / "small"
     with mounted(out_dir, f"size={kilobytes}k"):
