@@ -87,10 +87,11 @@ def main(given: flags.Given) -> None:
             raise InputError("out_dir", str(out_dir), "is not empty: name a new folder")
         loader = inputs.Loader(settings)
         (name,) = loader.names
+        mesh = loader.choose_mesh(name, settings.population or imitation.AT_ONCE)
         model = loader.model(name)
         prompt = fit_prompt(saved, model)
         if not settings.task:
-            on_texts = imitation.compare_doubles(settings, model, prompt, texts, loader.mesh, watch)
+            on_texts = imitation.compare_doubles(settings, model, prompt, texts, mesh, watch)
         found = audit.audit(
             model,
             prompt,

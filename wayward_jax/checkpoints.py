@@ -47,9 +47,10 @@ def load_prompts(path: Path, names: Collection[str] | None = None) -> dict[str, 
     try:
         with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
             found = dict(checkpointer.metadata(path.absolute()).item_metadata.tree)
-            chosen = {name: found[name] for name in names or found if name in found}
-            wanted = ocp.args.PyTreeRestore(chosen, partial_restore=True)
-            restored = checkpointer.restore(path.absolute(), wanted) if chosen else {}
+            wanted = found if names is None else names
+            chosen = {name: found[name] for name in wanted if name in found}
+            arguments = ocp.args.PyTreeRestore(chosen, partial_restore=True)
+            restored = checkpointer.restore(path.absolute(), arguments) if chosen else {}
             prompts = {name: np.asarray(restored[name], np.float32) for name in chosen}
     except Exception as error:  # Orbax raises all kinds of exceptions on what is broken
         said = (str(error).splitlines() or [type(error).__name__])[0]

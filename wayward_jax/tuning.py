@@ -9,7 +9,6 @@ import pandas as pd
 from jax.typing import ArrayLike
 from rich.console import Console
 
-from wayward_jax.api import mesh_of
 from wayward_jax.checkpoints import prompt_digest
 from wayward_jax.constraints import CONSTRAINTS, Constraint, ReadingPenalty, hold
 from wayward_jax.errors import InputError
@@ -26,7 +25,7 @@ from wayward_jax.runs import Run, RunRecord
 from wayward_jax.targets import require_readable, tokenize
 from wayward_jax.tasks import TaskData
 from wayward_jax.training.examples import encode_task
-from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
+from wayward_jax.training.memory import busy_tokens, free_bytes, pack_tokens, row_grain
 from wayward_jax.training.optimizers import Optimizer
 from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.progress import StepMetrics
@@ -276,7 +275,7 @@ def _tune_runs(
     **options: Any,
 ) -> list[RunRecord]:
     """The records of runs, in order; `options` are those of `tune_population`."""
-    mesh = mesh_of(model)
+    mesh = model.mesh
     check_cells(model, runs)
     longest = max(run.prompt_length for run in runs)
     encoded = encode_task(
@@ -295,7 +294,7 @@ def _tune_runs(
         {task.task.name: encoded.train},
         runs,
         population=population,
-        pack_tokens=pack_tokens(model, encoded.train, runs, mesh),
+        pack_tokens=pack_tokens(model, encoded.train, runs, free_bytes(mesh.local_devices[0])),
         mesh=mesh,
         row_grain=row_grain(mesh),
     )

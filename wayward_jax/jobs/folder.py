@@ -125,6 +125,15 @@ class JobFolder:
         return self._records()
 
     @on_primary
+    def meshes(self) -> dict[str, dict[str, int]]:
+        """The sizes of the meshes of the last start, by the model's name; none without plans."""
+        plan = self._read_plan()
+        try:
+            return dict(plan["made_for"]["meshes"])
+        except (KeyError, TypeError):
+            return {}
+
+    @on_primary
     def load_prompt(self, record: RunRecord) -> np.ndarray:
         """The prompt `[L, D]` of a finished run."""
         return records.load_prompts([FinishedRun(record, self.layout)])[record.id]

@@ -80,13 +80,14 @@ def run_job(
         KeyboardInterrupt: the job was asked to stop, and has saved its progress.
     """
     check_alike(settings.shared)
-    with all_or_error():
-        loader = Loader(settings)
     layout = JobLayout(out_dir)
     if settings.shard is not None:
         layout = shard_of(layout, settings.shard)
     folder = JobFolder(layout, settings, mirror)
     folder.validate()
+    kept = folder.meshes()
+    with all_or_error():
+        loader = Loader(settings, kept=kept)
     starts, earlier = read_starts(settings), read_earlier(settings)
     with all_or_error():
         inputs = read_inputs(settings, experiment, loader, starts, watch)
@@ -124,23 +125,24 @@ class _Work:
 
     def plans(self) -> Plans:
         """The populations that are left to tune."""
-        mesh, population = self.loader.mesh, self.settings.population
+        meshes, population = self.loader.meshes, self.settings.population
 
         def make(left: set[str]) -> Plans:
             return [
                 (each.runs[0].task, each)
-                for model in self.inputs.models.values()
+                for name, model in self.inputs.models.items()
                 for each in plan_populations(
                     {task: own.train for task, own in model.tasks.items()},
                     [run for runs in model.runs.values() for run in runs if run.id in left],
                     population=population,
                     pack_tokens=min(model.pack_tokens.values()),
-                    mesh=mesh,
-                    row_grain=row_grain(mesh),
+                    mesh=meshes[name],
+                    row_grain=row_grain(meshes[name]),
                 )
             ]
 
-        made_for = {**self.decisive, "population": population, "mesh": dict(mesh.shape)}
+        sizes = {name: dict(mesh.shape) for name, mesh in meshes.items()}
+        made_for = {**self.decisive, "population": population, "meshes": sizes}
         return self.folder.plans(made_for, self.inputs.runs, make)
 
     def tune(self, plans: Plans) -> None:
@@ -148,7 +150,7 @@ class _Work:
         self.watch.planned(sum(each.runs[0].steps for _, each in plans))
         if not plans:
             return
-        meter = ThroughputMeter(self.loader.dtype, self.loader.mesh)
+        meter = ThroughputMeter(self.loader.dtype, next(iter(self.loader.meshes.values())))
         profiler = Profiler(self.folder.layout, self.settings.profile if is_primary() else 0)
         for (name, task), own in itertools.groupby(plans, _model_and_task):
             self.watch.doing(f"{name}, {task}, without a prompt")
@@ -157,7 +159,7 @@ class _Work:
             seconds = sum(meter.expected_seconds(model, encoded, each) for each in populations)
             count = sum(len(each.runs) for each in populations)
             self.watch.expected(f"{name}, {task}, {count} prompts", seconds)
-            unprompted = predict_unprompted(model, encoded, populations[0], self.loader.mesh)
+            unprompted = predict_unprompted(model, encoded, populations[0], model.mesh)
             for each in populations:
                 self._tune(task, each, meter, profiler, unprompted)
 
@@ -187,7 +189,7 @@ class _Work:
                 self.loader.model(name),
                 self.inputs.models[name].tasks[task],
                 each,
-                self.loader.mesh,
+                self.loader.meshes[name],
                 starts=self.inputs.models[name].starts,
                 constraints=self.inputs.models[name].constraints,
                 unprompted=unprompted,
@@ -219,7 +221,7 @@ class _Work:
         done = self.folder.measured().get(experiment, {})
         context = ProbeContext(
             self.loader.model(model),
-            self.loader.mesh,
+            self.loader.meshes[model],
             self.inputs.models[model].tasks,
             records,
             self.settings.select,

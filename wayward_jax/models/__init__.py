@@ -14,9 +14,9 @@ from wayward_jax.cache import make_once
 from wayward_jax.errors import InputError
 from wayward_jax.models import conversion, sources
 from wayward_jax.models.language_model import BOS, READABLE, LanguageModel
-from wayward_jax.sharding import make_mesh, place_params
+from wayward_jax.sharding import make_mesh
 
-__all__ = ["LanguageModel", "default_dtype", "load"]
+__all__ = ["LanguageModel", "default_dtype", "load", "open_model"]
 
 
 def default_dtype() -> jnp.dtype:
@@ -34,7 +34,33 @@ def load(
     readable: str = "text",
     bos: str = "auto",
 ) -> LanguageModel:
-    """Loads a language model. It is converted on first use, and read from the cache afterwards.
+    """Loads a language model onto devices.
+
+    Args:
+        mesh: the mesh on which the weights are placed. None means one device.
+        name, cache_dir, assets_dir, dtype, readable, bos: as for `open_model`.
+
+    Raises:
+        InputError: there is no such model, or it cannot be used.
+    """
+    model = open_model(
+        name, cache_dir=cache_dir, assets_dir=assets_dir, dtype=dtype, readable=readable, bos=bos
+    )
+    return model.placed(mesh or make_mesh())
+
+
+def open_model(
+    name: str,
+    *,
+    cache_dir: Path,
+    assets_dir: Path | None = None,
+    dtype: DTypeLike = jnp.float32,
+    readable: str = "text",
+    bos: str = "auto",
+) -> LanguageModel:
+    """Opens a language model, whose weights are mapped from the cache and on no device yet.
+
+    It is converted on first use, and read from the cache afterwards.
 
     Args:
         name: a built-in name, a folder in the Hugging Face layout, a GGUF file, or
@@ -42,7 +68,6 @@ def load(
         cache_dir: the folder that keeps fetched and converted models.
         assets_dir: a folder with the files of built-in models. No network is used if it is given.
         dtype: the dtype of the weights.
-        mesh: the mesh on which the weights are placed. None means one device.
         readable: the tokens that a prompt can be read as, see `LanguageModel.readable`.
         bos: one of `BOS`: whether BOS stands before every prompt; `auto` is where the tokenizer
             begins every text with it.
@@ -61,10 +86,7 @@ def load(
         lambda folder: conversion.convert(sources.read(source), dtype, folder),
     )
     model = conversion.open_converted(folder, sources.short_name(name))
-    params = place_params(model.params, mesh or make_mesh(), model.family.partition_spec)
-    return dataclasses.replace(
-        model, params=params, readable=readable, bos_ids=_bos_ids(model, bos)
-    )
+    return dataclasses.replace(model, readable=readable, bos_ids=_bos_ids(model, bos))
 
 
 def _bos_ids(model: LanguageModel, bos: str) -> tuple[int, ...]:
