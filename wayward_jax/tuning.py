@@ -1,5 +1,6 @@
 """`tune`: prompts of one task in one call, with the job's defaults around the trainer."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -290,15 +291,15 @@ def _tune_runs(
         truncate=truncate,
         row_grain=row_grain(mesh),
     )
+    free = free_bytes(mesh.local_devices[0])
     plans = plan_populations(
         {task.task.name: encoded.train},
         runs,
         population=population,
-        pack_tokens=pack_tokens(model, encoded.train, runs, free_bytes(mesh.local_devices[0])),
+        pack_tokens=pack_tokens(model, encoded.train, runs, free),
         mesh=mesh,
         row_grain=row_grain(mesh),
     )
-    unprompted = predict_unprompted(model, encoded, plans[0], mesh)
     meter = ThroughputMeter(model.embedding_table().dtype, mesh)
     records: dict[str, RunRecord] = {}
     with ProgressReporter(console) as reporter:
@@ -313,7 +314,11 @@ def _tune_runs(
                     callback(found)
 
             tuned = tune_population(
-                model, encoded, plan, mesh, unprompted=unprompted, on_steps=on_steps, **options
+                *(model, encoded, plan, mesh),
+                device_bytes=free + model.device_nbytes,
+                on_steps=on_steps,
+                **options,
             )
             records |= {record.id: record for record in tuned}
-    return [records[run.id] for run in runs]
+    unprompted = predict_unprompted(model, encoded, plans[0], mesh)
+    return [dataclasses.replace(records[run.id], unprompted=unprompted) for run in runs]

@@ -81,6 +81,28 @@ def test_a_job_that_goes_on_has_the_mesh_of_its_first_start_whatever_memory_is_f
     ]
 
 
+@pytest.mark.slow
+def test_a_job_whose_programs_do_not_fit_says_so_before_its_first_step_and_goes_on_with_more(
+    folder, finished, tmp_path, monkeypatch
+):
+    weights = Loader(toy_job.settings(folder, None)).open("gpt2").nbytes
+    steps = []
+    with monkeypatch.context() as patched:
+        patched.setattr(inputs, "free_bytes", lambda device: weights + 1000)
+        patched.setattr(inputs, "pack_tokens", lambda *arguments: 2048)
+        with pytest.raises(InputError) as error:
+            run_job(folder, tmp_path / "job", stop_after=steps.append, mesh="runs:4,data:2")
+    said = str(error.value)
+    assert "takes 0.0 GiB of each device, and 0.0 are free: give " in said
+    assert said.startswith(("population=3", "batch_size=4", "mesh="))
+    assert "\n" not in said
+    assert not steps
+    rows, _ = run_job(folder, tmp_path / "job", mesh="runs:4,data:2")
+    assert [{**row, "seconds": 0} for row in rows.values()] == [
+        {**row, "seconds": 0} for row in finished[0].values()
+    ]
+
+
 def test_a_mesh_that_is_given_is_taken_as_it_is(folder):
     loader = Loader(toy_job.settings(folder, None, mesh="data:2"))
     assert dict(loader.choose_mesh("gpt2", 512).shape) == {"runs": 1, "data": 2, "model": 1}

@@ -1,7 +1,9 @@
 """Runs a job: tunes its runs, measures their prompts, and writes results as they come."""
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -153,15 +155,22 @@ class _Work:
         meter = ThroughputMeter(self.loader.dtype, next(iter(self.loader.meshes.values())))
         profiler = Profiler(self.folder.layout, self.settings.profile if is_primary() else 0)
         for (name, task), own in itertools.groupby(plans, _model_and_task):
-            self.watch.doing(f"{name}, {task}, without a prompt")
             populations = [each for _, each in own]
             model, encoded = self.loader.model(name), self.inputs.models[name].tasks[task]
             seconds = sum(meter.expected_seconds(model, encoded, each) for each in populations)
             count = sum(len(each.runs) for each in populations)
             self.watch.expected(f"{name}, {task}, {count} prompts", seconds)
-            unprompted = predict_unprompted(model, encoded, populations[0], model.mesh)
+            unprompted = functools.cache(
+                functools.partial(self._predict_unprompted, task, populations[0])
+            )
             for each in populations:
                 self._tune(task, each, meter, profiler, unprompted)
+
+    def _predict_unprompted(self, task: str, plan: PopulationPlan) -> np.ndarray:
+        name = plan.runs[0].model
+        self.watch.doing(f"{name}, {task}, without a prompt")
+        encoded = self.inputs.models[name].tasks[task]
+        return predict_unprompted(self.loader.model(name), encoded, plan, self.loader.meshes[name])
 
     def _tune(
         self,
@@ -169,7 +178,7 @@ class _Work:
         each: PopulationPlan,
         meter: ThroughputMeter,
         profiler: Profiler,
-        unprompted: np.ndarray,
+        unprompted: Callable[[], np.ndarray],
     ) -> None:
         name = each.runs[0].model
         self.watch.doing(f"{name}, {task}, {len(each.runs)} prompts")
@@ -185,18 +194,19 @@ class _Work:
                 self._save(in_flight, progress)
                 profiler.see(progress)
 
-            finished = tune_population(
+            tuned = tune_population(
                 self.loader.model(name),
                 self.inputs.models[name].tasks[task],
                 each,
                 self.loader.meshes[name],
                 starts=self.inputs.models[name].starts,
                 constraints=self.inputs.models[name].constraints,
-                unprompted=unprompted,
+                device_bytes=self.loader.free_bytes,
                 resume_from=in_flight.restore(self._on_broken),
                 on_steps=on_steps,
                 on_progress=on_progress,
             )
+            finished = [dataclasses.replace(record, unprompted=unprompted()) for record in tuned]
             self.folder.add(finished)
         self.watch.tuned(curve(finished), outcome(finished))
 

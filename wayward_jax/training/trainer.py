@@ -29,6 +29,12 @@ from wayward_jax.training.flops import StepCost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
 from wayward_jax.training.planning import PopulationPlan, iter_calls
 from wayward_jax.training.prefetch import prefetch
+from wayward_jax.training.programs import (
+    check_memory,
+    compile_together,
+    lower_scoring,
+    lower_training,
+)
 from wayward_jax.training.progress import StepMetrics, TrainProgress
 from wayward_jax.training.scoring import EvaluationSet, Scoring, plan_scoring
 from wayward_jax.training.step import (
@@ -51,15 +57,15 @@ def tune_population(
     starts: Mapping[str, np.ndarray] = MappingProxyType({}),
     constraints: Mapping[str, Constraint] = MappingProxyType(CONSTRAINTS),
     optimizer: Optimizer | None = None,
-    unprompted: np.ndarray | None = None,
+    device_bytes: int | None = None,
     resume_from: Mapping[str, Any] | None = None,
     on_steps: Callable[[StepMetrics], None] = lambda metrics: None,
     on_progress: Callable[[TrainProgress], None] = lambda progress: None,
 ) -> list[RunRecord]:
     """Tunes and evaluates the runs of a population together.
 
-    The devices are always one call of the training program ahead of the results that the host
-    waits for.
+    All programs are compiled before the first step. The devices are always one call of the training
+    program ahead of the results that the host waits for.
 
     Args:
         model: the frozen model, its weights on the mesh.
@@ -70,7 +76,8 @@ def tune_population(
             names are those of `initialization.STARTS`.
         constraints: by the names that runs have for them.
         optimizer: of prompts, in place of the one that the runs name.
-        unprompted: `[n_eval]` bool, see `predict_unprompted`, for the records.
+        device_bytes: memory of each device that programs may take, the weights included; None is
+            not compared with what they take.
         resume_from: `TrainProgress.to_tree` of the same plan; the records are as if training had
             never been interrupted.
         on_steps: is called with the metrics of each call's steps.
@@ -78,7 +85,10 @@ def tune_population(
             call reuses, but may copy it.
 
     Returns:
-        R records with their prompts, in order.
+        R records with their prompts, in order; `unprompted` is None.
+
+    Raises:
+        InputError: a program takes more memory than there is.
     """
     began = time.perf_counter()
     runs, steps = plan.runs, plan.runs[0].steps
@@ -89,6 +99,9 @@ def tune_population(
         progress = TrainProgress.from_tree(resume_from, state)
         progress = progress.replace(state=place(progress.state, mesh, STATE_SPECS))
 
+    _compile_programs(
+        model, task, plan, population, progress.state, transformation, mesh, device_bytes
+    )
     subset = _plan_scoring(task.dev_subset, plan)
     cost = StepCost()
     for call in prefetch(iter_calls(task.train, plan, progress.step, local_shards(mesh))):
@@ -115,9 +128,33 @@ def tune_population(
     on_steps(_metrics(progress, plan, cost))
     records = _make_records(model, task, subset, plan, population, progress, mesh)
     seconds = (time.perf_counter() - began) / len(runs)
-    return [
-        dataclasses.replace(record, seconds=seconds, unprompted=unprompted) for record in records
+    return [dataclasses.replace(record, seconds=seconds) for record in records]
+
+
+def _compile_programs(
+    model: LanguageModel,
+    task: EncodedTask,
+    plan: PopulationPlan,
+    population: Population,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    device_bytes: int | None,
+) -> None:
+    """Compiles all programs of a population; see `tune_population`."""
+    sets = [*task.dev_subset.values(), *task.dev.values(), task.test]
+    training = [
+        lower_training(model, plan, plan.shapes[number], population, state, optimizer, mesh)
+        for number in sorted(set(plan.call_shapes))
     ]
+    scoring = [
+        lower_scoring(model, plan, shape, state.prompts, mesh)
+        for shape in dict.fromkeys(each.shape for each in sets)
+    ]
+    memory = compile_together([*training, *scoring], mesh)
+    if device_bytes is not None:
+        largest = max(memory[: len(training)]), max(memory[len(training) :])
+        check_memory(plan, mesh, *largest, device_bytes)
 
 
 def predict_unprompted(
