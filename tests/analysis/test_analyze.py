@@ -72,8 +72,9 @@ def test_the_page_has_the_neighbors_that_the_checkpoints_have(analysis, job, tab
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
 def test_the_page_has_the_reading_under_other_metrics(analysis, job, table, metric):
     data = page_data(analysis)
+    rows = {row["id"]: row for row in records.read_lines(job / "runs" / "results.jsonl")}
     for run in data["runs"]:
-        prompt = toy_job.prompt(job / "runs", run)
+        prompt = toy_job.prompt(job / "runs", rows[run["id"]])
         near = np.float64(prompt) @ np.float64(table).T
         if metric == "cosine":
             near /= np.linalg.norm(table, axis=1)

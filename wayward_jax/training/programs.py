@@ -76,6 +76,8 @@ def compile_together(lowered: Sequence[jax.stages.Lowered], mesh: Mesh) -> list[
 def read_memory(compiled: jax.stages.Compiled) -> Memory:
     """What a program takes, as its compiler says."""
     said = compiled.memory_analysis()
+    if said is None:  # not all compilers say anything
+        return Memory(0, 0)
     kept = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
     # Compilers leave some working memory out of one figure or the other.
     total = max(said.peak_memory_in_bytes, kept + said.temp_size_in_bytes)
