@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from experiments import main
-from tests.helpers import toy_job
+from tests.helpers import fork_server, toy_job
 from tests.helpers.cases import slow_after
 from wayward_jax.checkpoints import load_prompts
 from wayward_jax.errors import InputError
@@ -409,14 +409,19 @@ def test_a_disk_that_fills_up_ends_the_job_and_leaves_what_was_finished(
     assert finished == 3
 
 
-def begin(folder, out_dir):
-    """The command, running."""
-    arguments = toy_job.arguments(folder, **LONG, out_dir=out_dir)
-    command = [sys.executable, "-m", "experiments.run", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def begin(fork, folder, out_dir, tmp_path_factory):
+    """Starts the command."""
+
+    def begin():
+        words = toy_job.arguments(folder, **LONG, out_dir=out_dir)
+        output = tmp_path_factory.mktemp("output")
+        return fork_server.start(fork, "experiments.run", words, output, limit=300)
+
+    return begin
 
 
-def wait_until_tuning(process, out_dir):
+def wait_until_tuning(program, out_dir):
     """Until there is another checkpoint."""
 
     def found():
@@ -424,30 +429,30 @@ def wait_until_tuning(process, out_dir):
 
     before = found()
     while found() <= before:
-        assert process.poll() is None, process.stderr.read()
+        assert program.process.is_alive(), program.finish()
         time.sleep(0.02)
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_and_a_signal_change_nothing(folder, out_dir):
+@pytest.mark.usefixtures("no_signal_ignored")
+def test_kills_at_random_moments_and_a_signal_change_nothing(begin, folder, out_dir):
     rng = random.Random(time.time_ns())
     for _ in range(2):
-        process = begin(folder, out_dir)
-        wait_until_tuning(process, out_dir)
+        program = begin()
+        wait_until_tuning(program, out_dir)
         time.sleep(rng.uniform(0, 1.5))
-        process.kill()
-        process.communicate()
+        program.process.kill()
+        program.finish()
 
-    process = begin(folder, out_dir)
-    wait_until_tuning(process, out_dir)
-    process.terminate()
-    _, errors = process.communicate()
-    assert process.returncode == STOPPED == 75
-    assert errors == f"stopped: the same command with --out_dir={out_dir} continues it\n"
+    program = begin()
+    wait_until_tuning(program, out_dir)
+    program.process.terminate()
+    ended = program.finish()
+    assert ended.code == STOPPED == 75
+    assert ended.err == f"stopped: the same command with --out_dir={out_dir} continues it\n"
 
-    process = begin(folder, out_dir)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    ended = begin().finish()
+    assert ended.code == 0, ended.err
     run_job(folder, folder / "long", steps=LONG["steps"], checkpoint_every=1000)
     (out_dir / "training.png").unlink()
     assert_same(out_dir, folder / "long")

@@ -53,9 +53,12 @@ Datasets = Mapping[str, Mapping[int, TaskData]]
 
 
 def keep_compiled(cache_dir: Path) -> None:
-    """Turns on JAX's compilation cache; after a first compilation it would stay off."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    """Turns on JAX's compilation cache, unless the user of JAX has chosen a folder for it.
+
+    After a first compilation it would stay off.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir / "compiled"))
 
 
 class Loader:
