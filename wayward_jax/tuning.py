@@ -291,7 +291,7 @@ def _tune_runs(
         truncate=truncate,
         row_grain=row_grain(mesh),
     )
-    free = free_bytes(mesh.local_devices[0])
+    free = free_bytes(mesh.local_devices)
     plans = plan_populations(
         {task.task.name: encoded.train},
         runs,

@@ -204,7 +204,7 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(folder, monkeypatch):
-    monkeypatch.setattr(inputs, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(inputs, "free_bytes", lambda devices: 1000)
     out_dir = folder / "refused"
     with (
         pytest.raises(InputError, match="batch_size=4"),

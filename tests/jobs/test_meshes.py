@@ -84,7 +84,7 @@ def test_a_job_whose_programs_do_not_fit_says_so_before_its_first_step_and_goes_
     weights = Loader(toy_job.settings(folder, None)).open("gpt2").nbytes
     steps = []
     with monkeypatch.context() as patched:
-        patched.setattr(inputs, "free_bytes", lambda device: weights + 1000)
+        patched.setattr(inputs, "free_bytes", lambda devices: weights + 1000)
         patched.setattr(inputs, "pack_tokens", lambda *arguments: 2048)
         with pytest.raises(InputError) as error:
             run_job(folder, tmp_path / "job", stop_after=steps.append, mesh="runs:4,data:2")

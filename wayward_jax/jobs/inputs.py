@@ -66,7 +66,7 @@ class Loader:
 
     Attributes:
         dtype: of frozen weights.
-        devices: all that there are.
+        devices: that the job uses.
         free_bytes: of each device, without any weights.
         meshes: by the model's name, once they are chosen.
     """
@@ -82,14 +82,13 @@ class Loader:
 
         Args:
             settings: of the job.
-            devices: that the job uses; None is all that there are.
+            devices: that there are; None asks JAX.
             free_bytes: of each; None asks a device.
             kept: the sizes of meshes that an earlier start of the job chose, by the model's name.
 
         Raises:
             InputError: two models have one name, or there are fewer devices than the mesh needs.
         """
-        self.free_bytes = _free_bytes() if free_bytes is None else free_bytes
         self.devices = jax.devices() if devices is None else devices
         self.dtype = _dtype(settings, self.devices[0])
         self._settings, self._kept = settings, kept
@@ -100,6 +99,8 @@ class Loader:
         if settings.mesh is not None:
             mesh = _make_mesh(settings.mesh, self.devices)
             self.meshes = dict.fromkeys(self._sources, mesh)
+            self.devices = list(mesh.devices.flat)
+        self.free_bytes = _free_bytes(self.devices) if free_bytes is None else free_bytes
 
     @property
     def names(self) -> dict[str, str]:
@@ -315,9 +316,9 @@ def _by_short_name(sources: Sequence[str]) -> dict[str, str]:
 
 
 @on_primary
-def _free_bytes() -> int:
-    """The same on all processes, which choose the same meshes and plans by it."""
-    return free_bytes(jax.local_devices()[0])
+def _free_bytes(devices: Sequence[jax.Device]) -> int:
+    """`free_bytes` on the primary process, so that all choose the same meshes by it."""
+    return free_bytes(devices)
 
 
 def _dtype(settings: Settings, device: jax.Device) -> jnp.dtype:

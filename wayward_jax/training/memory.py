@@ -30,11 +30,12 @@ def busy_tokens(mesh: Mesh) -> int:
     return BUSY_CPU if mesh.devices.flat[0].platform == "cpu" else BUSY_ACCELERATOR
 
 
-def free_bytes(device: jax.Device) -> int:
-    """The memory of a device that is not in use, in bytes. The devices of a CPU share its own."""
-    stats = device.memory_stats()
-    if stats is None:  # a CPU
-        return psutil.virtual_memory().available // jax.local_device_count("cpu")
+def free_bytes(devices: Sequence[jax.Device]) -> int:
+    """The memory of each of some devices, or of this process's, that is not in use, in bytes."""
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    stats = own[0].memory_stats()
+    if stats is None:  # a CPU, whose devices share its memory
+        return psutil.virtual_memory().available // len(own)
     return stats["bytes_limit"] - stats["bytes_in_use"]
 
 
