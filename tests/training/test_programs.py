@@ -56,7 +56,8 @@ def test_each_program_is_compiled_once_and_before_the_first_step(tmp_path, compi
     def on_progress(progress):
         at_first.setdefault("compiled", dict(compiled))
 
-    tune_population(model, task, own, on_devices, on_progress=on_progress)
+    for _ in range(2):  # and not again for another population
+        tune_population(model, task, own, on_devices, on_progress=on_progress)
     predict_unprompted(model, task, own, on_devices)
     shapes = len(set(own.call_shapes))
     assert len(own.calls) > shapes > 1
