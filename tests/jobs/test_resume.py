@@ -18,7 +18,6 @@ from rich.console import Console
 
 from experiments import main
 from tests.helpers import fork_server, toy_job
-from tests.helpers.cases import slow_after
 from wayward_jax.checkpoints import load_prompts
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
@@ -129,6 +128,7 @@ def test_a_finished_job_is_not_done_again(folder, undisturbed):
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undisturbed):
     before, last = stop(folder, out_dir)
     for path in last.rglob("*"):
@@ -216,7 +216,7 @@ def test_a_job_with_rows_of_the_old_format_is_not_continued(folder, out_dir, und
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", slow_after(1, ["flags.json", "plan.json"]))
+@pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
 def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
     with pytest.raises(KeyboardInterrupt):
         run_job(folder, out_dir, after=5)
@@ -298,9 +298,8 @@ def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
         run_job(folder, out_dir)
 
 
-@pytest.mark.parametrize(
-    "unreadable", slow_after(1, ["results.jsonl", "plan.json", "progress", "flags.json"])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("unreadable", ["results.jsonl", "plan.json", "progress", "flags.json"])
 def test_a_disk_that_cannot_be_read_ends_the_job_and_nothing_is_deleted(
     folder, out_dir, undisturbed, unreadable
 ):
@@ -382,7 +381,8 @@ def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
     return len(rows)
 
 
-@pytest.mark.parametrize("kilobytes", slow_after(1, [4, 60, 120, 160, 200]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [4, 60, 120, 160, 200])
 def test_a_small_disk_ends_the_job_wherever_it_is(folder, tmp_path, undisturbed, kilobytes):
     out_dir = tmp_path / "small"
     with mounted(out_dir, f"size={kilobytes}k"):
