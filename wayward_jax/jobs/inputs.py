@@ -57,7 +57,7 @@ def keep_compiled(cache_dir: Path) -> None:
 
     After a first compilation it would stay off.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir / "compiled"))
 
 
