@@ -266,7 +266,7 @@ class JobFolder:
         with records.reading(self.layout.plan):
             try:
                 return json.loads(self.layout.plan.read_text(encoding="utf-8"))
-            except (FileNotFoundError, ValueError):
+            except (FileNotFoundError, NotADirectoryError, ValueError):
                 return None
 
     def _add(self, finished: Sequence[RunRecord]) -> None:
