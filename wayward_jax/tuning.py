@@ -30,7 +30,7 @@ from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
 from wayward_jax.training.optimizers import Optimizer
 from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.progress import StepMetrics
-from wayward_jax.training.trainer import predict_unprompted, tune_population
+from wayward_jax.training.trainer import score_unprompted, tune_population
 
 
 class Records(list[RunRecord]):
@@ -38,7 +38,7 @@ class Records(list[RunRecord]):
 
     def to_frame(self) -> pd.DataFrame:
         """A row a run, as in a job's results file, without nested values."""
-        nested = ("curve", "correct", "unprompted", "target_ids", "token_ids", "bos_ids")
+        nested = ("curve", "correct", "unprompted", "answers", "target_ids", "token_ids", "bos_ids")
         rows = [record.to_json() for record in self]
         return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
 
@@ -299,7 +299,7 @@ def _tune_runs(
         mesh=mesh,
         row_grain=row_grain(mesh),
     )
-    unprompted = predict_unprompted(model, encoded, plans[0], mesh)
+    unprompted = score_unprompted(model, encoded, plans[0], mesh)
     meter = ThroughputMeter(model.embedding_table().dtype, mesh)
     records: dict[str, RunRecord] = {}
     with ProgressReporter(console) as reporter:

@@ -101,17 +101,19 @@ def test_checkpoints_hold_the_prompts_that_were_read(finished, folder):
         assert distances.argmin(1).tolist() == row["token_ids"]
 
 
-def test_the_folder_has_the_flags_and_the_figure(finished):
+def test_the_folder_has_the_flags_and_the_report(finished):
     out_dir, _ = finished
     assert json.loads((out_dir / "flags.json").read_text())["seeds"] == "1,2"
-    assert (out_dir / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert (out_dir / "report" / "report.html").is_file()
+    assert (out_dir / "report" / "figures" / "training.png").is_file()
 
 
-def test_the_output_ends_with_accuracies_the_reading_and_the_folder(finished):
+def test_the_output_ends_with_accuracies_the_reading_and_the_report(finished):
     out_dir, output = finished
     assert "p_star" in output
     assert "'w7'" in output
-    assert str(out_dir) in output.replace("\n", "")
+    shown = output.replace("\n", "")
+    assert shown.endswith(f"Open {out_dir / 'report' / 'report.html'}")
 
 
 @pytest.mark.slow

@@ -135,7 +135,7 @@ class JobFolder:
         runs: Mapping[str, Run],
         make: Callable[[set[str]], Plans],
     ) -> Plans:
-        """The populations that are left to tune.
+        """The populations to tune; those that are finished may be among them.
 
         They are those of an earlier start, unless that was made for something else or lacks a run:
         plans depend on the memory that is free and on what else is planned, and only with the same
@@ -153,7 +153,7 @@ class JobFolder:
             populations = [{"task": task, **plan.to_json()} for task, plan in plans]
             with writing(self.layout.folder):
                 _write(self.layout.plan, {"made_for": made_for, "populations": populations})
-        return [(task, plan) for task, plan in plans if not {run.id for run in plan.runs} <= done]
+        return plans
 
     @contextlib.contextmanager
     def in_flight(self, task: str, plan: PopulationPlan) -> Iterator["InFlight"]:

@@ -16,7 +16,7 @@ from wayward_jax.models import conversion, sources
 from wayward_jax.models.language_model import BOS, READABLE, LanguageModel
 from wayward_jax.sharding import make_mesh, place_params
 
-__all__ = ["LanguageModel", "default_dtype", "load"]
+__all__ = ["LanguageModel", "default_dtype", "load", "open_model"]
 
 
 def default_dtype() -> jnp.dtype:
@@ -50,6 +50,28 @@ def load(
     Raises:
         InputError: there is no such model, or it cannot be used.
     """
+    model = open_model(
+        name,
+        cache_dir=cache_dir,
+        assets_dir=assets_dir,
+        dtype=dtype,
+        readable=readable,
+        bos=bos,
+    )
+    params = place_params(model.params, mesh or make_mesh(), model.family.partition_spec)
+    return dataclasses.replace(model, params=params)
+
+
+def open_model(
+    name: str,
+    *,
+    cache_dir: Path,
+    assets_dir: Path | None = None,
+    dtype: DTypeLike = jnp.float32,
+    readable: str = "text",
+    bos: str = "auto",
+) -> LanguageModel:
+    """Does the same as `load`, but leaves the weights on the host, mapped into memory."""
     if readable not in READABLE:
         raise InputError("readable", readable, f"choose one of {', '.join(READABLE)}")
     if bos not in BOS:
@@ -61,10 +83,7 @@ def load(
         lambda folder: conversion.convert(sources.read(source), dtype, folder),
     )
     model = conversion.open_converted(folder, sources.short_name(name))
-    params = place_params(model.params, mesh or make_mesh(), model.family.partition_spec)
-    return dataclasses.replace(
-        model, params=params, readable=readable, bos_ids=_bos_ids(model, bos)
-    )
+    return dataclasses.replace(model, readable=readable, bos_ids=_bos_ids(model, bos))
 
 
 def _bos_ids(model: LanguageModel, bos: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,38 @@ CONTENT_FREE = "N/A"
 """A text that says nothing about any task."""
 
 
+# Reports show so many test examples, of at most so many characters where there are such.
+SHOWN, MOST_CHARACTERS = 4, 300
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shown:
+    """The N test examples that a report shows, with what prompts answer to them.
+
+    They are the first of each label in turn; a text of more than `MOST_CHARACTERS` is taken only
+    where a label has no shorter one.
+
+    Attributes:
+        examples: the examples.
+        numbers: `[N]`, which of the test examples they are.
+        labels: the names of the C labels.
+        scored: the examples, ready to be scored.
+    """
+
+    examples: Examples
+    numbers: np.ndarray
+    labels: tuple[str, ...]
+    scored: EvaluationSet
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """For each example its text, or texts, and its label; long texts are cut."""
+        pairs = zip(*filter(None, (self.examples.texts, self.examples.texts_b)), strict=True)
+        return [
+            {"texts": [_cut(text) for text in texts], "label": self.labels[label]}
+            for texts, label in zip(pairs, self.examples.labels.tolist(), strict=True)
+        ]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedTask:
     """A task's examples, tokenized for one method and template.
@@ -29,6 +62,7 @@ class EncodedTask:
         dev_subset: for each data seed, a few dev examples, for evaluations during training.
         dev: for each data seed, the examples by which runs are chosen.
         test: the examples on which results are reported.
+        shown: a few of these, for reports.
         content_free: a single example whose text has no content, for calibration; its label means
             nothing.
         digests: for each data seed, sixteen hexadecimal digits of the tokens and labels of its
@@ -39,6 +73,7 @@ class EncodedTask:
     dev_subset: dict[int, EvaluationSet]
     dev: dict[int, EvaluationSet]
     test: EvaluationSet
+    shown: Shown
     content_free: EvaluationSet
     digests: dict[int, str]
 
@@ -107,16 +142,17 @@ def encode_tasks(
             truncate=truncate,
         )
 
-    tokenized = {}
+    tokenized, tests = {}, {}
     for name, own in samples.items():
         *_, last = own.values()
+        tests[name] = _some(last.test, n_eval)
         evaluated = [
             *(
                 (data, _some(data.dev, min(n_dev_subset, n_dev or n_dev_subset)))
                 for data in own.values()
             ),
             *((data, _some(data.dev, n_dev)) for data in own.values()),
-            (last, _some(last.test, n_eval)),
+            (last, tests[name]),
             (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32), (CONTENT_FREE,))),
         ]
         tokenized[name] = [
@@ -134,7 +170,8 @@ def encode_tasks(
         row_grain=row_grain,
     )
     return {
-        name: _make_task(samples[name], tokenized[name], segments[name], shape) for name in samples
+        name: _make_task(samples[name], tests[name], tokenized[name], segments[name], shape)
+        for name in samples
     }
 
 
@@ -144,8 +181,28 @@ def _some(examples: Examples, limit: int) -> Examples:
     return examples.take(np.sort(order[: limit or None]))
 
 
+def _first_of_each_label(test: Examples) -> np.ndarray:
+    """The numbers of the examples of `Shown`."""
+    by_label = []
+    for label in np.unique(test.labels):
+        own = np.flatnonzero(test.labels == label).tolist()
+        by_label.append(sorted(own, key=lambda number: _is_long(test, number)))
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_label))
+    return np.array([number for number in in_turn if number is not None][:SHOWN])
+
+
+def _is_long(examples: Examples, number: int) -> bool:
+    texts = filter(None, (examples.texts, examples.texts_b))
+    return sum(len(own[number]) for own in texts) > MOST_CHARACTERS
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
+
+
 def _make_task(
     samples: Mapping[int, TaskData],
+    test: Examples,
     tokenized: Sequence[tuple[Sequence[Encoded], np.ndarray]],
     segments: Sequence[Segments],
     shape: PackedShape,
@@ -154,6 +211,7 @@ def _make_task(
 
     Args:
         samples: its data, S samples.
+        test: the test examples.
         tokenized: S times train, S times the dev subset, S times dev, test, and the example without
             content, each with labels.
         segments: of all but train.
@@ -165,6 +223,13 @@ def _make_task(
         EvaluationSet(own, shape, labels, tuple(task.word_labels))
         for own, (_, labels) in zip(segments, evaluated, strict=True)
     ]
+    numbers = _first_of_each_label(test)
+    shown = EvaluationSet(
+        label_segments([evaluated[-2][0][number] for number in numbers]),
+        shape,
+        test.labels[numbers],
+        tuple(task.word_labels),
+    )
     return EncodedTask(
         train={
             seed: gold_segments(each, labels, task.word_labels)
@@ -173,6 +238,7 @@ def _make_task(
         dev_subset=dict(zip(samples, sets[:count], strict=True)),
         dev=dict(zip(samples, sets[count : 2 * count], strict=True)),
         test=sets[-2],
+        shown=Shown(test.take(numbers), numbers, task.labels, shown),
         content_free=sets[-1],
         digests={
             seed: _digest(train[i], evaluated[i], evaluated[count + i], evaluated[-2])

@@ -21,10 +21,25 @@ from wayward_jax.objective import distance
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.provenance import Provenance
 from wayward_jax.readings import ReadTokens, read_tokens
-from wayward_jax.runs import NEAREST_TOKENS, CurvePoint, Run, RunRecord
+from wayward_jax.runs import (
+    NEAREST_TOKENS,
+    NOTHING,
+    PROMPT,
+    TEXT,
+    Answers,
+    CurvePoint,
+    Run,
+    RunRecord,
+)
 from wayward_jax.sharding import BY_RUN, local_shards, on_host, place, place_part
-from wayward_jax.training.evaluation import predictions, score_prompts, start_scoring
-from wayward_jax.training.examples import EncodedTask
+from wayward_jax.training.evaluation import (
+    answers,
+    nll,
+    predictions,
+    score_prompts,
+    start_scoring,
+)
+from wayward_jax.training.examples import EncodedTask, Shown
 from wayward_jax.training.flops import StepCost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
 from wayward_jax.training.planning import PopulationPlan, iter_calls
@@ -70,7 +85,7 @@ def tune_population(
             names are those of `initialization.STARTS`.
         constraints: by the names that runs have for them.
         optimizer: of prompts, in place of the one that the runs name.
-        unprompted: `[n_eval]` bool, see `predict_unprompted`, for the records.
+        unprompted: `[n_eval, C]`, see `score_unprompted`, for the records.
         resume_from: `TrainProgress.to_tree` of the same plan; the records are as if training had
             never been interrupted.
         on_steps: is called with the metrics of each call's steps.
@@ -113,17 +128,15 @@ def tune_population(
             progress = _evaluate(model, subset, plan, population, progress, mesh)
         on_progress(progress)
     on_steps(_metrics(progress, plan, cost))
-    records = _make_records(model, task, subset, plan, population, progress, mesh)
+    records = _make_records(model, task, subset, plan, population, progress, mesh, unprompted)
     seconds = (time.perf_counter() - began) / len(runs)
-    return [
-        dataclasses.replace(record, seconds=seconds, unprompted=unprompted) for record in records
-    ]
+    return [dataclasses.replace(record, seconds=seconds) for record in records]
 
 
-def predict_unprompted(
+def score_unprompted(
     model: LanguageModel, task: EncodedTask, plan: PopulationPlan, mesh: Mesh
 ) -> np.ndarray:
-    """Tells which test examples are predicted right without any prompt: `[n_eval]` bool.
+    """Scores the test examples without any prompt: `[n_eval, C]`, see `evaluation.nll`.
 
     BOS is put before the examples if the model expects it there. The program is the one that scores
     the prompts of a population.
@@ -143,7 +156,7 @@ def predict_unprompted(
         length=plan.prompt_length,
         places=len(plan.padded_runs),
     )
-    return metrics.predict(scores[0]) == task.test.labels
+    return scores[0]
 
 
 def init_population(
@@ -246,9 +259,9 @@ def _evaluate(
 ) -> TrainProgress:
     """Starts to score the prompts on their dev subsets, and to read them."""
     prompts = progress.state.prompts
-    nll = start_scoring(model, prompts, subset, mesh)
+    scored = start_scoring(model, prompts, subset, mesh)
     read = start_reading(model, population, prompts, mesh)
-    progress = progress.replace(nll=(*progress.nll, nll), read=(*progress.read, read))
+    progress = progress.replace(nll=(*progress.nll, scored), read=(*progress.read, read))
     if any(run.keep == "best" for run in plan.runs):
         # A copy, because the next call reuses the buffers of the state.
         progress = progress.replace(prompts=(*progress.prompts, jnp.copy(prompts)))
@@ -293,6 +306,7 @@ def _make_records(
     population: Population,
     progress: TrainProgress,
     mesh: Mesh,
+    unprompted: np.ndarray | None,
 ) -> list[RunRecord]:
     """The records of a population that is tuned, all but their seconds."""
     runs, state = plan.runs, progress.state
@@ -301,12 +315,16 @@ def _make_records(
     kept = [_kept_point(run, curve) for run, curve in zip(runs, curves, strict=True)]
     prompts = _kept_prompts(plan, progress, kept)
 
-    dev, test = _plan_scoring(task.dev, plan), _plan_scoring(task.test, plan)
+    dev, test, shown = (
+        _plan_scoring(each, plan) for each in (task.dev, task.test, task.shown.scored)
+    )
     dev_nll = start_scoring(model, prompts, dev, mesh)
     test_nll = start_scoring(model, prompts, test, mesh)
-    dev_accuracies = _accuracies(dev_nll, dev)
-    predicted = predictions(test_nll, test)
     targets = c_proj(model.embedding_table(), population.target_ids)
+    text_nll = start_scoring(model, targets, shown, mesh)
+    dev_accuracies = _accuracies(dev_nll, dev)
+    scores, of_texts = nll(test_nll, test), nll(text_nll, shown)
+    predicted = [metrics.predict(own) for own in scores]
     gammas = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
     never = jnp.zeros(len(gammas), bool)
     found = on_host(
@@ -330,7 +348,10 @@ def _make_records(
             macro_f1=metrics.macro_f1(predicted[r], task.test.labels),
             majority=metrics.majority(task.test.labels),
             correct=predicted[r] == task.test.labels,
-            unprompted=None,
+            unprompted=None
+            if unprompted is None
+            else metrics.predict(unprompted) == task.test.labels,
+            answers=_answers(run, task.shown, scores[r], of_texts[r], unprompted),
             dev_accuracy=dev_accuracies[r],
             reading=reading_name(population, plan.places[r]),
             text=readings[kept[r]][r].text,
@@ -353,6 +374,22 @@ def _make_records(
         )
         for r, run in enumerate(runs)
     ]
+
+
+def _answers(
+    run: Run,
+    shown: Shown,
+    prompt: np.ndarray,
+    text: np.ndarray,
+    unprompted: np.ndarray | None,
+) -> Answers:
+    """See `RunRecord.answers`; the scores are those of test examples, and `text` of those shown."""
+    scores = {PROMPT: prompt[shown.numbers]}
+    if run.has_target:
+        scores[TEXT] = text
+    if unprompted is not None:
+        scores[NOTHING] = unprompted[shown.numbers]
+    return {name: answers(own, shown.labels) for name, own in scores.items()}
 
 
 def reading_name(population: Population, place: int) -> str:
