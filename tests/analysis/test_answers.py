@@ -127,9 +127,8 @@ def test_an_answer_is_the_likeliest_label_and_numbers_that_are_none_are_left_out
     assert (third, fourth) == (Answer("b", 1.0), None)
 
 
-def shown(tmp_path_factory, texts, labels, texts_b=()):
+def shown(model, texts, labels, texts_b=()):
     """The numbers of the examples that would be shown of these, and how they are written."""
-    model = toy_models.make("gpt2", tmp_path_factory.mktemp("shown"))
     names = tuple("abcdef"[: max(labels) + 1])
     task = Task("own", names, ("It was %s .",), tuple(f"w{i}" for i in range(len(names))))
     examples = Examples(tuple(texts), np.array(labels, np.int32), tuple(texts_b))
@@ -138,20 +137,20 @@ def shown(tmp_path_factory, texts, labels, texts_b=()):
     return made.numbers.tolist(), made.to_json()
 
 
-def test_long_examples_are_shown_only_of_labels_that_have_no_other(tmp_path_factory):
+def test_long_examples_are_shown_only_of_labels_that_have_no_other(model):
     long = "w1 " * MOST_CHARACTERS
     texts = [long, "w2", "w3", long, "w4", "w5", long]
-    numbers, written = shown(tmp_path_factory, texts, [0, 0, 0, 1, 2, 2, 1])
+    numbers, written = shown(model, texts, [0, 0, 0, 1, 2, 2, 1])
     assert numbers == [1, 3, 4, 2]
     assert [each["label"] for each in written] == ["a", "b", "c", "a"]
     assert written[0]["texts"] == ["w2"]
     assert written[1]["texts"] == [long[:MOST_CHARACTERS] + "..."]
 
 
-def test_pairs_are_shown_with_both_texts_and_there_may_be_few_or_many_labels(tmp_path_factory):
-    numbers, written = shown(tmp_path_factory, ["w1"], [0], ["w2"])
-    assert (numbers, written) == ([0], [{"texts": ["w1", "w2"], "label": "a"}])
-    numbers, _ = shown(tmp_path_factory, ["w1"] * 6, [5, 4, 3, 2, 1, 0])
+def test_pairs_are_shown_with_both_texts_and_there_may_be_few_or_many_labels(model):
+    numbers, written = shown(model, ["w1"], [1], ["w2"])
+    assert (numbers, written) == ([0], [{"texts": ["w1", "w2"], "label": "b"}])
+    numbers, _ = shown(model, ["w1"] * 6, [5, 4, 3, 2, 1, 0])
     assert numbers == [5, 4, 3, 2][:SHOWN]
 
 

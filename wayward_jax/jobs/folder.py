@@ -285,7 +285,7 @@ class JobFolder:
             raise self._other_job(f"of --dtype={dtype}, and here it is {decisive['dtype']}")
         if content != decisive["content"]:
             differences = differing(read_flags(self.layout), self._flags, "results by content")
-            reasons = ", ".join(differences) or "files that its flags name have changed since"
+            reasons = ", ".join(differences) or "what its flags name has changed since"
             raise self._other_job(f"of other runs or examples ({reasons})")
 
     def _other_job(self, difference: str) -> InputError:
