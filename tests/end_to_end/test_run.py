@@ -116,6 +116,22 @@ def test_the_output_ends_with_accuracies_the_reading_and_the_report(finished):
     assert shown.endswith(f"Open {out_dir / 'report' / 'report.html'}")
 
 
+def test_a_job_without_p_star_ends_with_a_report_that_compares_nothing(finished, folder, tmp_path):
+    """Its single run is taken over from the finished job, with its answers."""
+    before, _ = finished
+    row = next(row for row in records.read_lines(before / "results.jsonl") if row["gamma"])
+    changed = {"only": row["id"], "reuse": before, "out_dir": tmp_path / "job", "seeds": "1,2"}
+    given = toy_job.flags(folder, mesh="runs:1", **changed)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        experiments.run.main(toy_job.texts(given))
+    assert records.read_lines(tmp_path / "job" / "results.jsonl") == [row]
+    page = (tmp_path / "job" / "report" / "report.html").read_text()
+    assert "have no p_star" in page
+    assert "What they answer" not in page
+    assert "w7 w8 w9" in page
+    assert "'w7'" in printed.getvalue()
+
+
 @pytest.mark.slow
 def test_another_jobs_results_are_never_overwritten(finished, folder):
     out_dir, _ = finished
