@@ -20,7 +20,8 @@ from wayward_jax.runs import NOTHING, PROMPT, TEXT, Answer, RunRecord
 from wayward_jax.tasks import Task, TaskData
 from wayward_jax.tasks.task import Examples
 from wayward_jax.training.evaluation import answers
-from wayward_jax.training.examples import MOST_CHARACTERS, SHOWN, encode_task
+from wayward_jax.training.examples import encode_task
+from wayward_jax.training.shown import MOST_CHARACTERS, SHOWN
 
 LABELS = ["bad", "good"]
 
@@ -81,9 +82,16 @@ def test_the_answers_are_those_of_the_published_model(page, job, table):
     theirs = toy_models.load_published("gpt2", job)
     rows = {row["id"]: row for row in records.read_lines(job / "runs" / "results.jsonl")}
     header, *lines = Section(page).cells
-    assert header[:5] == ["given", "target", "reads as", "seed", "run"]
+    assert header[:5] == ["prompt", "target", "reads as", "seed", "run"]
     given = ["p_star", *["wayward prompt", "the text itself"] * 2, "no prompt"]
     assert [line[0] for line in lines] == given
+    gold = [each["label"] for each in shown_of(job)]
+    wrong = [
+        said.split()[0] != label
+        for line in lines
+        for said, label in zip(line[5:], gold, strict=True)
+    ]
+    assert page.count('class="wrong"') == sum(wrong) > 0
     examples = [each["texts"][0].split() for each in shown_of(job)]
     for kind, target, text, seed, run, *said in lines:
         if run:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,41 +13,10 @@ from wayward_jax.segments import Segments, example_order, gold_segments, label_s
 from wayward_jax.shapes import GRAIN, PackedShape
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
 from wayward_jax.training.scoring import EvaluationSet, scoring_shape
+from wayward_jax.training.shown import Shown, choose_shown
 
 CONTENT_FREE = "N/A"
 """A text that says nothing about any task."""
-
-
-# Reports show so many test examples, of at most so many characters where there are such.
-SHOWN, MOST_CHARACTERS = 4, 300
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Shown:
-    """The N test examples that a report shows, with what prompts answer to them.
-
-    They are the first of each label in turn; a text of more than `MOST_CHARACTERS` is taken only
-    where a label has no shorter one.
-
-    Attributes:
-        examples: the examples.
-        numbers: `[N]`, which of the test examples they are.
-        labels: the names of the C labels.
-        scored: the examples, ready to be scored.
-    """
-
-    examples: Examples
-    numbers: np.ndarray
-    labels: tuple[str, ...]
-    scored: EvaluationSet
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """For each example its text, or texts, and its label; long texts are cut."""
-        pairs = zip(*filter(None, (self.examples.texts, self.examples.texts_b)), strict=True)
-        return [
-            {"texts": [_cut(text) for text in texts], "label": self.labels[label]}
-            for texts, label in zip(pairs, self.examples.labels.tolist(), strict=True)
-        ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,25 +149,6 @@ def _some(examples: Examples, limit: int) -> Examples:
     return examples.take(np.sort(order[: limit or None]))
 
 
-def _first_of_each_label(test: Examples) -> np.ndarray:
-    """The numbers of the examples of `Shown`."""
-    by_label = []
-    for label in np.unique(test.labels):
-        own = np.flatnonzero(test.labels == label).tolist()
-        by_label.append(sorted(own, key=lambda number: _is_long(test, number)))
-    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_label))
-    return np.array([number for number in in_turn if number is not None][:SHOWN])
-
-
-def _is_long(examples: Examples, number: int) -> bool:
-    texts = filter(None, (examples.texts, examples.texts_b))
-    return sum(len(own[number]) for own in texts) > MOST_CHARACTERS
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
-
-
 def _make_task(
     samples: Mapping[int, TaskData],
     test: Examples,
@@ -223,7 +172,7 @@ def _make_task(
         EvaluationSet(own, shape, labels, tuple(task.word_labels))
         for own, (_, labels) in zip(segments, evaluated, strict=True)
     ]
-    numbers = _first_of_each_label(test)
+    numbers = choose_shown(test)
     shown = EvaluationSet(
         label_segments([evaluated[-2][0][number] for number in numbers]),
         shape,

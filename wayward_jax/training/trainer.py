@@ -39,13 +39,14 @@ from wayward_jax.training.evaluation import (
     score_prompts,
     start_scoring,
 )
-from wayward_jax.training.examples import EncodedTask, Shown
+from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
 from wayward_jax.training.planning import PopulationPlan, iter_calls
 from wayward_jax.training.prefetch import prefetch
 from wayward_jax.training.progress import StepMetrics, TrainProgress
 from wayward_jax.training.scoring import EvaluationSet, Scoring, plan_scoring
+from wayward_jax.training.shown import Shown
 from wayward_jax.training.step import (
     BATCH_SPECS,
     STATE_SPECS,
