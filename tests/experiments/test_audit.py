@@ -248,7 +248,7 @@ def test_without_a_task_a_double_keeps_what_a_prompt_makes_the_model_predict(
     assert kept["share"][0] == pytest.approx(100 * own.kl.mean() / nothing.kl.mean(), rel=1e-3)
     with pytest.raises(InputError, match=r"out_dir=.*of other runs or examples"):
         run(folder, prompt, [far], tmp_path / "out", **flags)
-    with pytest.raises(InputError, match=r"out_dir=.*--steps was 2 and is 3"):
+    with pytest.raises(InputError, match=r"out_dir=.*steps was 2 and is 3"):
         run(folder, prompt, [other, far], tmp_path / "out", **{**flags, "steps": 3})
 
 
