@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wayward_jax import metrics
 from wayward_jax.models import LanguageModel
@@ -35,6 +35,8 @@ def start_scoring(
     Returns:
         One array for each part, from which `nll` makes the result.
     """
+    # Whether they were tuned, looked up or read: placed alike, they take one program.
+    prompts = jax.device_put(prompts, NamedSharding(mesh, BY_RUN))
     return [
         score_packs(model.module, model.params, prompts, place(packs, mesh, BY_SHARD), mesh)
         for packs in scoring.packs()
