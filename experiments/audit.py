@@ -78,6 +78,7 @@ def main(given: flags.Given) -> None:
 
     saved = read_prompt(settings.prompt)
     inputs.keep_compiled(settings.cache_dir)
+    folder = JobFolder(JobLayout(out_dir), settings.job)
     console, on_task, on_texts = Console(), None, None
     with progress_bar.ProgressReporter(console) as watch:
         if settings.task:
@@ -86,15 +87,15 @@ def main(given: flags.Given) -> None:
             on_task = audit.on_task(rows, finished.records)
         else:
             given_texts = imitation.read_texts(settings)
-            folder = JobFolder(JobLayout(out_dir), settings.job)
             folder.validate()
-        loader = inputs.Loader(settings)
+        loader = inputs.Loader(settings, kept=folder.meshes())
         (name,) = loader.names
+        mesh = loader.choose_mesh(name, settings.population or imitation.AT_ONCE)
         model = loader.model(name)
         prompt = fit_prompt(saved, model)
         if not settings.task:
             on_texts = imitation.compare_doubles(
-                settings, model, prompt, given_texts, folder, loader.mesh, watch
+                settings, model, prompt, given_texts, folder, mesh, watch
             )
         found = audit.audit(
             model,

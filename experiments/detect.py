@@ -50,7 +50,7 @@ def measure(context: ProbeContext) -> Iterator[Measurement]:
 
 
 def _measure_scores(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
-    prompt = context.load_prompt(record.id)
+    prompt = context.load_prompt(record)
     return [{"id": record.id, "prompt": _kind(record), **scores(context, record.run, prompt)}]
 
 

@@ -43,7 +43,7 @@ def measure(context: ProbeContext) -> Iterator[Measurement]:
 
 def _measure_prompt(context: ProbeContext, record: RunRecord) -> list[dict[str, Any]]:
     prompts = {
-        "continuous": context.load_prompt(record.id),
+        "continuous": context.load_prompt(record),
         "projected": context.embed(record.token_ids),
         "target": context.embed(record.run.target_ids),
     }

@@ -179,7 +179,7 @@ class _Work:
         made_for = {
             **self.decisive(runs),
             "population": self.settings.population,
-            "mesh": dict(self.mesh.shape),
+            "meshes": {self.model.name: dict(self.mesh.shape)},
         }
 
         def make(left: set[str]) -> Plans:

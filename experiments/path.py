@@ -38,7 +38,7 @@ def _measure_path(
     """A row for each point; position 0 is p_star, 1 the wayward prompt, and 2 the target."""
     run = record.run
     target = context.embed(run.target_ids)
-    corners = np.stack([context.load_prompt(p_star.id), context.load_prompt(record.id), target])
+    corners = np.stack([context.load_prompt(p_star), context.load_prompt(record), target])
     positions = np.linspace(0, 2, 2 * POINTS - 1)
     prompts = between(corners, positions)
     examples = context.tasks[run.task].test

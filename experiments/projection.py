@@ -26,7 +26,7 @@ def measure(context: ProbeContext) -> Iterator[Measurement]:
 def _measure_readings(context: ProbeContext, comparison: Comparison) -> list[dict[str, Any]]:
     records = [*comparison.p_star, *comparison.wayward]
     ids = [record.id for record in records]
-    prompts = [context.load_prompt(id_) for id_ in ids]
+    prompts = [context.load_prompt(record) for record in records]
     targets = [record.run.target for record in records]
     readings = {
         metric: dict(zip(ids, read_prompts(context.model, prompts, targets, metric), strict=True))

@@ -47,7 +47,7 @@ def _measure_readings(
     context: ProbeContext, readings: Mapping[str, Method], comparison: Comparison
 ) -> list[dict[str, Any]]:
     records = [*comparison.wayward, *comparison.p_star]
-    prompts = jnp.stack([context.load_prompt(record.id) for record in records])
+    prompts = jnp.stack([context.load_prompt(record) for record in records])
     target = comparison.wayward[0].run.target
     rows = []
     for name, reading in readings.items():

@@ -44,7 +44,7 @@ def _measure_ranks(
     false = tokenize(load_texts(FALSE), context.model.tokenizer, len(truth), repeat=True)
     texts = np.array([truth, *(each.ids for each in false)])
     prompts, p_stars = (
-        [context.load_prompt(record.id) for record in records]
+        [context.load_prompt(record) for record in records]
         for records in (comparison.wayward, comparison.p_star)
     )
 

@@ -33,7 +33,7 @@ def measure(context: ProbeContext) -> Iterator[Measurement]:
 
 def _measure_on_task(context: ProbeContext, record: RunRecord, task: str) -> list[dict[str, Any]]:
     examples = context.tasks[task].test
-    scores = context.score([context.load_prompt(record.id)], examples)
+    scores = context.score([context.load_prompt(record)], examples)
     return [
         {
             "id": record.id,

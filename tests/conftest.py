@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -10,7 +11,7 @@ import pytest
 
 import experiments.run
 from experiments import flags
-from tests.helpers import toy_job, toy_models
+from tests.helpers import fork_server, toy_job, toy_models
 from wayward_jax import assets
 from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.jobs.signals import STOPPING
@@ -32,18 +33,19 @@ CORPUS = """A film is a work of art that tells 2 or 3 stories; "don't" and it's 
 """
 
 
-@pytest.fixture(autouse=True, scope="session")
-def programs_are_kept(pytestconfig):
+def pytest_configure(config):
     """Keeps compiled programs for all workers, and for the next time, in the cache of pytest.
 
-    Jobs in this process would choose another folder.
+    The programs that tests start do so, too.
     """
-    jax.config.update("jax_compilation_cache_dir", str(pytestconfig.cache.mkdir("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wayward_jax.jobs.inputs.keep_compiled", lambda cache_dir: None)
-        yield
+    keep = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in keep.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -75,6 +77,15 @@ def asset(tmp_path_factory):
         pytest.skip(f"WAYWARD_ASSETS_DIR is not set, and {cache} has no {name}")
 
     return find
+
+
+@pytest.fixture(scope="session")
+def fork():
+    """Starts the server that programs are forked from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        return fork_server.serve()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import toy_models
-from tests.helpers.cases import slow_after
 from tests.helpers.packs import numbered, pack_lists
 from wayward_jax.packing import fitting_shape, needed_shapes
 from wayward_jax.rows import fill_rows, row_sizes
@@ -298,7 +297,8 @@ def read_back(pack):
     return read
 
 
-@pytest.mark.parametrize("method", slow_after(1, ["direct", "channel"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["direct", "channel"])
 @given(
     placed=st.lists(st.integers(-1, 3), min_size=12, max_size=12),
     prompts=st.lists(st.integers(0, 9), min_size=4, max_size=4),

@@ -180,7 +180,7 @@ def test_an_array_is_chosen_by_being_the_only_one_or_by_name(model, tmp_path, su
 
 
 def test_checkpoints_texts_and_short_floats_are_prompts(model, tmp_path):
-    checkpoints.save_prompt(tmp_path / "checkpoint", PROMPT)
+    checkpoints.save_prompts(tmp_path / "checkpoint", {"run": PROMPT})
     np.testing.assert_array_equal(wj.load_prompt(tmp_path / "checkpoint", model), PROMPT)
     table = np.asarray(model.embedding_table())
     ids = model.tokenizer.encode("w3 w1 great")
@@ -188,6 +188,16 @@ def test_checkpoints_texts_and_short_floats_are_prompts(model, tmp_path):
     half = PROMPT.astype(ml_dtypes.bfloat16)
     file = write_arrays(tmp_path / "half.safetensors", soft=half)
     np.testing.assert_array_equal(wj.load_prompt(file, model), half.astype(np.float32))
+
+
+def test_of_the_prompts_of_a_checkpoint_the_id_of_a_run_chooses_one(model, tmp_path):
+    path = tmp_path / "checkpoint"
+    checkpoints.save_prompts(path, {f"run{i}": i * PROMPT[: i + 1] for i in range(3)})
+    np.testing.assert_array_equal(wj.load_prompt(f"{path}:run2", model), 2 * PROMPT[:3])
+    with pytest.raises(wj.InputError, match=r"3 arrays \[L, D\] \(run0, .*: choose one as .*:NAME"):
+        wj.load_prompt(path, model)
+    with pytest.raises(wj.InputError, match="has no array run3: choose from run0, run1, run2"):
+        wj.load_prompt(f"{path}:run3", model)
 
 
 @pytest.mark.slow

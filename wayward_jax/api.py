@@ -208,7 +208,7 @@ def evaluate(
     """
     vectors = [checked_prompt(model, prompt) for prompt in prompts]
     length = max(map(len, vectors))
-    mesh = mesh_of(model)
+    mesh = model.mesh
     encoded = encode_task(
         model,
         {task.data_seed: task},
@@ -276,7 +276,7 @@ def pack(
     shape = min(
         (
             fitting_shape(segments, of_runs, lengths, slots)
-            for slots in row_sizes(input_length, longest, row_grain(mesh_of(model)))
+            for slots in row_sizes(input_length, longest, row_grain(model.mesh))
         ),
         key=lambda shape: shape.cost,
     )
@@ -306,11 +306,6 @@ def losses(
     return objective.losses(
         model.module, model.params, prompts, packed, target_ids, gamma, model.bos_ids
     )
-
-
-def mesh_of(model: LanguageModel) -> Mesh:
-    """The devices that the model's weights are on."""
-    return jax.tree.leaves(model.params)[0].sharding.mesh
 
 
 def _path(name: str | Path | None) -> Path | None:

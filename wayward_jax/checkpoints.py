@@ -4,7 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from wayward_jax.errors import InputError
 KEPT = 2
 
 
-def save_prompt(path: Path, prompt: np.ndarray) -> None:
-    """Writes a prompt `[L, D]` as the checkpoint `path`, and replaces what was there.
+def save_prompts(path: Path, prompts: Mapping[str, np.ndarray]) -> None:
+    """Writes prompts `[L, D]` by name as the checkpoint `path`, and replaces what was there.
 
     Raises:
         OSError: it cannot be written.
@@ -29,33 +29,44 @@ def save_prompt(path: Path, prompt: np.ndarray) -> None:
     with _os_errors(), _checkpointer() as checkpointer:
         checkpointer.save(
             path.absolute(),
-            {"prompt": prompt},
+            dict(prompts),
             force=True,
             custom_metadata={"wayward_jax": __version__},
         )
 
 
-def load_prompt(path: Path) -> np.ndarray:
-    """The prompt `[L, D]` float32 that `save_prompt` wrote.
+def load_prompts(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Some of the prompts `[L, D]` float32 that `save_prompts` wrote, or all of them, by name.
 
     Raises:
-        InputError: there is no checkpoint, or it is broken.
+        InputError: there is no checkpoint, it is broken, or it lacks one of the names.
     """
     if not path.is_dir():
-        raise InputError(None, path, "is not a checkpoint: give a run's checkpoint folder")
+        raise InputError(None, path, "is not a checkpoint: give a job's checkpoint of prompts")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
     try:
-        with _checkpointer() as checkpointer:
-            prompt = np.asarray(checkpointer.restore(path.absolute())["prompt"], np.float32)
+        with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
+            found = dict(checkpointer.metadata(path.absolute()).item_metadata.tree)
+            wanted = found if names is None else names
+            chosen = {name: found[name] for name in wanted if name in found}
+            arguments = ocp.args.PyTreeRestore(chosen, partial_restore=True)
+            restored = checkpointer.restore(path.absolute(), arguments) if chosen else {}
+            prompts = {name: np.asarray(restored[name], np.float32) for name in chosen}
     except Exception as error:  # Orbax raises all kinds of exceptions on what is broken
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            None, path, f"is not a readable checkpoint of a prompt ({said}): give another"
+            None, path, f"is not a readable checkpoint of prompts ({said}): give another"
         ) from error
-    if prompt.ndim != 2 or not np.isfinite(prompt).all():
+    if lacking := sorted(set(names or ()) - prompts.keys()):
         raise InputError(
-            None, path, "does not hold a prompt of finite numbers: give another checkpoint"
+            None, path, f"lacks the prompt of run {lacking[0]}: bring the checkpoint of its job"
         )
-    return prompt
+    for name, prompt in prompts.items():
+        if prompt.ndim != 2 or not np.isfinite(prompt).all():
+            raise InputError(
+                None, path, f"{name} is not a prompt of finite numbers: give another prompt"
+            )
+    return prompts
 
 
 def prompt_digest(prompt: np.ndarray) -> str:

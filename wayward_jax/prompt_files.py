@@ -28,6 +28,9 @@ from wayward_jax.sharding import on_host
 
 FORMATS = ("peft", "safetensors", "npy")
 
+# As many arrays of a file are named in a message.
+MOST_NAMES = 8
+
 # The start of a source that is a text.
 TEXT = "text="
 
@@ -77,9 +80,9 @@ def read_prompt(
     """Reads the prompt of a file or folder, or takes the text that follows `text=`.
 
     Args:
-        source: a folder with an adapter of PEFT or a checkpoint of ours; a file `.safetensors`,
-            `.npy` or `.npz`, with `:NAME` behind it to choose one of several arrays; or
-            `text=` and a text.
+        source: a folder with an adapter of PEFT; a checkpoint of a job, or a file `.safetensors`,
+            `.npy` or `.npz`, with `:NAME` behind it to choose one of several arrays (in a
+            checkpoint, NAME is the id of a run); or `text=` and a text.
         argument: the name of the argument that `source` is, for messages.
         names: what the argument takes beside prompts, for messages.
 
@@ -93,9 +96,10 @@ def read_prompt(
     if path.name in (CONFIG, WEIGHTS):
         path = path.parent
     if os.path.isdir(path):
-        if (path / CONFIG).exists():
+        if array is None and (path / CONFIG).exists():
             return _read_adapter(path)
-        return SavedPrompt(name, _checked(path, checkpoints.load_prompt(path)))
+        prompts = checkpoints.load_prompts(path)
+        return SavedPrompt(name, _checked(path, _choose(path, prompts, array)))
     if not os.path.isfile(path):
         raise InputError(
             argument,
@@ -292,7 +296,8 @@ def _read_arrays(path: Path) -> tuple[Mapping[str, np.ndarray], Mapping[str, str
 
 
 def _choose(path: Path, arrays: Mapping[str, np.ndarray], name: str | None) -> np.ndarray:
-    names = ", ".join(sorted(arrays)) or "none"
+    names = ", ".join(sorted(arrays)[:MOST_NAMES]) or "none"
+    names += ", ..." if len(arrays) > MOST_NAMES else ""
     if name is not None and name not in arrays:
         raise InputError(None, path, f"has no array {name}: choose from {names}")
     chosen = [name] if name is not None else [n for n in arrays if arrays[n].ndim == 2]
@@ -325,7 +330,7 @@ def _path_and_array(name: str) -> tuple[Path, str | None]:
     """The path, and the array that is named behind it."""
     path = Path(os.path.expanduser(name))
     before, colon, array = name.rpartition(":")
-    if colon and not os.path.lexists(path) and os.path.isfile(os.path.expanduser(before)):
+    if colon and not os.path.lexists(path) and os.path.exists(os.path.expanduser(before)):
         return Path(os.path.expanduser(before)), array
     return path, None
 

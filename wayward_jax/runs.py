@@ -16,6 +16,9 @@ P_STAR = "p_star"
 # The paper's reading, in records.
 NEAREST_TOKENS = "nearest tokens"
 
+# Attributes of a record that are no entries of its row. The first two give theirs to it.
+NOT_ENTRIES = ("run", "provenance", "prompt")
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -199,8 +202,9 @@ class RunRecord:
         seconds: the run's share of its population's time.
         curve: the run while it was tuned.
         provenance: what made it.
-        prompt: `[L, D]` float32; None where the record was read from a file, for the prompt is in a
-            checkpoint then.
+        prompt: `[L, D]` float32; None where the record was read from a file.
+        checkpoint: the path, from the job's folder on, of the checkpoint that has the prompt under
+            the run's id; empty if none was written.
     """
 
     run: Run
@@ -230,6 +234,7 @@ class RunRecord:
     curve: tuple[CurvePoint, ...]
     provenance: Provenance
     prompt: np.ndarray | None = None
+    checkpoint: str = ""
 
     @property
     def id(self) -> str:
@@ -243,7 +248,7 @@ class RunRecord:
         example.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name in ("run", "provenance", "prompt"):
+        for name in NOT_ENTRIES:
             del values[name]
         return {
             "id": self.id,
@@ -265,7 +270,7 @@ class RunRecord:
         """
         kinds = (Run, Provenance, cls)
         names = {field.name for kind in kinds for field in dataclasses.fields(kind)} | {"id"}
-        if missing := sorted(names - {"run", "provenance", "prompt"} - row.keys()):
+        if missing := sorted(names - {*NOT_ENTRIES} - row.keys()):
             raise ValueError(f"lacks {', '.join(missing)}")
         try:
             run = Run(**_entries(Run, row))
@@ -273,8 +278,7 @@ class RunRecord:
             run = dataclasses.replace(
                 run, target_ids=tuple(run.target_ids), bos_ids=tuple(run.bos_ids)
             )
-            own = {field.name: row[field.name] for field in dataclasses.fields(cls)[1:-2]}
-            own |= {
+            own = _entries(cls, row) | {
                 "correct": read_bits(row["correct"], row["n_eval"]),
                 "token_ids": tuple(row["token_ids"]),
                 "curve": tuple(CurvePoint(**point) for point in row["curve"]),
@@ -293,8 +297,9 @@ class RunRecord:
 
 
 def _entries(kind: type, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a row that are attributes of `Run` or `Provenance`."""
-    return {field.name: row[field.name] for field in dataclasses.fields(kind)}
+    """The entries of a row that are attributes of `Run`, `Provenance` or `RunRecord` itself."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: row[name] for name in names if name not in NOT_ENTRIES}
 
 
 def write_bits(values: np.ndarray) -> str:

@@ -59,6 +59,18 @@ def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
     return jax.tree.map(put, specs, tree)
 
 
+def shapes_on(tree: Any, mesh: Mesh, specs: Any) -> Any:
+    """The shapes of a pytree's arrays, sharded as `place` would; arguments as for `place`."""
+
+    def shape(spec: PartitionSpec, part: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+        )
+
+    return jax.tree.map(shape, specs, tree)
+
+
 def keep_whole(x: jax.Array) -> jax.Array:
     """Keeps an array, and its gradient, whole on every device of the mesh axis `model`.
 

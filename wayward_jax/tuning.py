@@ -1,5 +1,6 @@
 """`tune`: prompts of one task in one call, with the job's defaults around the trainer."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,6 @@ import pandas as pd
 from jax.typing import ArrayLike
 from rich.console import Console
 
-from wayward_jax.api import mesh_of
 from wayward_jax.checkpoints import prompt_digest
 from wayward_jax.constraints import CONSTRAINTS, Constraint, ReadingPenalty, hold
 from wayward_jax.errors import InputError
@@ -26,11 +26,11 @@ from wayward_jax.runs import Run, RunRecord
 from wayward_jax.targets import require_readable, tokenize
 from wayward_jax.tasks import TaskData
 from wayward_jax.training.examples import encode_task
-from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
+from wayward_jax.training.memory import busy_tokens, free_bytes, pack_tokens, row_grain
 from wayward_jax.training.optimizers import Optimizer
 from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.progress import StepMetrics
-from wayward_jax.training.trainer import score_unprompted, tune_population
+from wayward_jax.training.trainer import score_unprompted, tune_population, with_unprompted
 
 
 class Records(list[RunRecord]):
@@ -276,7 +276,7 @@ def _tune_runs(
     **options: Any,
 ) -> list[RunRecord]:
     """The records of runs, in order; `options` are those of `tune_population`."""
-    mesh = mesh_of(model)
+    mesh = model.mesh
     check_cells(model, runs)
     longest = max(run.prompt_length for run in runs)
     encoded = encode_task(
@@ -291,15 +291,15 @@ def _tune_runs(
         truncate=truncate,
         row_grain=row_grain(mesh),
     )
+    free = free_bytes(mesh.local_devices)
     plans = plan_populations(
         {task.task.name: encoded.train},
         runs,
         population=population,
-        pack_tokens=pack_tokens(model, encoded.train, runs, mesh),
+        pack_tokens=pack_tokens(model, encoded.train, runs, free),
         mesh=mesh,
         row_grain=row_grain(mesh),
     )
-    unprompted = score_unprompted(model, encoded, plans[0], mesh)
     meter = ThroughputMeter(model.embedding_table().dtype, mesh)
     records: dict[str, RunRecord] = {}
     with ProgressReporter(console) as reporter:
@@ -314,7 +314,11 @@ def _tune_runs(
                     callback(found)
 
             tuned = tune_population(
-                model, encoded, plan, mesh, unprompted=unprompted, on_steps=on_steps, **options
+                *(model, encoded, plan, mesh),
+                device_bytes=free + model.device_nbytes,
+                on_steps=on_steps,
+                **options,
             )
             records |= {record.id: record for record in tuned}
-    return [records[run.id] for run in runs]
+    unprompted = score_unprompted(model, encoded, plans[0], mesh)
+    return with_unprompted([records[run.id] for run in runs], encoded, unprompted)

@@ -16,6 +16,7 @@ from experiments.forecast.programs import Compiled, compile_scoring, compile_tra
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.inputs import ModelInputs, read_inputs, read_starts
 from wayward_jax.jobs.progress_bar import ProgressReporter
+from wayward_jax.jobs.setting import write_mesh
 from wayward_jax.jobs.settings import ForecastSettings
 from wayward_jax.models import LanguageModel
 from wayward_jax.shapes import PackedShape
@@ -35,6 +36,7 @@ class Forecast:
 
     Attributes:
         model, task: their names.
+        mesh: its axes and sizes.
         populations: how many there are.
         runs: of each.
         steps: of each.
@@ -54,6 +56,7 @@ class Forecast:
 
     model: str
     task: str
+    mesh: str
     populations: int
     runs: int
     steps: int
@@ -84,11 +87,11 @@ def forecast(
     inputs = read_inputs(settings, experiment, loader, read_starts(settings), watch)
     found = []
     for name, each in inputs.models.items():
-        for plans in _alike(settings, each, loader.mesh):
+        model = loader.model(name)
+        for plans in _alike(settings, each, model.mesh):
             task = plans[0].runs[0].task
             watch.doing(f"{topology}, {name}, {task}: compiling")
-            model = loader.model(name)
-            found.append(_forecast(model, each, plans, machine, loader.mesh, task))
+            found.append(_forecast(model, each, plans, machine, task))
     return len(devices), found
 
 
@@ -124,10 +127,9 @@ def _forecast(
     inputs: ModelInputs,
     plans: Sequence[PopulationPlan],
     machine: Machine,
-    mesh: Mesh,
     name: str,
 ) -> Forecast:
-    plan, steps = plans[0], plans[0].runs[0].steps
+    plan, steps, mesh = plans[0], plans[0].runs[0].steps, model.mesh
     largest = plan.shapes[-1]
     task = inputs.tasks[name]
     training = compile_training(model, plan, largest, mesh, inputs.constraints)
@@ -135,6 +137,7 @@ def _forecast(
     found = Forecast(
         model=model.name,
         task=name,
+        mesh=write_mesh(mesh.shape),
         populations=len(plans),
         runs=len(plan.runs),
         steps=steps,

@@ -1,11 +1,11 @@
 """A job's models as shapes, without weights."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from experiments.forecast.machines import Machine
 from experiments.forecast.programs import abstract_params
@@ -35,38 +35,36 @@ class ShapeLoader(Loader):
             if name not in SHAPES:
                 raise InputError("model_shape", name, f"choose from {', '.join(SHAPES)}")
         named = settings.model_shape or settings.model
-        super().__init__(dataclasses.replace(settings, model=named), devices)
+        super().__init__(dataclasses.replace(settings, model=named), devices, int(machine.memory))
         self._from_shape = bool(settings.model_shape)
-        self._memory = machine.memory
 
-    def model(self, name: str) -> LanguageModel:
-        """See `Loader.model`; the parameters are `jax.ShapeDtypeStruct`s."""
-        if self._loaded is None or self._loaded.name != name:
-            self._loaded = None
+    def open(self, name: str) -> LanguageModel:
+        """See `Loader.open`; the weights of a shape are `jax.ShapeDtypeStruct`s."""
+        if not self._from_shape:
+            return super().open(name)
+        if name not in self._opened:
             settings = self._settings
-            model = models.load(
-                TOKENIZER_OF if self._from_shape else self.names[name],
+            model = models.open_model(
+                TOKENIZER_OF,
                 cache_dir=settings.cache_dir,
                 assets_dir=settings.assets_dir,
                 dtype=self.dtype,
                 readable=settings.readable,
                 bos=settings.bos,
             )
-            if self._from_shape:
-                model = _in_shape(model, name)
-            params = abstract_params(model.params, model.family, self.dtype, self.mesh)
-            self._loaded = dataclasses.replace(model, params=params)
-            weights = sum(
-                math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-                for x in jax.tree.leaves(params)
-            )
-            self.free_bytes = int(self._memory) - weights
-        return self._loaded
+            self._opened[name] = _in_shape(model, name, self.dtype)
+        return self._opened[name]
+
+    def place(self, model: LanguageModel, mesh: Mesh) -> LanguageModel:
+        """See `Loader.place`; the weights are `jax.ShapeDtypeStruct`s."""
+        params = abstract_params(model.params, model.family, self.dtype, mesh)
+        return dataclasses.replace(model, params=params)
 
 
-def _in_shape(model: LanguageModel, name: str) -> LanguageModel:
+def _in_shape(model: LanguageModel, name: str, dtype: jnp.dtype) -> LanguageModel:
     """A model of a published shape with the tokenizer of another."""
     family, module = module_of(name)
     ids = jnp.zeros((1, 1), jnp.int32)
-    params = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, method="text_logits"))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
     return dataclasses.replace(model, name=name, family=family, module=module, params=params)

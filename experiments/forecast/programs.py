@@ -1,33 +1,25 @@
 """The programs of a job, compiled from shapes alone for devices that are not there."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from wayward_jax.constraints import CONSTRAINTS, Constraint
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.family import Family
-from wayward_jax.packing import PackedBatch, empty_pack
 from wayward_jax.shapes import PackedShape
-from wayward_jax.sharding import BY_RUN, param_specs
-from wayward_jax.training.evaluation import BY_SHARD, score_packs
+from wayward_jax.sharding import BY_RUN, param_specs, shapes_on
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.programs import lower_scoring, lower_training, read_memory
 from wayward_jax.training.scoring import EvaluationSet
-from wayward_jax.training.step import (
-    BATCH_SPECS,
-    STATE_SPECS,
-    Population,
-    TrainState,
-    init_state,
-    train_steps,
-)
+from wayward_jax.training.step import STATE_SPECS, Population, TrainState, init_state
 from wayward_jax.training.trainer import describe_population
 
 
@@ -59,7 +51,8 @@ def abstract_params(
         mesh: see `sharding.AXES`.
     """
     specs = param_specs(shapes, mesh, family.partition_spec)
-    return _like(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes), mesh, specs)
+    cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+    return shapes_on(cast, mesh, specs)
 
 
 def compile_training(
@@ -74,49 +67,16 @@ def compile_training(
     optimizer = named_optimizer(run.optimizer, run.steps, run.warmup, run.weight_decay)
     population = describe_population(plan, model.tokenizer.vocab_size, constraints)
     state = _state(model, plan, population, optimizer)
-    return _compile(
-        train_steps,
-        model.module,
-        model.params,
-        _like(population, mesh, BY_RUN),
-        _like(state, mesh, STATE_SPECS),
-        _like(_packs(plan, shape), mesh, BATCH_SPECS),
-        jax.ShapeDtypeStruct((), jnp.int32),
-        optimizer,
-        run.steps,
-        mesh,
-    )
+    on_mesh = shapes_on(population, mesh, BY_RUN), shapes_on(state, mesh, STATE_SPECS)
+    return _compile(lambda: lower_training(model, plan, shape, *on_mesh, optimizer, mesh))
 
 
 def compile_scoring(
     model: LanguageModel, plan: PopulationPlan, examples: EvaluationSet, mesh: Mesh
 ) -> Compiled:
     """Compiles the program that scores a part of some examples under all prompts of a plan."""
-    places = len(plan.padded_runs)
-    width = model.embedding_table().shape[1]
-    prompts = jax.ShapeDtypeStruct((places, plan.prompt_length, width), jnp.float32)
-    pack = empty_pack(plan.runs_per_shard, examples.shape)
-    axes = (plan.run_shards, plan.data_shards)
-    return _compile(
-        score_packs,
-        model.module,
-        model.params,
-        _like(prompts, mesh, BY_RUN),
-        _like(_stacked(pack, axes), mesh, BY_SHARD),
-        mesh,
-    )
-
-
-def _packs(plan: PopulationPlan, shape: PackedShape) -> PackedBatch:
-    """The shapes of the packs of a call, see `step.BATCH_SPECS`."""
-    pack = empty_pack(plan.runs_per_shard, shape)
-    axes = (plan.steps_per_call, plan.run_shards * plan.packs_per_shard, plan.data_shards)
-    return _stacked(pack, axes)
-
-
-def _stacked(pack: PackedBatch, axes: tuple[int, ...]) -> PackedBatch:
-    """The shapes of packs with further axes before those of a pack."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *x.shape), x.dtype), pack)
+    prompts = shapes_on(_prompts(model, plan), mesh, BY_RUN)
+    return _compile(lambda: lower_scoring(model, plan, examples.shape, prompts, mesh))
 
 
 def _state(
@@ -125,7 +85,6 @@ def _state(
     """The shapes of a population's state before its first step."""
     runs = plan.padded_runs
     table = model.embedding_table()
-    prompts = jax.ShapeDtypeStruct((len(runs), plan.prompt_length, table.shape[1]), jnp.float32)
 
     def start(table: jax.Array, prompts: jax.Array) -> TrainState:
         return init_state(
@@ -138,32 +97,22 @@ def _state(
             steps=runs[0].steps,
         )
 
-    return jax.eval_shape(start, table, prompts)
+    return jax.eval_shape(start, table, _prompts(model, plan))
 
 
-def _like(tree: Any, mesh: Mesh, specs: Any) -> Any:
-    """The shapes of a pytree's arrays, sharded as `sharding.place` shards them."""
-
-    def shape(spec: PartitionSpec, part: Any) -> Any:
-        sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
-        )
-
-    return jax.tree.map(shape, specs, tree)
+def _prompts(model: LanguageModel, plan: PopulationPlan) -> jax.ShapeDtypeStruct:
+    """The shape of a population's prompts."""
+    width = model.embedding_table().shape[1]
+    return jax.ShapeDtypeStruct((len(plan.padded_runs), plan.prompt_length, width), jnp.float32)
 
 
-def _compile(function: Any, *arguments: Any) -> Compiled:
+def _compile(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
     began = time.perf_counter()
     try:
-        compiled = function.lower(*arguments).compile()
+        compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Compiled("", 0, time.perf_counter() - began, str(error).splitlines()[0])
     seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # Compilers leave some temporary memory out of one figure or the other.
-    most = max(memory.peak_memory_in_bytes, kept + memory.temp_size_in_bytes)
-    return Compiled(compiled.as_text(), most, seconds)
+    return Compiled(compiled.as_text(), read_memory(compiled).total, seconds)

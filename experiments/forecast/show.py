@@ -77,6 +77,7 @@ def as_page(shown: Sequence[RenderableType]) -> str:
 def _rows(part: Forecast) -> list[tuple[str, str]]:
     estimated = part.step_seconds > 0
     return [
+        ("mesh", part.mesh),
         ("populations, runs each", f"{part.populations}, {part.runs}"),
         ("programs", str(part.programs)),
         ("memory of the largest step", _memory(part.step_memory, part)),

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 from tests.helpers import toy_job
 from tests.helpers.nearest import nearest
 from tests.helpers.toy_models import WORDS
-from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import records
 from wayward_jax.jobs.kept_flags import read_flags
@@ -73,8 +72,9 @@ def test_the_page_has_the_neighbors_that_the_checkpoints_have(analysis, job, tab
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
 def test_the_page_has_the_reading_under_other_metrics(analysis, job, table, metric):
     data = page_data(analysis)
+    rows = {row["id"]: row for row in records.read_lines(job / "runs" / "results.jsonl")}
     for run in data["runs"]:
-        prompt = checkpoints.load_prompt(job / "runs" / "checkpoints" / run["id"])
+        prompt = toy_job.prompt(job / "runs", rows[run["id"]])
         near = np.float64(prompt) @ np.float64(table).T
         if metric == "cosine":
             near /= np.linalg.norm(table, axis=1)

@@ -11,7 +11,6 @@ import experiments.run
 from tests.helpers import toy_job, toy_models
 from tests.helpers.finished_runs import best, wayward, with_run
 from tests.helpers.toy_models import WORDS
-from wayward_jax import checkpoints
 from wayward_jax.analysis import report
 from wayward_jax.analysis.answers import MOST_TEXTS, Answered, Line, answered
 from wayward_jax.analysis.selection import compare
@@ -99,7 +98,7 @@ def test_the_answers_are_those_of_the_published_model(page, job, table):
             assert text == row["text"]
             assert name.startswith("wayward prompt" if row["target_ids"] else "p_star")
             assert not row["target_ids"] or row["target_name"] in name
-            vectors = checkpoints.load_prompt(job / "runs" / "checkpoints" / run[1])
+            vectors = toy_job.prompt(job / "runs", row)
         else:
             assert bool(text) == name.startswith("the text itself")
             vectors = table[[WORDS.index(word) for word in text.split()]]

@@ -5,10 +5,8 @@ without a traceback; and nothing is written or overwritten.
 """
 
 import gzip
-import os
 import shutil
 import struct
-import sys
 
 import numpy as np
 import pytest
@@ -35,19 +33,6 @@ DIGITS = "9" * 5000
 GOOD = '{"text": "w1", "label": 1}'
 PROMPT = np.ones((3, 32))
 WTE = "transformer.wte.weight"
-
-
-@pytest.fixture(scope="module")
-def fork():
-    """Runs a program in a process of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-        context = fork_server.start()
-        started = context.Process()  # which has the process that is forked from import everything
-        started.start()
-        started.join()
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -455,12 +440,28 @@ SPOILT_JOBS = {
         lambda job: (job / "results.jsonl").write_text("{}\n"),
         *("results.jsonl:1: lacks accuracy", "run the job again"),
     ),
+    "job of the prompts of another": (
+        lambda job: [
+            checkpoints.save_prompts(path, {"0123456789ab": np.ones((3, 2), np.float32)})
+            for path in (job / "checkpoints").iterdir()
+        ],
+        *("lacks the prompt of run ", "bring the checkpoint of its job"),
+    ),
+    "job of today's older form": (
+        lambda job: (job / "results.jsonl").write_text(
+            (job / "results.jsonl").read_text().replace('"checkpoint": ', '"elsewhere": ')
+        ),
+        *("results.jsonl:1: lacks checkpoint", "run the job again"),
+    ),
     "job of another prompt": (
         lambda job: [
-            checkpoints.save_prompt(prompt, np.ones((1, 2), np.float32))
-            for prompt in (job / "checkpoints").iterdir()
+            checkpoints.save_prompts(
+                path,
+                {name: np.ones((1, 2), np.float32) for name in checkpoints.load_prompts(path)},
+            )
+            for path in (job / "checkpoints").iterdir()
         ],
-        *("holds a prompt of shape (1, 2)", "bring the checkpoint"),
+        *("is a prompt of shape (1, 2)", "bring the checkpoint"),
     ),
 }
 
@@ -478,8 +479,8 @@ def snapshot(*folders):
 def assert_refused(fork, module, arguments, parts, out, *folders):
     """The program says these things in one line, ends with exit code 2, and changes nothing."""
     before = snapshot(*folders)
-    ended = fork_server.run(fork, module, arguments, out, SECONDS)
-    assert ended.code is not None, f"it went on for {SECONDS} s"
+    ended = fork_server.start(fork, module, arguments, out, SECONDS).finish()
+    assert ended.code >= 0, f"it went on for {SECONDS} s"
     assert ended.code == 2, ended.err
     assert ended.err.startswith("error: ")
     assert ended.err.count("\n") == 1
@@ -499,7 +500,7 @@ def finished(fork, folder, tmp_path_factory):
     """The job without a fault, so that it is the fault that each of the others is refused for."""
     out = tmp_path_factory.mktemp("finished")
     flags = toy_job.arguments(folder, steps=1, out_dir=out / "job")
-    ended = fork_server.run(fork, "experiments.run", flags, out, limit=100)
+    ended = fork_server.start(fork, "experiments.run", flags, out, limit=100).finish()
     assert ended.code == 0, ended.err
     return out / "job"
 

@@ -13,12 +13,10 @@ from experiments import main
 from tests.helpers import toy_job
 from tests.helpers.toy_job import arguments, run, settings
 from tests.helpers.toy_models import make_table
-from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import job, records
+from wayward_jax.jobs import inputs, job, records
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.runs import RunRecord
-from wayward_jax.training import memory
 
 FIELDS = [
     "model",
@@ -96,7 +94,7 @@ def test_checkpoints_hold_the_prompts_that_were_read(finished, folder):
     out_dir, _ = finished
     table = make_table()
     for row in records.read_lines(out_dir / "results.jsonl"):
-        prompt = checkpoints.load_prompt(out_dir / "checkpoints" / row["id"])
+        prompt = toy_job.prompt(out_dir, row)
         distances = ((prompt[:, None] - table[None]) ** 2).sum(-1)
         assert distances.argmin(1).tolist() == row["token_ids"]
 
@@ -215,18 +213,16 @@ def test_a_run_that_the_flags_do_not_ask_for_is_refused(folder):
 def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     out_dir, _ = finished
     row = records.read_lines(out_dir / "results.jsonl")[-1]
-    checkpoint = out_dir / "checkpoints" / row["id"]
-    given = settings(
-        folder, folder / "continued", init=(str(checkpoint),), steps=1, learning_rate=0.0
-    )
+    source = f"{out_dir}/{row['checkpoint']}:{row['id']}"
+    given = settings(folder, folder / "continued", init=(source,), steps=1, learning_rate=0.0)
     with ProgressReporter(Console(quiet=True)) as watch:
         records_ = job.run_job(given, main.EXPERIMENT, folder / "continued", watch).records
-    again = checkpoints.load_prompt(folder / "continued" / "checkpoints" / records_[-1].id)
-    np.testing.assert_array_equal(again, checkpoints.load_prompt(checkpoint))
+    again = toy_job.prompt(folder / "continued", records_[-1].to_json())
+    np.testing.assert_array_equal(again, toy_job.prompt(out_dir, row))
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(folder, monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(inputs, "free_bytes", lambda devices: 1000)
     out_dir = folder / "refused"
     with (
         pytest.raises(InputError, match="batch_size=4"),

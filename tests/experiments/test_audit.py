@@ -114,7 +114,8 @@ def of_p_star(folder, model, p_star, tmp_path_factory):
 def wayward(model, of_p_star):
     """That prompt."""
     out_dir, found = of_p_star
-    return wj.load_prompt(out_dir / "checkpoints" / found["task"]["doubles"][0]["best"], model)
+    best = found["task"]["doubles"][0]
+    return wj.load_prompt(f"{out_dir}/{best['checkpoint']}:{best['best']}", model)
 
 
 @pytest.mark.slow
@@ -347,7 +348,7 @@ def test_doubles_of_the_lens_are_judged_apart_and_the_model_says_what_the_prompt
     )
     nearest, lens = found["task"]["doubles"]
     assert (nearest["reading"], lens["reading"]) == ("nearest tokens", "lens:1")
-    double = wj.load_prompt(tmp_path / "out" / "checkpoints" / lens["best"], model)
+    double = wj.load_prompt(f"{tmp_path}/out/{lens['checkpoint']}:{lens['best']}", model)
     assert model.tokenizer.decode(Lens(1).read(model, double[None])[0].tolist()) == text
     assert any(said.startswith("By the reading lens:1: ") for said in found["findings"])
     verbal = Verbal(tuple(templates.split("|")))

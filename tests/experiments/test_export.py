@@ -16,12 +16,12 @@ PROMPT = np.random.default_rng(0).normal(size=(4, toy_models.WIDTH)).astype(np.f
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("export")
     toy_models.make("gpt2", made)
-    checkpoints.save_prompt(made / "checkpoint", PROMPT)
+    checkpoints.save_prompts(made / "checkpoint", {"run": PROMPT, "other": -PROMPT})
     return made
 
 
 def run(folder, to, **changed):
-    flags = {"model": folder / "gpt2", "cache_dir": folder, "prompt": folder / "checkpoint"}
+    flags = {"model": folder / "gpt2", "cache_dir": folder, "prompt": folder / "checkpoint:run"}
     texts = toy_job.texts({**flags, "to": to, **changed})
     export.main({name: text for name, text in texts.items() if text is not None})
 

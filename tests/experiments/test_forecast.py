@@ -198,6 +198,7 @@ def test_a_job_costs_the_hours_of_all_devices_and_one_that_does_not_fit_has_no_c
     part = Forecast(
         model="gpt2",
         task="sst2",
+        mesh="runs:8,data:1,model:1",
         populations=2,
         runs=30,
         steps=100,
@@ -225,6 +226,7 @@ def test_a_job_costs_the_hours_of_all_devices_and_one_that_does_not_fit_has_no_c
     assert shown["cost"] == ["12.00"]  # an hour of 8 devices
     assert shown["together"] == ["60 min"]
     assert shown["tuning and evaluation"] == ["50 min", "does not fit"]
+    assert shown["mesh"] == 2 * ["runs:8,data:1,model:1"]
     assert shown["fits"] == ["yes", "takes 17.0 GiB"]
     assert shown["memory of the largest step"][0] == "4.0 of 16.0 GiB"
     assert shown["laying out a step, host"] == ["100 ms, longer than the step"]

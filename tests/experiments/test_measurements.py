@@ -18,7 +18,6 @@ from experiments.discrete import MOST_DEMONSTRATIONS, calibrate, demonstrations
 from experiments.path import between
 from experiments.recover import rank
 from tests.helpers import packs, toy_job, toy_models
-from wayward_jax import checkpoints
 from wayward_jax.analysis import tables
 from wayward_jax.analysis.analyze import analyze
 from wayward_jax.analysis.measured_figures import measured_figures
@@ -249,7 +248,7 @@ def test_readings_of_the_same_prompts_agree_with_their_records(folder, first, me
     best = [x for x in lines if x["metric"] == "dot" and x["prompt"] == "p_star"]
     p_stars = [record for record in first if not record.run.has_target]
     for line, record in zip(best, p_stars, strict=True):
-        prompt = checkpoints.load_prompt(folder / "first" / "checkpoints" / record.id)
+        prompt = toy_job.prompt(folder / "first", record.to_json())
         ten = (-prompt @ table.T).argsort(axis=1)[:, :10]
         target = np.array(wayward[0].run.target_ids)[:, None]
         assert line["top_10"] == pytest.approx((ten == target).any(axis=1).mean())
@@ -376,7 +375,7 @@ def test_prompts_are_told_apart_by_scores_of_each_of_them(folder, tmp_path):
     table = np.float64(load_table(folder))[: len(toy_models.WORDS)]
     for id_, row in rows.items():
         assert row["prompt"] == kinds[by_id[id_].run.target_name]
-        prompt = np.float64(checkpoints.load_prompt(tmp_path / "checkpoints" / id_))
+        prompt = np.float64(toy_job.prompt(tmp_path, by_id[id_].to_json()))
         apart = np.linalg.norm(prompt[:, None] - table[1:], axis=2)  # special tokens are not read
         apart.sort(axis=1)
         assert row["distance"] == pytest.approx(apart[:, 0].mean(), rel=1e-4)

@@ -58,7 +58,8 @@ class Place:
         file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
     def checkpoint(self, prompt):
-        checkpoints.save_prompt(self.path / "checkpoint", np.asarray(prompt, np.float32))
+        prompts = {"run": np.asarray(prompt, np.float32)}
+        checkpoints.save_prompts(self.path / "checkpoint", prompts)
         return self.path / "checkpoint"
 
     def wheel(self, member, content):

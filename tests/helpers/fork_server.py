@@ -9,6 +9,7 @@ import os
 import resource
 import runpy
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,44 +26,81 @@ MEMORY = 16 * 2**30
 
 
 class Ended(NamedTuple):
-    """The end of a program: its exit code (None if it had to be killed) and its output."""
+    """The end of a program: its exit code (minus the signal that killed it) and its output."""
 
-    code: int | None
+    code: int
     out: str
     err: str
 
 
-def start() -> multiprocessing.context.ForkServerContext:
-    """Starts the server that processes are forked from; only its first process takes seconds."""
+class Program(NamedTuple):
+    """A program that runs.
+
+    Attributes:
+        process: its process.
+        folder: has its output.
+        limit: the seconds of the processor after which it is killed.
+    """
+
+    process: multiprocessing.process.BaseProcess
+    folder: Path
+    limit: int
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal."""
+        os.kill(self.process.pid, number)
+
+    def finish(self) -> Ended:
+        """Waits for its end; it is killed after ten times its limit, as machines may be busy."""
+        self.process.join(10 * self.limit)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        out, err = ((self.folder / name).read_text() for name in ("stdout", "stderr"))
+        return Ended(self.process.exitcode, out, err)
+
+
+def serve() -> multiprocessing.context.ForkServerContext:
+    """Starts the server that processes are forked from, which then has everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
+    first = context.Process()
+    first.start()
+    first.join()
     return context
 
 
-def run(context, module: str, arguments: list[str], folder: Path, limit: int) -> Ended:
-    """`python -m MODULE ARGUMENTS`; its output goes to `folder`.
+def start(
+    context: multiprocessing.context.ForkServerContext,
+    module: str,
+    arguments: list[str],
+    folder: Path,
+    limit: int,
+    environ: Mapping[str, str] | None = None,
+) -> Program:
+    """Starts `python -m MODULE ARGUMENTS`.
 
-    It is killed after `limit` seconds of the processor, which a busy machine takes long to give,
-    and of waiting after ten times as many.
+    Args:
+        context: of the server.
+        module: the program.
+        arguments: its flags.
+        folder: for its output.
+        limit: it is killed after so many seconds of the processor.
+        environ: variables that it has beside those of the server.
     """
-    process = context.Process(target=_program, args=(module, arguments, str(folder), limit))
+    given = (module, arguments, str(folder), limit, environ or {})
+    process = context.Process(target=_program, args=given)
     process.start()
-    process.join(10 * limit)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    code = process.exitcode
-    return Ended(None if code < 0 else code, *_said(folder))
+    return Program(process, folder, limit)
 
 
-def _said(folder: Path) -> list[str]:
-    return [(folder / name).read_text() for name in ("stdout", "stderr")]
-
-
-def _program(module: str, arguments: list[str], folder: str, limit: int) -> None:
+def _program(
+    module: str, arguments: list[str], folder: str, limit: int, environ: Mapping[str, str]
+) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
+    os.environ.update(environ)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     sys.argv = [module, *arguments]

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import experiments.analyze
 from tests.helpers import toy_models
+from wayward_jax import checkpoints
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.runs import RunRecord
@@ -94,6 +95,11 @@ def texts(values: Mapping[str, object]) -> dict[str, str | None]:
         return None if value is None else str(value).lower() if value is True else str(value)
 
     return {name: text(value) for name, value in values.items()}
+
+
+def prompt(out_dir: Path, row: Mapping[str, str]) -> np.ndarray:
+    """The prompt of a row of a job's results."""
+    return checkpoints.load_prompts(out_dir / row["checkpoint"], [row["id"]])[row["id"]]
 
 
 def rows(records: Iterable[RunRecord]) -> list[dict]:

@@ -1,14 +1,17 @@
 """Jobs whose folder is on an object store, with fsspec's store in memory as one."""
 
+import asyncio
 import json
+import shutil
+from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.asyn import AsyncFileSystem
 from rich.console import Console
 
 from experiments import main
 from tests.helpers import toy_job
-from wayward_jax import checkpoints
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.object_stores import local, mirrored
@@ -58,11 +61,7 @@ def assert_same(url, undisturbed):
         )
         assert rows == expected
         for row in rows:
-            prompt, other = (
-                checkpoints.load_prompt(each / "checkpoints" / row["id"])
-                for each in (found, undisturbed)
-            )
-            assert (prompt == other).all()
+            assert (toy_job.prompt(found, row) == toy_job.prompt(undisturbed, row)).all()
         names = {path.name for path in undisturbed.iterdir()} - {".lock"}
         assert {path.name for path in found.iterdir()} == names
     assert not STORE.find("/bucket/job/in_flight")
@@ -78,12 +77,12 @@ def test_whenever_it_is_cut_off_from_the_store_the_job_goes_on_there(
     for limit in (3, 17, 40):
         written = 0
 
-        def put_file(store, source, target, limit=limit):
+        def put_file(store, source, target, limit=limit, **options):
             nonlocal written
             if written == limit:
                 raise ConnectionError("the store is gone")
             written += 1
-            whole(store, source, target)
+            whole(store, source, target, **options)
 
         with monkeypatch.context() as patched:
             patched.setattr(type(STORE), "put_file", put_file)
@@ -127,7 +126,60 @@ def test_shards_and_local_jobs_are_read_together(url, undisturbed, tmp_path):
     assert undisturbed.exists()
 
 
-@pytest.mark.parametrize("name", ["memory://bucket/absent", "nothing://bucket/job", "x://job"])
+class Slow(AsyncFileSystem):
+    """A store whose answers take a while; it counts the requests that are under way."""
+
+    protocol, most, objects = "slow", 0, {}
+
+    async def _transfer(self):
+        Slow.waiting = getattr(Slow, "waiting", 0) + 1
+        Slow.most = max(Slow.most, Slow.waiting)
+        await asyncio.sleep(0.01)
+        Slow.waiting -= 1
+
+    async def _put_file(self, source, target, **options):
+        await self._transfer()
+        rows = [name for name in self.objects if name.endswith(".jsonl")]
+        assert not rows or target.endswith(".jsonl")  # rows come last
+        self.objects[target] = Path(source).read_bytes()
+
+    async def _get_file(self, source, target, **options):
+        await self._transfer()
+        Path(target).write_bytes(self.objects[source])
+
+    async def _find(self, path, **options):
+        return sorted(self.objects)
+
+    async def _rm_file(self, path, **options):
+        await self._transfer()
+        del self.objects[path]
+
+
+def test_files_are_sent_fetched_and_removed_side_by_side(tmp_path):
+    fsspec.register_implementation("slow", Slow, clobber=True)
+    names = [f"checkpoints/a/{i}" for i in range(20)]
+    with mirrored("slow://bucket/job") as mirror:
+        for name in ["results.jsonl", "measurements.jsonl", *names]:
+            (mirror.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (mirror.folder / name).write_text(name)
+        mirror.send()
+        assert Slow.most > 4
+        Slow.most = 0
+        with local(["slow://bucket/job"]) as (found,):
+            assert all((found / name).read_text() == name for name in names)
+        assert Slow.most > 4
+        shutil.rmtree(mirror.folder / "checkpoints")
+        Slow.most = 0
+        mirror.send()
+    assert Slow.most > 4
+    assert sorted(Slow.objects) == [
+        f"bucket/job/{name}" for name in ("measurements.jsonl", "results.jsonl")
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["memory://bucket/absent", "nothing://bucket/job", "x://job", "memory://bucket/[1]"]
+)
 def test_what_cannot_be_read_is_named_in_one_line(name):
     with pytest.raises(InputError) as error, local([name]) as folders:
         read_jobs(folders)

@@ -2,8 +2,6 @@
 
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -11,14 +9,14 @@ import pytest
 from rich.console import Console
 
 from experiments import main
-from tests.helpers import toy_job
-from wayward_jax import checkpoints
+from tests.helpers import fork_server, toy_job
 from wayward_jax.jobs import job, processes, records
 from wayward_jax.jobs.exit_codes import LOST, STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
 # A job of this many steps is still running when a test stops it.
-STEPS = 400
+STEPS = 1000
+SECONDS = 300
 FLAGS = {"gamma": "0.5", "batch_size": 4, "steps": STEPS, "n_eval": 0, "checkpoint_every": 5}
 
 
@@ -37,33 +35,36 @@ def alone(folder):
     return out_dir
 
 
-def start(folder, count, out_dir, of_one=None, **changed):
-    """The processes of a job; `of_one` are flags of the last alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    place = {"coordinator": coordinator, "num_processes": count, "out_dir": out_dir}
+@pytest.fixture
+def start(fork, folder, tmp_path_factory):
+    """Starts the processes of a job; `of_one` are flags of the last alone."""
     started = []
-    for number in range(count):
-        own = (of_one or {}) if number == count - 1 else {}
-        flags = toy_job.arguments(folder, **{**FLAGS, **place, **changed, **own}, process_id=number)
-        command = [sys.executable, "-m", "experiments.run", *flags]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, **pipes))
-    return started
+
+    def start(count, out_dir, of_one=None, **changed):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        place = {"coordinator": coordinator, "num_processes": count, "out_dir": out_dir}
+        for number in range(count):
+            own = (of_one or {}) if number == count - 1 else {}
+            flags = {**FLAGS, **place, **changed, **own, "process_id": number}
+            words = toy_job.arguments(folder, **flags)
+            output = tmp_path_factory.mktemp("output")
+            started.append(fork_server.start(fork, "experiments.run", words, output, SECONDS))
+        return started[-count:]
+
+    yield start
+    for program in started:
+        program.process.kill()
 
 
-def finish(started):
+def finish(programs):
     """Their exit codes, and what each said at last."""
-    try:
-        said = [process.communicate(timeout=300) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [process.returncode for process in started], said
+    ended = [program.finish() for program in programs]
+    return [each.code for each in ended], [(each.out, each.err) for each in ended]
 
 
-def wait_until_tuning(started, out_dir):
+def wait_until_tuning(programs, out_dir):
     """Waits for another checkpoint of the population in flight."""
 
     def found():
@@ -71,7 +72,7 @@ def wait_until_tuning(started, out_dir):
 
     before = found()
     while found() <= before:
-        assert all(process.poll() is None for process in started), finish(started)
+        assert all(program.process.is_alive() for program in programs), finish(programs)
         time.sleep(0.02)
 
 
@@ -80,17 +81,15 @@ def assert_same_table(out_dir, alone):
     rows = records.read_lines(out_dir / "results.jsonl")
     assert sorted(row["id"] for row in rows) == sorted(expected)
     for row in rows:
-        toy_job.assert_same_outcome(row, expected[row["id"]])
-        prompt, other = (
-            checkpoints.load_prompt(each / "checkpoints" / row["id"]) for each in (out_dir, alone)
-        )
-        np.testing.assert_allclose(prompt, other, rtol=0, atol=1e-3)
+        toy_job.assert_same_outcome(row, other := expected[row["id"]])
+        prompt, of_other = toy_job.prompt(out_dir, row), toy_job.prompt(alone, other)
+        np.testing.assert_allclose(prompt, of_other, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow
-def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder, alone):
+def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(start, folder, alone):
     out_dir = folder / "four"
-    codes, said = finish(start(folder, 4, out_dir, mesh="runs:2,data:2", checkpoint_every=STEPS))
+    codes, said = finish(start(4, out_dir, mesh="runs:2,data:2", checkpoint_every=STEPS))
     assert codes == [0] * 4, said
     assert_same_table(out_dir, alone)
     first, *others = [output for output, _ in said]
@@ -100,10 +99,12 @@ def test_four_processes_on_a_mesh_of_runs_and_data_give_the_table_of_one(folder,
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_signal_ignored")
-def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(folder, alone):
+def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(
+    start, folder, alone
+):
     """One of two is told to stop, and then each is killed once."""
     out_dir = folder / "ended"
-    started = start(folder, 2, out_dir)
+    started = start(2, out_dir)
     wait_until_tuning(started, out_dir)
     started[1].send_signal(signal.SIGINT)
     codes, said = finish(started)
@@ -111,9 +112,9 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(f
     assert f"stopped: the same command with --out_dir={out_dir} continues it\n" in said[0][1]
 
     for killed in (1, 0):
-        started = start(folder, 2, out_dir)
+        started = start(2, out_dir)
         wait_until_tuning(started, out_dir)
-        started[killed].kill()
+        started[killed].process.kill()
         began = time.monotonic()
         codes, said = finish(started)
         assert time.monotonic() - began < processes.HEARTBEAT
@@ -122,7 +123,7 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(f
         *_, last = said[1 - killed][1].splitlines()
         assert last.startswith("error: the processes of this job have lost each other: ")
 
-    codes, said = finish(start(folder, 2, out_dir))
+    codes, said = finish(start(2, out_dir))
     assert codes == [0, 0], said
     assert_same_table(out_dir, alone)
     assert not (out_dir / "in_flight").exists()
@@ -137,11 +138,11 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(f
         ({"out_dir": "TAKEN"}, {}, "--out_dir="),
     ],
 )
-def test_bad_input_of_any_ends_all_with_exit_code_2(folder, alone, changed, of_one, named):
+def test_bad_input_of_any_ends_all_with_exit_code_2(start, folder, alone, changed, of_one, named):
     """A flag of one process, and a folder that the first alone looks at."""
     out_dir = folder / "refused"
     changed = {name: str(folder) if v == "TAKEN" else v for name, v in changed.items()}
-    codes, said = finish(start(folder, 2, **{"out_dir": out_dir, **changed}, of_one=of_one))
+    codes, said = finish(start(2, **{"out_dir": out_dir, **changed}, of_one=of_one))
     assert codes == [2, 2], said
     assert named in said[0][1]
     assert not out_dir.exists()

@@ -17,14 +17,16 @@ import pytest
 from rich.console import Console
 
 from experiments import main
-from tests.helpers import toy_job
-from tests.helpers.cases import slow_after
-from wayward_jax import checkpoints
+from tests.helpers import fork_server, toy_job
+from wayward_jax.checkpoints import load_prompts
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.exit_codes import STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.locks import locked
+
+# Entries that may differ after a crash, since runs are then finished apart from others.
+INCIDENTAL = ("seconds", "checkpoint")
 
 # Two populations of three runs, and two checkpoints each before the last step.
 CHANGED = {"gamma": (0.5,), "seeds": (1, 2), "steps": 20, "population": 3}
@@ -93,18 +95,17 @@ def stop(folder, out_dir, after=10, **changed):
 
 def table(out_dir):
     rows = records.read_lines(out_dir / "results.jsonl")
-    return [{name: row[name] for name in row if name != "seconds"} for row in rows]
+    return [{name: row[name] for name in row if name not in INCIDENTAL} for row in rows]
 
 
 def assert_same(out_dir, undisturbed):
     """Rows and prompts to the bit, and nothing left over."""
     assert table(out_dir) == table(undisturbed)
-    for row in table(undisturbed):
-        found, expected = (
-            checkpoints.load_prompt(each / "checkpoints" / row["id"])
-            for each in (out_dir, undisturbed)
+    here, there = (records.read_lines(each / "results.jsonl") for each in (out_dir, undisturbed))
+    for row, other in zip(here, there, strict=True):
+        np.testing.assert_array_equal(
+            toy_job.prompt(out_dir, row), toy_job.prompt(undisturbed, other)
         )
-        np.testing.assert_array_equal(found, expected)
     assert sorted(os.listdir(out_dir)) == sorted(os.listdir(undisturbed))
 
 
@@ -127,6 +128,7 @@ def test_a_finished_job_is_not_done_again(folder, undisturbed):
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undisturbed):
     before, last = stop(folder, out_dir)
     for path in last.rglob("*"):
@@ -160,6 +162,49 @@ def test_a_crash_amid_the_rows_of_a_population_is_repaired(folder, out_dir, undi
     assert_same(out_dir, undisturbed)
 
 
+def test_the_prompts_of_a_population_are_one_checkpoint(undisturbed):
+    written = list((undisturbed / "checkpoints").iterdir())
+    assert len(written) == 2
+    for place in written:
+        rows = records.read_lines(undisturbed / "results.jsonl")
+        own = {row["id"] for row in rows if undisturbed / row["checkpoint"] == place}
+        assert len(own) == 3
+        assert load_prompts(place).keys() == own
+        assert sum(path.is_file() for path in place.rglob("*")) < 2 * 8
+
+
+def test_a_crash_between_the_prompts_and_the_rows_changes_nothing(
+    folder, out_dir, undisturbed, monkeypatch
+):
+    append = records.append_lines
+
+    def crash(path, objects):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records, "append_lines", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(folder, out_dir)
+    assert len(list((out_dir / "checkpoints").iterdir())) == 1
+    assert not (out_dir / "results.jsonl").exists()
+    monkeypatch.setattr(records, "append_lines", append)
+    run_job(folder, out_dir)
+    assert_same(out_dir, undisturbed)
+    assert len(list((out_dir / "checkpoints").iterdir())) == 2
+
+
+def test_a_checkpoint_that_rows_name_is_never_written_again(folder, out_dir, undisturbed):
+    """Though a run that was finished with others lacks its row."""
+    shutil.copytree(undisturbed, out_dir)
+    path = out_dir / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    files = (out_dir / "checkpoints").rglob("*")
+    before = {path: path.read_bytes() for path in files if path.is_file()}
+    run_job(folder, out_dir)
+    assert {path: path.read_bytes() for path in before} == before
+    assert_same(out_dir, undisturbed)
+
+
 def test_a_job_with_rows_of_the_old_format_is_not_continued(folder, out_dir, undisturbed):
     shutil.copytree(undisturbed, out_dir)
     path = out_dir / "results.jsonl"
@@ -171,7 +216,7 @@ def test_a_job_with_rows_of_the_old_format_is_not_continued(folder, out_dir, und
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", slow_after(1, ["flags.json", "plan.json"]))
+@pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
 def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
     with pytest.raises(KeyboardInterrupt):
         run_job(folder, out_dir, after=5)
@@ -253,9 +298,8 @@ def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
         run_job(folder, out_dir)
 
 
-@pytest.mark.parametrize(
-    "unreadable", slow_after(1, ["results.jsonl", "plan.json", "progress", "flags.json"])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("unreadable", ["results.jsonl", "plan.json", "progress", "flags.json"])
 def test_a_disk_that_cannot_be_read_ends_the_job_and_nothing_is_deleted(
     folder, out_dir, undisturbed, unreadable
 ):
@@ -337,7 +381,8 @@ def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
     return len(rows)
 
 
-@pytest.mark.parametrize("kilobytes", slow_after(1, [4, 60, 120, 200, 280]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [4, 60, 120, 160, 200])
 def test_a_small_disk_ends_the_job_wherever_it_is(folder, tmp_path, undisturbed, kilobytes):
     out_dir = tmp_path / "small"
     with mounted(out_dir, f"size={kilobytes}k"):
@@ -364,14 +409,19 @@ def test_a_disk_that_fills_up_ends_the_job_and_leaves_what_was_finished(
     assert finished == 3
 
 
-def begin(folder, out_dir):
-    """The command, running."""
-    arguments = toy_job.arguments(folder, **LONG, out_dir=out_dir)
-    command = [sys.executable, "-m", "experiments.run", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def begin(fork, folder, out_dir, tmp_path_factory):
+    """Starts the command."""
+
+    def begin():
+        words = toy_job.arguments(folder, **LONG, out_dir=out_dir)
+        output = tmp_path_factory.mktemp("output")
+        return fork_server.start(fork, "experiments.run", words, output, limit=300)
+
+    return begin
 
 
-def wait_until_tuning(process, out_dir):
+def wait_until_tuning(program, out_dir):
     """Until there is another checkpoint."""
 
     def found():
@@ -379,30 +429,30 @@ def wait_until_tuning(process, out_dir):
 
     before = found()
     while found() <= before:
-        assert process.poll() is None, process.stderr.read()
+        assert program.process.is_alive(), program.finish()
         time.sleep(0.02)
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_and_a_signal_change_nothing(folder, out_dir):
+@pytest.mark.usefixtures("no_signal_ignored")
+def test_kills_at_random_moments_and_a_signal_change_nothing(begin, folder, out_dir):
     rng = random.Random(time.time_ns())
     for _ in range(2):
-        process = begin(folder, out_dir)
-        wait_until_tuning(process, out_dir)
+        program = begin()
+        wait_until_tuning(program, out_dir)
         time.sleep(rng.uniform(0, 1.5))
-        process.kill()
-        process.communicate()
+        program.process.kill()
+        program.finish()
 
-    process = begin(folder, out_dir)
-    wait_until_tuning(process, out_dir)
-    process.terminate()
-    _, errors = process.communicate()
-    assert process.returncode == STOPPED == 75
-    assert errors == f"stopped: the same command with --out_dir={out_dir} continues it\n"
+    program = begin()
+    wait_until_tuning(program, out_dir)
+    program.process.terminate()
+    ended = program.finish()
+    assert ended.code == STOPPED == 75
+    assert ended.err == f"stopped: the same command with --out_dir={out_dir} continues it\n"
 
-    process = begin(folder, out_dir)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    ended = begin().finish()
+    assert ended.code == 0, ended.err
     run_job(folder, folder / "long", steps=LONG["steps"], checkpoint_every=1000)
     shutil.rmtree(out_dir / "report")
     assert_same(out_dir, folder / "long")

@@ -92,18 +92,14 @@ def test_a_setting_that_is_not_given_has_no_text():
     }
 
 
-@pytest.fixture(scope="module")
-def fork():
-    return fork_server.start()
-
-
 @pytest.fixture
 def program(fork, tmp_path):
     """Runs a program that says which flags it was given."""
 
     def run(kind, *words):
         arguments = [kind.__name__, *words]
-        return fork_server.run(fork, "tests.helpers.print_flags", arguments, tmp_path, limit=60)
+        module = "tests.helpers.print_flags"
+        return fork_server.start(fork, module, arguments, tmp_path, limit=60).finish()
 
     return run
 

@@ -2,10 +2,7 @@
 
 import dataclasses
 import itertools
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -13,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from experiments import main
-from tests.helpers import toy_job
+from tests.helpers import fork_server, toy_job
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, records
 from wayward_jax.jobs.parts import select_part
@@ -64,7 +61,7 @@ def test_shards_are_merged_to_the_rows_of_the_whole_job(in_shards, whole):
 
 
 @pytest.mark.slow
-def test_the_tasks_of_one_step_do_a_shard_each(folder, whole):
+def test_the_tasks_of_one_step_do_a_shard_each(fork, folder, whole, tmp_path_factory):
     """Both tasks of one `srun` run at once, with all variables by which they could join."""
     out_dir = folder / "step"
     changed = {**FLAGS, "seeds": "1,2", "targets": folder / "words.txt", "out_dir": out_dir}
@@ -83,11 +80,10 @@ def test_the_tasks_of_one_step_do_a_shard_each(folder, whole):
         # The two ways to write it are one.
         shard = ("auto", "1/2")[number]
         flags = toy_job.arguments(folder, **changed, shard=shard, n_eval=0, batch_size=4)
-        command = [sys.executable, "-m", "experiments.run", *flags]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, **pipes, env={**os.environ, **slurm}))
-    said = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+        output = tmp_path_factory.mktemp("output")
+        started.append(fork_server.start(fork, "experiments.run", flags, output, 300, slurm))
+    ended = [program.finish() for program in started]
+    assert [each.code for each in ended] == [0, 0], ended
     assert {path.name for path in out_dir.iterdir()} == {"shard-0-of-2", "shard-1-of-2"}
     found = {run.record.id: run.record for run in read_jobs([out_dir])}
     assert found.keys() == {row["id"] for row in whole}

@@ -112,7 +112,7 @@ def computed(attend, inputs, gradient):
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "options"),
     slow_after(
-        2,
+        1,
         [
             *[(*HEADS[0], options) for options in VARIANTS],
             *[(*heads, {}) for heads in HEADS[1:]],

@@ -34,7 +34,7 @@ def their_logits(theirs, prompt, bos, layer):
     return theirs.lm_head(state)[0, len(bos) :]
 
 
-@pytest.mark.parametrize(("layer", "bos"), [(0, ()), (1, (9, 2)), (2, ())])
+@pytest.mark.parametrize(("layer", "bos"), slow_after(1, [(1, (9, 2)), (0, ()), (2, ())]))
 def test_the_lens_and_its_gradient_are_those_of_transformers(model, theirs, layer, bos):
     torch = pytest.importorskip("torch")
     model, lens = dataclasses.replace(model, bos_ids=bos), Lens(layer)

@@ -27,7 +27,8 @@ def zeros(config):
     module = GPT2(config)
     text = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), text, method="text_logits"))
-    return LanguageModel("zeros", GPT2_FAMILY, module, jax.tree.map(jnp.zeros_like, shapes), None)
+    params = jax.tree.map(jnp.zeros_like, shapes)
+    return LanguageModel("zeros", GPT2_FAMILY, module, params, None).placed(make_mesh())
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_memory_grows_with_tokens(middling):
 
 
 @pytest.fixture
-def planned(small, monkeypatch):
+def planned(small):
     """Gives the tokens of a pack, and 40 runs planned for them, where so many bytes are free."""
     runs = [
         Run("zeros", "none", prompt_length=4 + seed % 3, seed=seed, steps=20, batch_size=4)
@@ -87,8 +88,7 @@ def planned(small, monkeypatch):
     ]
 
     def plans(free):
-        monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-        tokens = memory.pack_tokens(small, TRAIN, runs, make_mesh())
+        tokens = memory.pack_tokens(small, TRAIN, runs, free)
         return tokens, plan_populations(
             {"none": TRAIN}, runs, population=None, pack_tokens=tokens, mesh=make_mesh()
         )

@@ -257,6 +257,7 @@ def test_a_gamma_goes_up_outside_and_down_inside_worked_by_hand():
         np.testing.assert_allclose(constraint.penalty(state, prompt, target), gamma * at**2)
 
 
+@pytest.mark.slow
 def test_after_the_last_step_an_adaptive_gamma_puts_vectors_outside_back_worked_by_hand():
     """The cell as above; whether the vector ever left it, and was outside at the end, is kept."""
     target = Target(

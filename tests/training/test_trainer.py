@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.helpers import toy_models
-from wayward_jax.sharding import make_mesh, place_params
+from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import encode
-from wayward_jax.training.evaluation import predictions, score_packs, start_scoring
+from wayward_jax.training.evaluation import predictions, start_scoring
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.scoring import plan_scoring
@@ -151,22 +151,6 @@ def test_examples_are_scored_without_any_prompt_as_by_plain_passes(model, theirs
     )
     found = score_unprompted(model, task, own, make_mesh())
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize("sizes", [{}, {"runs": 2}, {"data": 2}], ids=str)
-def test_one_program_scores_prompts_the_texts_they_read_as_and_no_prompt(model, sizes):
-    mesh = make_mesh(**sizes)
-    params = place_params(model.params, mesh, model.family.partition_spec)
-    placed = dataclasses.replace(model, params=params)
-    task = encode_task(placed, {100: toy_models.toy_data()}, prompt_length=7, template=0)
-    runs = toy_models.toy_runs(placed, steps=1)[:2]
-    (own,) = plan_populations(
-        {"toy": task.train}, runs, population=2, pack_tokens=10**6, mesh=mesh, num_evals=1
-    )
-    before = score_packs._cache_size()
-    unprompted = score_unprompted(placed, task, own, mesh)
-    tune_population(placed, task, own, mesh, unprompted=unprompted)
-    assert score_packs._cache_size() == before + 1
 
 
 def test_a_digest_tells_examples_apart(model):

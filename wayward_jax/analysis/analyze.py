@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wayward_jax import checkpoints, models
+from wayward_jax import models
 from wayward_jax.analysis import captions, escaping, figures, report, statistics, tables
 from wayward_jax.analysis.agreement import agreements
 from wayward_jax.analysis.answers import answered
@@ -20,7 +20,7 @@ from wayward_jax.analysis.selection import Comparison, ModelKey, compare, model_
 from wayward_jax.analysis.summary import reservations, summary, title
 from wayward_jax.errors import InputError, reason
 from wayward_jax.jobs.kept_flags import read_flags
-from wayward_jax.jobs.records import FinishedRun, read_jobs, read_measurements
+from wayward_jax.jobs.records import FinishedRun, load_prompts, read_jobs, read_measurements
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
@@ -183,7 +183,7 @@ def read_checkpoints(
         own = [run for run in finished if model_key(run.record) == key]
         for first in range(0, len(own), PROMPTS_AT_ONCE):
             part = own[first : first + PROMPTS_AT_ONCE]
-            prompts = [_load_prompt(run, model) for run in part]
+            prompts = _load_prompts(part, model)
             targets = [run.record.run.target for run in part]
             for metric in METRICS:
                 found = read_prompts(model, prompts, targets, metric)
@@ -241,14 +241,16 @@ def _open_model(
     raise failed
 
 
-def _load_prompt(run: FinishedRun, model: LanguageModel) -> np.ndarray:
-    prompt = checkpoints.load_prompt(run.checkpoint)
-    shape = run.record.run.prompt_length, model.embedding_table().shape[1]
-    if prompt.shape != shape:
-        raise InputError(
-            None,
-            run.checkpoint,
-            f"holds a prompt of shape {prompt.shape}, and its run and {model.name} have {shape}: "
-            "bring the checkpoint and the model that belong to the run",
-        )
-    return prompt
+def _load_prompts(finished: Sequence[FinishedRun], model: LanguageModel) -> list[np.ndarray]:
+    prompts = load_prompts(finished)
+    for run in finished:
+        found = prompts[run.record.id].shape
+        expected = run.record.run.prompt_length, model.embedding_table().shape[1]
+        if found != expected:
+            raise InputError(
+                None,
+                f"{run.checkpoint}:{run.record.id}",
+                f"is a prompt of shape {found}, and its run and {model.name} have {expected}: "
+                "bring the checkpoint and the model that belong to the run",
+            )
+    return [prompts[run.record.id] for run in finished]

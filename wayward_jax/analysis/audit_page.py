@@ -283,6 +283,7 @@ def _task_json(task: OnTask, margin: float) -> dict[str, Any]:
                 "target_text": double.text,
                 "tries": [record.id for record in double.tries],
                 "best": None if double.best is None else double.best.id,
+                "checkpoint": None if double.best is None else double.best.checkpoint,
                 "accuracy": None if double.best is None else double.best.accuracy,
                 "drop": [double.cost.value, double.cost.low, double.cost.high],
                 "verdict": double.verdict(margin),

@@ -1,6 +1,7 @@
 """The folder of a job: what is in it, and how an earlier start of the job is continued."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -124,9 +125,18 @@ class JobFolder:
         return self._records()
 
     @on_primary
-    def load_prompt(self, run_id: str) -> np.ndarray:
+    def meshes(self) -> dict[str, dict[str, int]]:
+        """The sizes of the meshes of the last start, by the model's name; none without plans."""
+        plan = self._read_plan()
+        try:
+            return dict(plan["made_for"]["meshes"])
+        except (KeyError, TypeError):
+            return {}
+
+    @on_primary
+    def load_prompt(self, record: RunRecord) -> np.ndarray:
         """The prompt `[L, D]` of a finished run."""
-        return checkpoints.load_prompt(self.layout.checkpoint(run_id))
+        return records.load_prompts([FinishedRun(record, self.layout)])[record.id]
 
     @on_primary
     def plans(
@@ -166,15 +176,16 @@ class JobFolder:
 
     @on_primary
     def add(self, finished: Sequence[RunRecord]) -> None:
-        """Writes the prompts and then the records of finished runs, none twice."""
-        prompts = {record.id: record.prompt for record in finished}
-        self._add(finished, prompts.__getitem__)
+        """Writes the prompts of finished runs in one checkpoint, then their records, none twice."""
+        self._add(finished)
 
     @on_primary
     def take_over(self, finished: Sequence[FinishedRun]) -> None:
         """Copies runs that other jobs have finished."""
-        paths = {run.record.id: run.checkpoint for run in finished}
-        self._add([run.record for run in finished], lambda run: checkpoints.load_prompt(paths[run]))
+        done = self._records()
+        new = [run for run in finished if run.record.id not in done]
+        prompts = records.load_prompts(new)
+        self._add([dataclasses.replace(run.record, prompt=prompts[run.record.id]) for run in new])
 
     @on_primary
     def measured(self) -> Measured:
@@ -258,13 +269,25 @@ class JobFolder:
             except (FileNotFoundError, ValueError):
                 return None
 
-    def _add(self, finished: Sequence[RunRecord], load_prompt: Callable[[str], np.ndarray]) -> None:
+    def _add(self, finished: Sequence[RunRecord]) -> None:
+        """See `add`.
+
+        The name of a checkpoint is a digest of the runs whose prompts it has. A crash before their
+        records leaves a checkpoint that is replaced; one that records name is never written again.
+        """
         with writing(self.layout.folder):
             done = self._records()
-            new = [record for record in finished if record.id not in done]
-            for record in new:
-                checkpoints.save_prompt(self.layout.checkpoint(record.id), load_prompt(record.id))
-            records.append_lines(self.layout.results, [record.to_json() for record in new])
+            new = {record.id: record for record in finished if record.id not in done}
+            if not new:
+                return
+            name = hashlib.sha256(json.dumps([*new]).encode()).hexdigest()[:12]
+            path = self.layout.checkpoints / name
+            checkpoints.save_prompts(path, {id_: record.prompt for id_, record in new.items()})
+            place = path.relative_to(self.layout.folder).as_posix()
+            rows = [
+                dataclasses.replace(record, checkpoint=place).to_json() for record in new.values()
+            ]
+            records.append_lines(self.layout.results, rows)
 
     def _send(self) -> None:
         if self._mirror is not None:

@@ -7,8 +7,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -31,6 +33,7 @@ from wayward_jax.jobs.parts import select_part
 from wayward_jax.jobs.processes import on_primary
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.records import FinishedRun, read_jobs
+from wayward_jax.jobs.setting import write_mesh
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
@@ -40,65 +43,110 @@ from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import TaskData
 from wayward_jax.training.examples import EncodedTask, encode_tasks
-from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
+from wayward_jax.training.memory import busy_tokens, free_bytes, pack_tokens, row_grain
+from wayward_jax.training.meshes import choose_sizes
+from wayward_jax.training.planning import most_at_once
 
 Datasets = Mapping[str, Mapping[int, TaskData]]
 """The examples of tasks by the task's name and the data seed."""
 
 
 def keep_compiled(cache_dir: Path) -> None:
-    """Turns on JAX's compilation cache; after a first compilation it would stay off."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    """Turns on JAX's compilation cache, unless the user of JAX has chosen a folder for it.
+
+    After a first compilation it would stay off.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir / "compiled"))
 
 
 class Loader:
-    """Loads the models of a job onto its devices, and keeps only the last one.
+    """Loads the models of a job onto its devices, and keeps only the last one there.
 
     Attributes:
         dtype: of frozen weights.
-        mesh: the devices.
-        free_bytes: the memory of each device that a training step may use, if the devices cannot
-            be asked.
+        devices: that the job uses.
+        free_bytes: of each device, without any weights.
+        meshes: by the model's name, once they are chosen.
     """
 
-    free_bytes: int | None = None
-
-    def __init__(self, settings: Settings, devices: Sequence[jax.Device] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        devices: Sequence[jax.Device] | None = None,
+        free_bytes: int | None = None,
+        kept: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+    ) -> None:
         """Loads nothing yet.
 
         Args:
             settings: of the job.
-            devices: that the job uses; None is all that there are.
+            devices: that there are; None asks JAX.
+            free_bytes: of each; None asks a device.
+            kept: the sizes of meshes that an earlier start of the job chose, by the model's name.
 
         Raises:
             InputError: two models have one name, or there are fewer devices than the mesh needs.
         """
-        self._settings = settings
+        self.devices = jax.devices() if devices is None else devices
+        self.dtype = _dtype(settings, self.devices[0])
+        self._settings, self._kept = settings, kept
         self._sources = _by_short_name(settings.model)
-        self._loaded: LanguageModel | None = None
-        self.mesh = _mesh(settings, jax.devices() if devices is None else devices)
-        self.dtype = _dtype(settings, self.mesh)
+        self._opened: dict[str, LanguageModel] = {}
+        self._placed: LanguageModel | None = None
+        self.meshes: dict[str, Mesh] = {}
+        if settings.mesh is not None:
+            mesh = _make_mesh(settings.mesh, self.devices)
+            self.meshes = dict.fromkeys(self._sources, mesh)
+            self.devices = list(mesh.devices.flat)
+        self.free_bytes = _free_bytes(self.devices) if free_bytes is None else free_bytes
 
     @property
     def names(self) -> dict[str, str]:
         """The text of `--model` for each model, by the model's name."""
         return self._sources
 
-    def model(self, name: str) -> LanguageModel:
-        """The model of this name; the one before must not be in use any more."""
-        if self._loaded is None or self._loaded.name != name:
-            self._loaded = None
-            self._loaded = models.load(
+    def open(self, name: str) -> LanguageModel:
+        """The model of this name, its weights on no device yet."""
+        if name not in self._opened:
+            self._opened[name] = models.open_model(
                 self._sources[name],
                 cache_dir=self._settings.cache_dir,
                 assets_dir=self._settings.assets_dir,
                 dtype=self.dtype,
-                mesh=self.mesh,
                 readable=self._settings.readable,
                 bos=self._settings.bos,
             )
-        return self._loaded
+        return self._opened[name]
+
+    def choose_mesh(self, name: str, runs: int) -> Mesh:
+        """Chooses the mesh of a model of which so many runs are tuned at once.
+
+        That is the mesh of the flags or, without one, that of an earlier start on as many devices.
+        """
+        if name not in self.meshes:
+            sizes = self._kept.get(name, {})
+            if math.prod(sizes.values()) != len(self.devices):
+                sizes = choose_sizes(
+                    len(self.devices),
+                    self.free_bytes,
+                    self.open(name).nbytes,
+                    runs,
+                    self._settings.batch_size,
+                )
+            self.meshes[name] = _make_mesh(sizes, self.devices)
+        return self.meshes[name]
+
+    def model(self, name: str) -> LanguageModel:
+        """The model of this name on its mesh; the one before must not be in use any more."""
+        if self._placed is None or self._placed.name != name:
+            self._placed = None
+            self._placed = self.place(self.open(name), self.meshes[name])
+        return self._placed
+
+    def place(self, model: LanguageModel, mesh: Mesh) -> LanguageModel:
+        """A model with its weights on its mesh."""
+        return model.placed(mesh)
 
 
 class Start(NamedTuple):
@@ -170,7 +218,9 @@ def read_inputs(
     saved: Sequence[SavedPrompt],
     watch: ProgressReporter,
 ) -> Inputs:
-    """Reads everything else that the job needs, and lists its runs; each model is loaded once.
+    """Reads everything else that the job needs, and lists its runs.
+
+    Runs are listed before any weights are on the devices: their number decides what the devices do.
 
     Raises:
         InputError: something cannot be read, or things do not fit together.
@@ -180,12 +230,20 @@ def read_inputs(
     samples = [data for each in datasets.values() for data in each.values()]
     for note in dict.fromkeys(note for data in samples for note in data.notes):
         watch.note(note)
-    inputs = {
-        name: _read_for(loader, name, settings, experiment, datasets, saved, watch)
+    listed = {
+        name: _list_runs(loader, name, settings, experiment, datasets, saved, watch)
         for name in loader.names
     }
-    runs = [run for each in inputs.values() for own in each.runs.values() for run in own]
+    runs = [run for each in listed.values() for own in each.runs.values() for run in own]
     chosen = {run.id: run for run in select_part(settings, runs)}
+    inputs = {}
+    for name, each in listed.items():
+        own = [run for run in chosen.values() if run.model == name]
+        at_once = most_at_once(own, settings.population)
+        mesh = loader.choose_mesh(name, at_once)
+        if settings.mesh is None and mesh.size > 1:
+            watch.note(f"{name}: --mesh={write_mesh(mesh.shape)} for {at_once} prompts at once")
+        inputs[name] = _read_for(loader, name, each, datasets, watch)
     narrowed = {
         name: dataclasses.replace(
             each,
@@ -255,15 +313,19 @@ def _by_short_name(sources: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _dtype(settings: Settings, mesh: Mesh) -> jnp.dtype:
+@on_primary
+def _free_bytes(devices: Sequence[jax.Device]) -> int:
+    """`free_bytes` on the primary process, so that all choose the same meshes by it."""
+    return free_bytes(devices)
+
+
+def _dtype(settings: Settings, device: jax.Device) -> jnp.dtype:
     if settings.dtype != "auto":
         return jnp.dtype(settings.dtype)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+    return jnp.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
 
 
-def _mesh(settings: Settings, devices: Sequence[jax.Device]) -> Mesh:
-    sizes = settings.mesh or {"runs": len(devices)}
+def _make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
     given = ",".join(f"{axis}:{size}" for axis, size in sizes.items())
     try:
         mesh = make_mesh(**sizes, devices=devices)
@@ -310,7 +372,16 @@ def _read_tasks(settings: Settings) -> Datasets:
     return found
 
 
-def _read_for(
+class _Listed(NamedTuple):
+    """The runs of a model and the templates by task, the model's starts, and its own settings."""
+
+    runs: dict[str, list[Run]]
+    templates: dict[str, int]
+    starts: dict[str, Start]
+    settings: Settings
+
+
+def _list_runs(
     loader: Loader,
     name: str,
     settings: Settings,
@@ -318,8 +389,8 @@ def _read_for(
     datasets: Datasets,
     saved: Sequence[SavedPrompt],
     watch: ProgressReporter,
-) -> ModelInputs:
-    model, mesh = loader.model(name), loader.mesh
+) -> _Listed:
+    model = loader.open(name)
     starts = _fit_starts(saved, model, watch)
     names = {start.source: name for name, start in starts.items()}
     inits = tuple(names.get(init, init) for init in settings.init)
@@ -347,21 +418,33 @@ def _read_for(
             for run in experiment.runs(of_task, model, task, found)
         ]
         _check_starts(starts, planned[task])
-        check_cells(model, planned[task])
+    return _Listed(planned, templates, starts, own_settings)
+
+
+def _read_for(
+    loader: Loader,
+    name: str,
+    listed: _Listed,
+    datasets: Datasets,
+    watch: ProgressReporter,
+) -> ModelInputs:
+    model, settings, planned = loader.model(name), listed.settings, listed.runs
+    check_cells(model, [run for runs in planned.values() for run in runs])
     # Experiments put prompts before the examples of other tasks, too.
     longest = max(run.prompt_length for runs in planned.values() for run in runs)
     encoded = encode_tasks(
         model,
         datasets,
-        templates=templates,
+        templates=listed.templates,
         prompt_length=longest,
         method=settings.method,
         n_dev=settings.n_dev,
         n_eval=settings.n_eval,
-        tokens=busy_tokens(mesh),
+        tokens=busy_tokens(model.mesh),
         truncate=settings.truncate,
-        row_grain=row_grain(mesh),
+        row_grain=row_grain(model.mesh),
     )
+    free = loader.free_bytes - model.device_nbytes
     fitting = {}
     for task, samples in datasets.items():
         test = samples[settings.data_seed[-1]].test
@@ -370,7 +453,7 @@ def _read_for(
             test.texts,
             model.tokenizer,
             texts_b=test.texts_b,
-            template=templates[task],
+            template=listed.templates[task],
             method=settings.method,
             max_tokens=model.module.config.max_positions - len(model.bos_ids) - longest,
         )
@@ -379,11 +462,9 @@ def _read_for(
                 f"{task}: {cut} of {len(test)} test examples ({cut / len(test):.0%}) are too long "
                 f"for {model.name}; the {settings.truncate} of their text is cut"
             )
-        fitting[task] = pack_tokens(
-            model, encoded[task].train, planned[task], mesh, loader.free_bytes
-        )
-    prompts = {name: start.prompt for name, start in starts.items()}
-    readings = {str(each): each for each in find_readings(own_settings, model)}
+        fitting[task] = pack_tokens(model, encoded[task].train, planned[task], free)
+    prompts = {name: start.prompt for name, start in listed.starts.items()}
+    readings = {str(each): each for each in find_readings(settings, model)}
     held = {each: ReadingPenalty.of(reading, model) for each, reading in readings.items()}
     return ModelInputs(encoded, planned, fitting, prompts, readings, CONSTRAINTS | held)
 

@@ -1,7 +1,9 @@
 """Runs a job: tunes its runs, measures their prompts, and writes results as they come."""
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ from wayward_jax.sharding import on_host
 from wayward_jax.training.memory import row_grain
 from wayward_jax.training.planning import PopulationPlan, plan_populations
 from wayward_jax.training.progress import StepMetrics, TrainProgress
-from wayward_jax.training.trainer import score_unprompted, tune_population
+from wayward_jax.training.trainer import score_unprompted, tune_population, with_unprompted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,13 +79,14 @@ def run_job(
         KeyboardInterrupt: the job was asked to stop, and has saved its progress.
     """
     check_alike(settings.shared)
-    with all_or_error():
-        loader = Loader(settings)
     layout = JobLayout(out_dir)
     if settings.shard is not None:
         layout = shard_of(layout, settings.shard)
     folder = JobFolder(layout, settings, mirror)
     folder.validate()
+    kept = folder.meshes()
+    with all_or_error():
+        loader = Loader(settings, kept=kept)
     starts, earlier = read_starts(settings), read_earlier(settings)
     with all_or_error():
         inputs = read_inputs(settings, experiment, loader, starts, watch)
@@ -121,23 +124,24 @@ class _Work:
 
     def plans(self) -> Plans:
         """The populations of the job; those that are finished may be among them."""
-        mesh, population = self.loader.mesh, self.settings.population
+        meshes, population = self.loader.meshes, self.settings.population
 
         def make(left: set[str]) -> Plans:
             return [
                 (each.runs[0].task, each)
-                for model in self.inputs.models.values()
+                for name, model in self.inputs.models.items()
                 for each in plan_populations(
                     {task: own.train for task, own in model.tasks.items()},
                     [run for runs in model.runs.values() for run in runs if run.id in left],
                     population=population,
                     pack_tokens=min(model.pack_tokens.values()),
-                    mesh=mesh,
-                    row_grain=row_grain(mesh),
+                    mesh=meshes[name],
+                    row_grain=row_grain(meshes[name]),
                 )
             ]
 
-        made_for = {**self.decisive, "population": population, "mesh": dict(mesh.shape)}
+        sizes = {name: dict(mesh.shape) for name, mesh in meshes.items()}
+        made_for = {**self.decisive, "population": population, "meshes": sizes}
         return self.folder.plans(made_for, self.inputs.runs, make)
 
     def write_shown(self) -> None:
@@ -156,20 +160,27 @@ class _Work:
         self.watch.planned(sum(each.runs[0].steps for _, each in left))
         if not left:
             return
-        meter = ThroughputMeter(self.loader.dtype, self.loader.mesh)
+        meter = ThroughputMeter(self.loader.dtype, next(iter(self.loader.meshes.values())))
         profiler = Profiler(self.folder.layout, self.settings.profile if is_primary() else 0)
         # Whichever populations are left, the same one's program scores no prompt, to the same bits.
         first = {_model_and_task(planned): planned[1] for planned in reversed(plans)}
         for (name, task), own in itertools.groupby(left, _model_and_task):
-            self.watch.doing(f"{name}, {task}, without a prompt")
             populations = [each for _, each in own]
             model, encoded = self.loader.model(name), self.inputs.models[name].tasks[task]
             seconds = sum(meter.expected_seconds(model, encoded, each) for each in populations)
             count = sum(len(each.runs) for each in populations)
             self.watch.expected(f"{name}, {task}, {count} prompts", seconds)
-            unprompted = score_unprompted(model, encoded, first[name, task], self.loader.mesh)
+            unprompted = functools.cache(
+                functools.partial(self._score_unprompted, task, first[name, task])
+            )
             for each in populations:
                 self._tune(task, each, meter, profiler, unprompted)
+
+    def _score_unprompted(self, task: str, plan: PopulationPlan) -> np.ndarray:
+        name = plan.runs[0].model
+        self.watch.doing(f"{name}, {task}, without a prompt")
+        encoded = self.inputs.models[name].tasks[task]
+        return score_unprompted(self.loader.model(name), encoded, plan, self.loader.meshes[name])
 
     def _tune(
         self,
@@ -177,7 +188,7 @@ class _Work:
         each: PopulationPlan,
         meter: ThroughputMeter,
         profiler: Profiler,
-        unprompted: np.ndarray,
+        unprompted: Callable[[], np.ndarray],
     ) -> None:
         name = each.runs[0].model
         self.watch.doing(f"{name}, {task}, {len(each.runs)} prompts")
@@ -193,18 +204,19 @@ class _Work:
                 self._save(in_flight, progress)
                 profiler.see(progress)
 
-            finished = tune_population(
+            tuned = tune_population(
                 self.loader.model(name),
                 self.inputs.models[name].tasks[task],
                 each,
-                self.loader.mesh,
+                self.loader.meshes[name],
                 starts=self.inputs.models[name].starts,
                 constraints=self.inputs.models[name].constraints,
-                unprompted=unprompted,
+                device_bytes=self.loader.free_bytes,
                 resume_from=in_flight.restore(self._on_broken),
                 on_steps=on_steps,
                 on_progress=on_progress,
             )
+            finished = with_unprompted(tuned, self.inputs.models[name].tasks[task], unprompted())
             self.folder.add(finished)
         self.watch.tuned(curve(finished), outcome(finished))
 
@@ -229,7 +241,7 @@ class _Work:
         done = self.folder.measured().get(experiment, {})
         context = ProbeContext(
             self.loader.model(model),
-            self.loader.mesh,
+            self.loader.meshes[model],
             self.inputs.models[model].tasks,
             records,
             self.settings.select,

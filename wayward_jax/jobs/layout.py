@@ -40,12 +40,8 @@ class JobLayout:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of finished prompts."""
+        """The folder of finished prompts: a checkpoint for all that were finished together."""
         return self.folder / "checkpoints"
-
-    def checkpoint(self, run_id: str) -> Path:
-        """The prompt of a finished run."""
-        return self.checkpoints / run_id
 
     @property
     def in_flight(self) -> Path:

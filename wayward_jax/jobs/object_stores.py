@@ -6,6 +6,7 @@ this machine, and a job copies it back.
 
 import contextlib
 import functools
+import glob
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -60,22 +61,24 @@ class Mirror:
     def send(self) -> None:
         """Copies what has changed, rows last, and removes what is gone.
 
-        Each object is written as a whole, so a process that ends meanwhile leaves some objects new
-        and others as they were, and no row without its checkpoint.
+        Stores take many files at once. Each object is written as a whole, so a process that ends
+        meanwhile leaves some objects new and others as they were, and no row without its
+        checkpoint.
 
         Raises:
             InputError: the store cannot be written.
         """
         state = self._state()
-        changed = [name for name in state if self._sent.get(name) != state[name]]
+        changed = {name for name in state if self._sent.get(name) != state[name]}
+        rows = {name for name in state if name.endswith(".jsonl")}
         system, root = _opened(self._url)
         try:
-            for name in sorted(changed, key=lambda name: (name.endswith(".jsonl"), name)):
-                system.put_file(str(self.folder / name), f"{root}/{name}")
-                self._sent[name] = state[name]
-            for name in self._sent.keys() - state.keys():
-                system.rm_file(f"{root}/{name}")
-                del self._sent[name]
+            for part in (changed - rows, changed & rows):
+                names = sorted(part)
+                here = [str(self.folder / name) for name in names]
+                system.put(here, [f"{root}/{name}" for name in names])
+            if gone := sorted(self._sent.keys() - state.keys()):
+                system.rm([f"{root}/{name}" for name in gone])
         except Exception as error:  # each store raises its own
             raise InputError(
                 "out_dir",
@@ -83,6 +86,7 @@ class Mirror:
                 f"cannot be written ({_reason(error)}): get permission or name another folder; "
                 "what is finished stays, and the same command continues it",
             ) from error
+        self._sent = state
 
     def _state(self) -> dict[str, tuple[int, int]]:
         """The times of change and the sizes of all files that are whole, by name."""
@@ -120,11 +124,12 @@ def _fetch(flag: str, url: str, folder: Path, without: str | None = None) -> Non
             flag, url, f"cannot be read ({_reason(error)}): install .[cloud], or name a folder"
         ) from error
     try:
-        for path in system.find(root):
-            name = PurePosixPath("/", path).relative_to(PurePosixPath("/", root))
-            if without not in name.parts:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                system.get_file(path, str(folder / name))
+        names = {
+            path: PurePosixPath("/", path).relative_to(PurePosixPath("/", root))
+            for path in system.find(root)
+        }
+        wanted = [path for path, name in names.items() if without not in name.parts]
+        system.get(wanted, [str(folder / names[path]) for path in wanted])
     except FileNotFoundError:
         return
     except Exception as error:  # each store raises its own
@@ -152,6 +157,8 @@ def _named(names: dict[str, str]) -> Iterator[None]:
 
 
 def _opened(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    if glob.has_magic(url):
+        raise ValueError("it has one of *, ? and [, which stand for other characters")
     system, root = fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
     if isinstance(system, LocalFileSystem):
         raise ValueError("it is not on an object store")

@@ -35,7 +35,7 @@ class ProbeContext:
         tasks: the encoded tasks, by name.
         records: the job's runs, also those of other models.
         select: the split on which gammas are chosen, `dev` or `test`.
-        load_prompt: gives the prompt `[L, D]` of a run by its id.
+        load_prompt: gives the prompt `[L, D]` of a run.
         starts: the saved prompts `[L, D]` that runs of this model start from, by `Run.init`.
         readings: those that prompts are tuned to deceive beside nearest tokens, by name.
     """
@@ -45,7 +45,7 @@ class ProbeContext:
     tasks: Mapping[str, EncodedTask]
     records: Sequence[RunRecord]
     select: str
-    load_prompt: Callable[[str], np.ndarray]
+    load_prompt: Callable[[RunRecord], np.ndarray]
     starts: Mapping[str, np.ndarray]
     readings: Mapping[str, Method]
 

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wayward_jax import provenance
+import numpy as np
+
+from wayward_jax import checkpoints, provenance
 from wayward_jax.errors import InputError, reason
 from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.runs import RunRecord
 
 # Entries in which two records of the same run may differ.
-INCIDENTAL = ("seconds", *provenance.INCIDENTAL)
+INCIDENTAL = ("seconds", "checkpoint", *provenance.INCIDENTAL)
 
 # Runs that have the entries behind a name in common are compared with each other, or read by the
 # same model. They must have been made with the same.
@@ -49,8 +51,8 @@ class FinishedRun:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the prompt is."""
-        return self.job.checkpoint(self.record.id)
+        """The checkpoint that has the prompt, under the run's id."""
+        return self.job.folder / self.record.checkpoint
 
 
 @contextlib.contextmanager
@@ -170,6 +172,21 @@ def read_jobs(folders: Sequence[Path]) -> list[FinishedRun]:
                 )
     _check_made_alike(found.values())
     return list(found.values())
+
+
+def load_prompts(finished: Iterable[FinishedRun]) -> dict[str, np.ndarray]:
+    """The prompts `[L, D]` of runs by id. Each checkpoint is read once.
+
+    Raises:
+        InputError: a checkpoint is missing or broken.
+    """
+    ids: dict[Path, list[str]] = {}
+    for run in finished:
+        ids.setdefault(run.checkpoint, []).append(run.record.id)
+    found: dict[str, np.ndarray] = {}
+    for checkpoint, own in ids.items():
+        found |= checkpoints.load_prompts(checkpoint, own)
+    return found
 
 
 def read_measurements(folders: Sequence[Path]) -> Measured:

@@ -356,7 +356,8 @@ class Settings(CommonSettings):
         Value("auto, or sizes such as runs:4,data:2,model:1", read_mesh, write_mesh),
         AUTO,
         "How devices are used: shares of the runs, of each run's examples, and of the weights of a "
-        "model too large for one device. auto: all for the runs.",
+        "model too large for one device. auto: weights are divided only if they do not fit, and "
+        "examples only if there are more devices than runs.",
         decides="nothing",
     )
     checkpoint_every: int = setting(

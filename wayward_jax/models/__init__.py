@@ -14,7 +14,7 @@ from wayward_jax.cache import make_once
 from wayward_jax.errors import InputError
 from wayward_jax.models import conversion, sources
 from wayward_jax.models.language_model import BOS, READABLE, LanguageModel
-from wayward_jax.sharding import make_mesh, place_params
+from wayward_jax.sharding import make_mesh
 
 __all__ = ["LanguageModel", "default_dtype", "load", "open_model"]
 
@@ -34,32 +34,19 @@ def load(
     readable: str = "text",
     bos: str = "auto",
 ) -> LanguageModel:
-    """Loads a language model. It is converted on first use, and read from the cache afterwards.
+    """Loads a language model onto devices.
 
     Args:
-        name: a built-in name, a folder in the Hugging Face layout, a GGUF file, or
-            `organization/name` on the Hugging Face hub.
-        cache_dir: the folder that keeps fetched and converted models.
-        assets_dir: a folder with the files of built-in models. No network is used if it is given.
-        dtype: the dtype of the weights.
         mesh: the mesh on which the weights are placed. None means one device.
-        readable: the tokens that a prompt can be read as, see `LanguageModel.readable`.
-        bos: one of `BOS`: whether BOS stands before every prompt; `auto` is where the tokenizer
-            begins every text with it.
+        name, cache_dir, assets_dir, dtype, readable, bos: as for `open_model`.
 
     Raises:
         InputError: there is no such model, or it cannot be used.
     """
     model = open_model(
-        name,
-        cache_dir=cache_dir,
-        assets_dir=assets_dir,
-        dtype=dtype,
-        readable=readable,
-        bos=bos,
+        name, cache_dir=cache_dir, assets_dir=assets_dir, dtype=dtype, readable=readable, bos=bos
     )
-    params = place_params(model.params, mesh or make_mesh(), model.family.partition_spec)
-    return dataclasses.replace(model, params=params)
+    return model.placed(mesh or make_mesh())
 
 
 def open_model(
@@ -71,7 +58,23 @@ def open_model(
     readable: str = "text",
     bos: str = "auto",
 ) -> LanguageModel:
-    """Does the same as `load`, but leaves the weights on the host, mapped into memory."""
+    """Opens a language model, whose weights are mapped from the cache and on no device yet.
+
+    It is converted on first use, and read from the cache afterwards.
+
+    Args:
+        name: a built-in name, a folder in the Hugging Face layout, a GGUF file, or
+            `organization/name` on the Hugging Face hub.
+        cache_dir: the folder that keeps fetched and converted models.
+        assets_dir: a folder with the files of built-in models. No network is used if it is given.
+        dtype: the dtype of the weights.
+        readable: the tokens that a prompt can be read as, see `LanguageModel.readable`.
+        bos: one of `BOS`: whether BOS stands before every prompt; `auto` is where the tokenizer
+            begins every text with it.
+
+    Raises:
+        InputError: there is no such model, or it cannot be used.
+    """
     if readable not in READABLE:
         raise InputError("readable", readable, f"choose one of {', '.join(READABLE)}")
     if bos not in BOS:

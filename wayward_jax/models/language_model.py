@@ -1,16 +1,18 @@
 """A frozen language model with everything that the rest of the library needs of it."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, Self
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from wayward_jax.models.causal_lm import CausalLM
 from wayward_jax.models.family import Family
 from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.projection import c_proj
-from wayward_jax.sharding import on_host
+from wayward_jax.sharding import on_host, place_params
 
 READABLE = ("text", "all")
 BOS = ("auto", "yes", "no")
@@ -25,7 +27,7 @@ class LanguageModel:
             the last component without `.gguf`.
         family: the family's facts, such as which of its layers are sharded.
         module: the mathematics, as in `module.apply(params, ids, method="text_logits")`.
-        params: the weights, all of one dtype, on the devices.
+        params: the weights, all of one dtype, on the devices; mapped into memory before `placed`.
         tokenizer: the model's tokenizer.
         digest: 16 hexadecimal digits of a sha256 of the published weights: the names of all tensors
             that the model uses (without the family's prefix), their shapes, and their values in
@@ -46,6 +48,29 @@ class LanguageModel:
     digest: str = ""
     readable: str = "text"
     bos_ids: tuple[int, ...] = ()
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that the weights are on."""
+        return jax.tree.leaves(self.params)[0].sharding.mesh
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all weights together."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def device_nbytes(self) -> int:
+        """The bytes of the weights on each device."""
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(self.params)
+        )
+
+    def placed(self, mesh: Mesh) -> Self:
+        """This model with its weights on a mesh, sharded over its axis `model`."""
+        params = place_params(self.params, mesh, self.family.partition_spec)
+        return dataclasses.replace(self, params=params)
 
     def embedding_table(self) -> jax.Array:
         """Returns the embedding table `[V, D]`, in the weights' dtype."""

@@ -30,11 +30,12 @@ def busy_tokens(mesh: Mesh) -> int:
     return BUSY_CPU if mesh.devices.flat[0].platform == "cpu" else BUSY_ACCELERATOR
 
 
-def free_bytes(device: jax.Device) -> int:
-    """The memory of a device that is not in use, in bytes."""
-    stats = device.memory_stats()
-    if stats is None:  # a CPU
-        return psutil.virtual_memory().available
+def free_bytes(devices: Sequence[jax.Device]) -> int:
+    """The memory of each of some devices, or of this process's, that is not in use, in bytes."""
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    stats = own[0].memory_stats()
+    if stats is None:  # a CPU, whose devices share its memory
+        return psutil.virtual_memory().available // len(own)
     return stats["bytes_limit"] - stats["bytes_in_use"]
 
 
@@ -79,25 +80,21 @@ def pack_tokens(
     model: LanguageModel,
     train: Train,
     runs: Sequence[Run],
-    mesh: Mesh,
-    free: int | None = None,
+    free: int,
 ) -> int:
     """The number of tokens that may go through the model at once when runs are tuned.
 
     Args:
-        model: that the runs are tuned with.
+        model: that the runs are tuned with, its weights on the devices.
         train: their examples.
         runs: of one task.
-        mesh: see `sharding.AXES`.
-        free: the memory of each device that is not in use, in bytes; None asks a device.
+        free: the memory of each device beside the weights, in bytes.
 
     Raises:
         InputError: there is too little memory even for one run.
     """
     longest_first = sorted(runs, key=lambda run: -run.input_length)
-    if free is None:
-        free = free_bytes(mesh.local_devices[0])
-    usable = SHARE * max(free, 0)
+    mesh, usable = model.mesh, SHARE * max(free, 0)
     tokens = busy_tokens(mesh)
     while True:
         # A few steps of as many runs as a pack may have show what it needs.

@@ -172,21 +172,30 @@ def plan_populations(
         num_evals: how often runs are evaluated, at equal distances.
         row_grain: see `rows.row_sizes`.
     """
+    plans = [
+        plan
+        for groups in _group(runs)
+        for plan in _plan_alike(train, groups, population, pack_tokens, mesh, num_evals, row_grain)
+    ]
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    return sorted(plans, key=lambda plan: tasks.index(plan.runs[0].task))
+
+
+def most_at_once(runs: Sequence[Run], population: int | None) -> int:
+    """The most runs that `plan_populations` would tune together if memory did not matter."""
+    most = max((len(group) for groups in _group(runs) for group in groups), default=0)
+    return most if population is None else min(most, population)
+
+
+def _group(runs: Sequence[Run]) -> list[list[list[Run]]]:
+    """Groups the runs that share programs, and among these the ones that can be tuned together."""
     groups: dict[tuple, dict[tuple, list[Run]]] = {}
     for run in runs:
         programs = (run.steps, run.batch_size, run.optimizer, run.warmup, run.weight_decay)
         data_seed = run.data_seed if run.k_shot < 0 else None
         examples = (run.task, run.method, run.template, run.k_shot, data_seed)
         groups.setdefault(programs, {}).setdefault(examples, []).append(run)
-    plans = [
-        plan
-        for alike in groups.values()
-        for plan in _plan_alike(
-            train, list(alike.values()), population, pack_tokens, mesh, num_evals, row_grain
-        )
-    ]
-    tasks = list(dict.fromkeys(run.task for run in runs))
-    return sorted(plans, key=lambda plan: tasks.index(plan.runs[0].task))
+    return [list(alike.values()) for alike in groups.values()]
 
 
 class Call(NamedTuple):

@@ -44,6 +44,12 @@ from wayward_jax.training.flops import StepCost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
 from wayward_jax.training.planning import PopulationPlan, iter_calls
 from wayward_jax.training.prefetch import prefetch
+from wayward_jax.training.programs import (
+    check_memory,
+    compile_together,
+    lower_scoring,
+    lower_training,
+)
 from wayward_jax.training.progress import StepMetrics, TrainProgress
 from wayward_jax.training.scoring import EvaluationSet, Scoring, plan_scoring
 from wayward_jax.training.shown import Shown
@@ -67,15 +73,15 @@ def tune_population(
     starts: Mapping[str, np.ndarray] = MappingProxyType({}),
     constraints: Mapping[str, Constraint] = MappingProxyType(CONSTRAINTS),
     optimizer: Optimizer | None = None,
-    unprompted: np.ndarray | None = None,
+    device_bytes: int | None = None,
     resume_from: Mapping[str, Any] | None = None,
     on_steps: Callable[[StepMetrics], None] = lambda metrics: None,
     on_progress: Callable[[TrainProgress], None] = lambda progress: None,
 ) -> list[RunRecord]:
     """Tunes and evaluates the runs of a population together.
 
-    The devices are always one call of the training program ahead of the results that the host
-    waits for.
+    All programs are compiled before the first step. The devices are always one call of the training
+    program ahead of the results that the host waits for.
 
     Args:
         model: the frozen model, its weights on the mesh.
@@ -86,7 +92,8 @@ def tune_population(
             names are those of `initialization.STARTS`.
         constraints: by the names that runs have for them.
         optimizer: of prompts, in place of the one that the runs name.
-        unprompted: `[n_eval, C]`, see `score_unprompted`, for the records.
+        device_bytes: memory of each device that programs may take, the weights included; None is
+            not compared with what they take.
         resume_from: `TrainProgress.to_tree` of the same plan; the records are as if training had
             never been interrupted.
         on_steps: is called with the metrics of each call's steps.
@@ -94,7 +101,10 @@ def tune_population(
             call reuses, but may copy it.
 
     Returns:
-        R records with their prompts, in order.
+        R records with their prompts, in order, without what `with_unprompted` adds.
+
+    Raises:
+        InputError: a program takes more memory than there is.
     """
     began = time.perf_counter()
     runs, steps = plan.runs, plan.runs[0].steps
@@ -105,6 +115,9 @@ def tune_population(
         progress = TrainProgress.from_tree(resume_from, state)
         progress = progress.replace(state=place(progress.state, mesh, STATE_SPECS))
 
+    _compile_programs(
+        model, task, plan, population, progress.state, transformation, mesh, device_bytes
+    )
     subset = _plan_scoring(task.dev_subset, plan)
     cost = StepCost()
     for call in prefetch(iter_calls(task.train, plan, progress.step, local_shards(mesh))):
@@ -129,9 +142,35 @@ def tune_population(
             progress = _evaluate(model, subset, plan, population, progress, mesh)
         on_progress(progress)
     on_steps(_metrics(progress, plan, cost))
-    records = _make_records(model, task, subset, plan, population, progress, mesh, unprompted)
+    records = _make_records(model, task, subset, plan, population, progress, mesh)
     seconds = (time.perf_counter() - began) / len(runs)
     return [dataclasses.replace(record, seconds=seconds) for record in records]
+
+
+def _compile_programs(
+    model: LanguageModel,
+    task: EncodedTask,
+    plan: PopulationPlan,
+    population: Population,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    device_bytes: int | None,
+) -> None:
+    """Compiles all programs of a population; see `tune_population`."""
+    sets = [*task.dev_subset.values(), *task.dev.values(), task.test]
+    training = [
+        lower_training(model, plan, plan.shapes[number], population, state, optimizer, mesh)
+        for number in sorted(set(plan.call_shapes))
+    ]
+    scoring = [
+        lower_scoring(model, plan, shape, state.prompts, mesh)
+        for shape in dict.fromkeys(each.shape for each in sets)
+    ]
+    memory = compile_together([*training, *scoring], mesh)
+    if device_bytes is not None:
+        largest = max(memory[: len(training)]), max(memory[len(training) :])
+        check_memory(plan, mesh, *largest, device_bytes)
 
 
 def score_unprompted(
@@ -158,6 +197,24 @@ def score_unprompted(
         places=len(plan.padded_runs),
     )
     return scores[0]
+
+
+def with_unprompted(
+    records: Sequence[RunRecord], task: EncodedTask, scores: np.ndarray
+) -> list[RunRecord]:
+    """Adds to records what is predicted and answered without any prompt.
+
+    Args:
+        records: of runs on the task.
+        task: its examples.
+        scores: from `score_unprompted`.
+    """
+    correct = metrics.predict(scores) == task.test.labels
+    nothing = {NOTHING: answers(scores[task.shown.numbers], task.shown.labels)}
+    return [
+        dataclasses.replace(record, unprompted=correct, answers={**record.answers, **nothing})
+        for record in records
+    ]
 
 
 def init_population(
@@ -307,7 +364,6 @@ def _make_records(
     population: Population,
     progress: TrainProgress,
     mesh: Mesh,
-    unprompted: np.ndarray | None,
 ) -> list[RunRecord]:
     """The records of a population that is tuned, all but their seconds."""
     runs, state = plan.runs, progress.state
@@ -349,10 +405,8 @@ def _make_records(
             macro_f1=metrics.macro_f1(predicted[r], task.test.labels),
             majority=metrics.majority(task.test.labels),
             correct=predicted[r] == task.test.labels,
-            unprompted=None
-            if unprompted is None
-            else metrics.predict(unprompted) == task.test.labels,
-            answers=_answers(run, task.shown, scores[r], of_texts[r], unprompted),
+            unprompted=None,
+            answers=_answers(run, task.shown, scores[r], of_texts[r]),
             dev_accuracy=dev_accuracies[r],
             reading=reading_name(population, plan.places[r]),
             text=readings[kept[r]][r].text,
@@ -377,19 +431,11 @@ def _make_records(
     ]
 
 
-def _answers(
-    run: Run,
-    shown: Shown,
-    prompt: np.ndarray,
-    text: np.ndarray,
-    unprompted: np.ndarray | None,
-) -> Answers:
+def _answers(run: Run, shown: Shown, prompt: np.ndarray, text: np.ndarray) -> Answers:
     """See `RunRecord.answers`; the scores are those of test examples, and `text` of those shown."""
     scores = {PROMPT: prompt[shown.numbers]}
     if run.has_target:
         scores[TEXT] = text
-    if unprompted is not None:
-        scores[NOTHING] = unprompted[shown.numbers]
     return {name: answers(own, shown.labels) for name, own in scores.items()}
 
 
