@@ -1,6 +1,5 @@
 """`tune`: prompts of one task in one call, with the job's defaults around the trainer."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
