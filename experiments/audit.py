@@ -72,26 +72,31 @@ def main(given: flags.Given) -> None:
     from experiments import imitation
     from wayward_jax.analysis import audit, audit_page
     from wayward_jax.jobs import inputs, job, progress_bar
+    from wayward_jax.jobs.folder import JobFolder
+    from wayward_jax.jobs.layout import JobLayout
     from wayward_jax.prompt_files import fit_prompt, read_prompt
 
     saved = read_prompt(settings.prompt)
-    texts = [] if settings.task else imitation.read_texts(settings)
     inputs.keep_compiled(settings.cache_dir)
+    folder = JobFolder(JobLayout(out_dir), settings.job)
     console, on_task, on_texts = Console(), None, None
     with progress_bar.ProgressReporter(console) as watch:
         if settings.task:
             finished = job.run_job(settings.job, EXPERIMENT, out_dir, watch)
             (rows,) = finished.measured["audit"].values()
             on_task = audit.on_task(rows, finished.records)
-        elif out_dir.exists() and any(out_dir.iterdir()):
-            raise InputError("out_dir", str(out_dir), "is not empty: name a new folder")
-        loader = inputs.Loader(settings)
+        else:
+            given_texts = imitation.read_texts(settings)
+            folder.validate()
+        loader = inputs.Loader(settings, kept=folder.meshes())
         (name,) = loader.names
         mesh = loader.choose_mesh(name, settings.population or imitation.AT_ONCE)
         model = loader.model(name)
         prompt = fit_prompt(saved, model)
         if not settings.task:
-            on_texts = imitation.compare_doubles(settings, model, prompt, texts, mesh, watch)
+            on_texts = imitation.compare_doubles(
+                settings, model, prompt, given_texts, folder, mesh, watch
+            )
         found = audit.audit(
             model,
             prompt,

@@ -1,5 +1,6 @@
 """Runs the experiment that flags select: `python -m experiments.run --help`."""
 
+import os
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def main(given: flags.Given) -> None:
     # The libraries behind these take seconds to import, which --help should not have to wait for.
     from rich.console import Console
 
-    from wayward_jax.analysis.figures import training_curves
+    from wayward_jax.analysis.analyze import analyze, write
     from wayward_jax.analysis.terminal import show
     from wayward_jax.jobs import inputs, job, object_stores, processes, progress_bar
     from wayward_jax.jobs.folder import writing
@@ -34,22 +35,26 @@ def main(given: flags.Given) -> None:
         board = TensorBoardWriter(JobLayout(path)) if settings.tensorboard else None
         with progress_bar.ProgressReporter(console, board if is_primary else None) as watch:
             finished = job.run_job(settings, experiment, path, watch, mirror)
-        if is_primary:
+
+        @processes.on_primary
+        def report() -> None:
+            analysis = analyze(
+                [finished.layout.folder],
+                cache_dir=settings.cache_dir,
+                assets_dir=settings.assets_dir,
+                select=settings.select,
+            )
             with writing(out_dir):
-                curves = training_curves(finished.records)
-                curves.savefig(finished.layout.training_figure, dpi=160)
+                write(analysis, finished.layout.report)
             if mirror is not None:
                 mirror.send()
-            show(
-                finished.records,
-                finished.measured,
-                finished.tokenizers,
-                experiment.tables,
-                console,
-                settings.select,
-            )
+            show(analysis, experiment.tables, console)
+
+        report()
     took = f"{time.perf_counter() - began:.0f} s"
-    console.print(f"\n{took}. Results, checkpoints, figure: {out_dir}")
+    page = finished.layout.report.relative_to(path) / "report.html"
+    console.print(f"\n{took}. Results and checkpoints: {out_dir}", markup=False)
+    console.print(f"Open {os.path.join(out_dir, page)}", markup=False)
 
 
 def program() -> None:

@@ -130,6 +130,30 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
 
 
+@pytest.fixture(scope="module")
+def family():
+    """The family of the fixture `model`. Modules that test several families override it."""
+    return "gpt2"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder in which the fixture `model` is published."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def model(family, folder):
+    """A random model of two layers, of `toy_models`."""
+    return toy_models.make(family, folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(model, family, folder):
+    """The same model in transformers; tests that use it are skipped without PyTorch."""
+    return toy_models.load_published(family, folder)
+
+
 @pytest.fixture(scope="session")
 def job(tmp_path_factory):
     """Runs a job of two targets, two gammas and two seeds; its folder `runs` has the results."""

@@ -20,21 +20,6 @@ pytestmark = pytest.mark.usefixtures("one_shape")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("api")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return toy_models.make("gpt2", folder)
-
-
-@pytest.fixture(scope="module")
-def theirs(model, folder):
-    return toy_models.load_published("gpt2", folder)
-
-
-@pytest.fixture(scope="module")
 def task():
     return toy_models.toy_data()
 

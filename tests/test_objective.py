@@ -25,21 +25,6 @@ def family(request):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny")
-
-
-@pytest.fixture(scope="module")
-def model(family, folder):
-    return toy_models.make(family, folder)
-
-
-@pytest.fixture(scope="module")
-def theirs(model, family, folder):
-    return toy_models.load_published(family, folder)
-
-
-@pytest.fixture(scope="module")
 def mask():
     return jnp.arange(max(LENGTHS)) < jnp.asarray(LENGTHS)[:, None]
 

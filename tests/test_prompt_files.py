@@ -53,16 +53,6 @@ WIDTH = toy_models.WIDTH
 PROMPT = np.random.default_rng(3).normal(size=(5, WIDTH)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("prompts")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return toy_models.make("gpt2", folder)
-
-
 def logits_behind(model, prompt, ids):
     """Our logits of a text behind BOS and a prompt."""
     x = np.concatenate([model.with_bos(prompt), np.asarray(model.embedding_table())[ids]])

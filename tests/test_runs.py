@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.finished_runs import PROVENANCE
-from wayward_jax.runs import CurvePoint, Run, RunRecord
+from wayward_jax.runs import PROMPT, TEXT, Answer, CurvePoint, Run, RunRecord
 from wayward_jax.targets import Target
 
 RUN = Run.towards(
@@ -24,6 +24,7 @@ RECORD = RunRecord(
     majority=6 / 11,
     correct=np.arange(11) < 8,
     unprompted=np.arange(11) < 3,
+    answers={PROMPT: (Answer("日本", 0.9), None), TEXT: (Answer("b", 0.5), Answer("a", 0.6))},
     dev_accuracy=0.5,
     reading="nearest tokens",
     text="one two",
@@ -51,6 +52,7 @@ def test_a_record_comes_back_from_a_line_of_json_but_for_its_prompt():
     np.testing.assert_array_equal(back.correct, RECORD.correct)
     assert back.correct.dtype == bool
     assert back.unprompted.sum() == 3
+    assert back.answers == RECORD.answers
     assert back.provenance == PROVENANCE
     assert json.dumps(back.to_json()) == json.dumps(RECORD.to_json())
 
@@ -70,6 +72,8 @@ def test_a_record_without_one_of_its_entries_is_refused(name):
         {"correct": "xy"},
         {"unprompted": "xy"},
         {"curve": [5]},
+        {"answers": 5},
+        {"answers": {"prompt": [["good"]]}},
         {"curve": [{"step": 5}]},
         {"token_ids": 5},
         {"target_ids": None},

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -144,6 +144,27 @@ class CurvePoint:
     prompt_f1: float | None
 
 
+class Answer(NamedTuple):
+    """What is answered to an example: the predicted label.
+
+    label: its name.
+    probability: `exp(-loss)` of the label, divided by the sum of this over all labels.
+    """
+
+    label: str
+    probability: float
+
+
+Answers = Mapping[str, tuple[Answer | None, ...]]
+"""Answers to the same examples by what stood before them; None where no loss is a number.
+
+`PROMPT` is the run's own prompt, `TEXT` its target's text, as the embeddings of its tokens, and
+`NOTHING` no prompt at all.
+"""
+
+PROMPT, TEXT, NOTHING = "prompt", "text", "nothing"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunRecord:
     """A finished run: its definition, and what came of it.
@@ -159,6 +180,7 @@ class RunRecord:
             accuracy of a constant answer.
         correct: `[n_eval]` bool, which test examples are predicted right, in the task's order.
         unprompted: `[n_eval]` bool, the same without any prompt; None if it was not measured.
+        answers: to the examples of `EncodedTask.shown`.
         dev_accuracy: on the dev examples; what choices between runs go by.
         reading: the reading by which the prompt is held to its target: `NEAREST_TOKENS`, or the
             name of another one.
@@ -194,6 +216,7 @@ class RunRecord:
     majority: float
     correct: np.ndarray
     unprompted: np.ndarray | None
+    answers: Answers
     dev_accuracy: float
     reading: str
     text: str
@@ -259,6 +282,10 @@ class RunRecord:
                 "correct": read_bits(row["correct"], row["n_eval"]),
                 "token_ids": tuple(row["token_ids"]),
                 "curve": tuple(CurvePoint(**point) for point in row["curve"]),
+                "answers": {
+                    name: tuple(None if each is None else Answer(*each) for each in own)
+                    for name, own in dict(row["answers"]).items()
+                },
             }
             if row["unprompted"] is not None:
                 own["unprompted"] = read_bits(row["unprompted"], row["n_eval"])

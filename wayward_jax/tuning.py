@@ -1,6 +1,5 @@
 """`tune`: prompts of one task in one call, with the job's defaults around the trainer."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from wayward_jax.training.memory import busy_tokens, free_bytes, pack_tokens, ro
 from wayward_jax.training.optimizers import Optimizer
 from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.progress import StepMetrics
-from wayward_jax.training.trainer import predict_unprompted, tune_population
+from wayward_jax.training.trainer import score_unprompted, tune_population, with_unprompted
 
 
 class Records(list[RunRecord]):
@@ -38,7 +37,7 @@ class Records(list[RunRecord]):
 
     def to_frame(self) -> pd.DataFrame:
         """A row a run, as in a job's results file, without nested values."""
-        nested = ("curve", "correct", "unprompted", "target_ids", "token_ids", "bos_ids")
+        nested = ("curve", "correct", "unprompted", "answers", "target_ids", "token_ids", "bos_ids")
         rows = [record.to_json() for record in self]
         return pd.DataFrame([{k: v for k, v in row.items() if k not in nested} for row in rows])
 
@@ -320,5 +319,5 @@ def _tune_runs(
                 **options,
             )
             records |= {record.id: record for record in tuned}
-    unprompted = predict_unprompted(model, encoded, plans[0], mesh)
-    return [dataclasses.replace(records[run.id], unprompted=unprompted) for run in runs]
+    unprompted = score_unprompted(model, encoded, plans[0], mesh)
+    return with_unprompted([records[run.id] for run in runs], encoded, unprompted)

@@ -107,7 +107,13 @@ def test_figures_show_them_as_they_are(records):
 
 def test_the_page_has_them_as_text(frame):
     page = report.render(
-        title="<b>", said=[NAMES[4]], notes=[], made={}, frames={"t": frame}, data={"x": NAMES}
+        title="<b>",
+        said=[NAMES[4]],
+        answers=[],
+        notes=[],
+        made={},
+        frames={"t": frame},
+        data={"x": NAMES},
     )
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page

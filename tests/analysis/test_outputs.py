@@ -88,7 +88,7 @@ def test_a_double_keeps_predictions_if_its_share_of_the_divergence_is_below_the_
     share, expected
 ):
     (double,) = on_texts(imitation(share)).doubles
-    assert double.verdict == expected
+    assert double.verdict(outputs.MARGIN) == expected
 
 
 def test_of_several_tries_the_one_that_diverges_least_where_it_was_tuned_counts_if_it_reads_so():
@@ -99,10 +99,10 @@ def test_of_several_tries_the_one_that_diverges_least_where_it_was_tuned_counts_
     ]
     (double,) = on_texts(*tries).doubles
     assert double.best is tries[1]
-    assert double.verdict == BEYOND
+    assert double.verdict(outputs.MARGIN) == BEYOND
     (never,) = on_texts(tries[0]).doubles
     assert never.best is None
-    assert never.verdict == CANNOT_TELL
+    assert never.verdict(outputs.MARGIN) == CANNOT_TELL
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_doubles_of_other_readings_are_judged_apart():
     assert "60 steps of 4 texts" in said[-1]
 
 
-def test_the_page_shows_the_yardsticks_and_keeps_the_doubles(tmp_path):
+def test_the_page_shows_the_yardsticks(tmp_path):
     double = imitation(0.05)
     made = audited(on_texts(double, imitation(0.01, "own/2", prompt_f1=0.5)))
     audit_page.write(made, tmp_path)
@@ -163,7 +163,6 @@ def test_the_page_shows_the_yardsticks_and_keeps_the_doubles(tmp_path):
     assert found["share"] == pytest.approx([5, 5, 5])
     assert found["verdict"] == "within"
     assert (never["best"], never["divergence"], never["share"][0]) == (None, None, None)
-    np.testing.assert_array_equal(np.load(tmp_path / "doubles" / f"{found['best']}.npy"), 0)
     page = (tmp_path / "audit.html").read_text()
     assert "<b>" not in page
     assert "same likeliest token" in page

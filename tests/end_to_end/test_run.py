@@ -99,17 +99,36 @@ def test_checkpoints_hold_the_prompts_that_were_read(finished, folder):
         assert distances.argmin(1).tolist() == row["token_ids"]
 
 
-def test_the_folder_has_the_flags_and_the_figure(finished):
+def test_the_folder_has_the_flags_and_the_report(finished):
     out_dir, _ = finished
     assert json.loads((out_dir / "flags.json").read_text())["seeds"] == "1,2"
-    assert (out_dir / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert (out_dir / "report" / "report.html").is_file()
+    assert (out_dir / "report" / "figures" / "training.png").is_file()
 
 
-def test_the_output_ends_with_accuracies_the_reading_and_the_folder(finished):
+def test_the_output_ends_with_accuracies_the_reading_and_the_report(finished):
     out_dir, output = finished
     assert "p_star" in output
     assert "'w7'" in output
-    assert str(out_dir) in output.replace("\n", "")
+    shown = output.replace("\n", "")
+    assert shown.endswith(f"Open {out_dir / 'report' / 'report.html'}")
+
+
+def test_a_job_without_p_star_ends_with_a_report_that_compares_nothing(finished, folder, tmp_path):
+    """Its single run is taken over from the finished job, with its answers."""
+    before, _ = finished
+    row = next(row for row in records.read_lines(before / "results.jsonl") if row["gamma"])
+    changed = {"only": row["id"], "reuse": before, "out_dir": tmp_path / "job", "seeds": "1,2"}
+    given = toy_job.flags(folder, mesh="runs:1", **changed)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        experiments.run.main(toy_job.texts(given))
+    (own,) = records.read_lines(tmp_path / "job" / "results.jsonl")
+    assert own == {**row, "checkpoint": own["checkpoint"]}
+    page = (tmp_path / "job" / "report" / "report.html").read_text()
+    assert "have no p_star" in page
+    assert "What they answer" not in page
+    assert "w7 w8 w9" in page
+    assert "'w7'" in printed.getvalue()
 
 
 @pytest.mark.slow

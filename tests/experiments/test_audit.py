@@ -1,6 +1,9 @@
 """Audits come to the verdicts that the construction of their prompts demands."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -244,8 +247,48 @@ def test_without_a_task_a_double_keeps_what_a_prompt_makes_the_model_predict(
     nothing = compare_outputs(model, prompt, [prompt[:0]], texts)
     assert found["texts"]["none"]["divergence"] == pytest.approx(nothing.kl.mean(), rel=1e-3)
     assert kept["share"][0] == pytest.approx(100 * own.kl.mean() / nothing.kl.mean(), rel=1e-3)
-    with pytest.raises(InputError, match="is not empty: name a new folder"):
+    with pytest.raises(InputError, match=r"out_dir=.*of other runs or examples"):
         run(folder, prompt, [far], tmp_path / "out", **flags)
+    with pytest.raises(InputError, match=r"out_dir=.*steps was 2 and is 3"):
+        run(folder, prompt, [other, far], tmp_path / "out", **{**flags, "steps": 3})
+
+
+@pytest.mark.slow
+def test_an_audit_without_a_task_goes_on_after_the_doubles_that_were_finished(
+    folder, sentences, tmp_path, monkeypatch
+):
+    """It is stopped, and then killed, in the middle of the second of three doubles."""
+    prompt = np.random.default_rng(3).normal(0, 0.3, (3, toy_models.WIDTH)).astype(np.float32)
+    texts = ["w3 w3 great", "w49 w17 w23", "w7 w8 w9"]
+    flags = {"task": None, "texts": sentences, "steps": 6, "population": 1}
+    whole = run(folder, prompt, texts, tmp_path / "whole", **flags)
+
+    def terminate():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # for the thread that listens
+
+    def fail():
+        raise MemoryError
+
+    out_dir, taken, ends = tmp_path / "out", [], {11: terminate, 16: fail}
+
+    def stepped(self, steps, figures):
+        taken.append(steps)
+        ends.get(sum(taken), list)()
+
+    monkeypatch.setattr("wayward_jax.jobs.progress_bar.ProgressReporter.stepped", stepped)
+    with pytest.raises(KeyboardInterrupt, match="same command"):
+        run(folder, prompt, texts, out_dir, **flags)
+    with pytest.raises(MemoryError):
+        run(folder, prompt, texts, out_dir, **flags)
+    assert len(list((out_dir / "doubles").iterdir())) == 1
+    assert run(folder, prompt, texts, out_dir, **flags) == whole
+    assert taken == [5, 1, 5, 5, 5, 1, 5, 1]  # in calls of at most five steps
+    for path in (tmp_path / "whole" / "doubles").iterdir():
+        np.testing.assert_array_equal(np.load(out_dir / "doubles" / path.name), np.load(path))
+    assert (out_dir / "audit.html").read_text() == (tmp_path / "whole" / "audit.html").read_text()
+    assert run(folder, prompt, texts, out_dir, **flags) == whole
+    assert len(taken) == 8
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from experiments.path import between
 from experiments.recover import rank
 from tests.helpers import packs, toy_job, toy_models
 from wayward_jax.analysis import tables
+from wayward_jax.analysis.analyze import analyze
 from wayward_jax.analysis.measured_figures import measured_figures
 from wayward_jax.analysis.selection import compare
 from wayward_jax.analysis.terminal import show
@@ -276,9 +277,8 @@ def test_tables_have_means_over_prompts_and_the_terminal_shows_them(folder, firs
     assert last["accuracy"] == pytest.approx(np.mean(at_target))
     assert min(at_target) <= last["least"] <= last["accuracy"] <= last["most"] <= max(at_target)
     assert set(table["prompts"]) == {2}
-    model = toy_models.make("gpt2", folder / "once_more")
     console = Console(width=100, record=True, file=io.StringIO())
-    show(first, found, {first[0].run.model: model.tokenizer}, ["path"], console)
+    show(analyze([folder / "path"], cache_dir=folder / "cache"), ["path"], console)
     assert len([line for line in console.export_text().splitlines() if "mood" in line]) == 21
 
 

@@ -5,7 +5,16 @@ import dataclasses
 import numpy as np
 
 from wayward_jax.provenance import Provenance
-from wayward_jax.runs import NEAREST_TOKENS, CurvePoint, Run, RunRecord
+from wayward_jax.runs import (
+    NEAREST_TOKENS,
+    NOTHING,
+    PROMPT,
+    TEXT,
+    Answer,
+    CurvePoint,
+    Run,
+    RunRecord,
+)
 from wayward_jax.targets import Target
 
 COMMON = {"model": "gpt2", "task": "sst2"}
@@ -18,6 +27,7 @@ PROVENANCE = Provenance(
 def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0, majority=0.1, unprompted=0.0):
     """A run with ten test examples, of which the first ones are predicted right."""
     f1 = prompt_f1 if run.has_target else None
+    given = (PROMPT, TEXT, NOTHING) if run.has_target else (PROMPT, NOTHING)
     return RunRecord(
         run=run,
         n_train=40,
@@ -28,6 +38,7 @@ def record(run, accuracy, *, dev_accuracy=0.5, prompt_f1=1.0, majority=0.1, unpr
         majority=majority,
         correct=np.arange(N_EVAL) < N_EVAL * accuracy,
         unprompted=np.arange(N_EVAL) < N_EVAL * unprompted,
+        answers={name: (Answer("good", 0.75), None) for name in given},
         dev_accuracy=dev_accuracy,
         reading=NEAREST_TOKENS,
         text=run.target_text,

@@ -130,6 +130,26 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_signal_ignored")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_process_that_waits_for_the_others(fork, folder, tmp_path, number):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = free.getsockname()
+    place = {"coordinator": f"{address[0]}:{address[1]}", "num_processes": 2, "process_id": 0}
+    words = toy_job.arguments(folder, **place, out_dir=tmp_path / "job")
+    program = fork_server.start(fork, "experiments.run", words, tmp_path, SECONDS)
+    while socket.socket().connect_ex(address):
+        assert program.process.is_alive(), program.finish()
+        time.sleep(0.02)
+    program.send_signal(number)
+    ended = program.finish()
+    assert ended.code == STOPPED, ended.err
+    assert ended.err.splitlines()[-1] == "stopped"
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "of_one", "named"),
     [

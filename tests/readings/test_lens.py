@@ -9,7 +9,6 @@ import pytest
 from tests.helpers import toy_models
 from tests.helpers.cases import slow_after
 from tests.helpers.published import assert_close
-from wayward_jax import models
 from wayward_jax.readings import Lens, NearestTokens
 from wayward_jax.readings.lens import read_layers
 
@@ -19,25 +18,9 @@ TARGETS = RNG.integers(1, 80, (2, 5))
 FAMILIES = ("gpt2", "llama")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("lens")
-
-
 @pytest.fixture(scope="module", params=slow_after(1, FAMILIES))
 def family(request):
     return request.param
-
-
-@pytest.fixture(scope="module")
-def ours(family, folder):
-    toy_models.make(family, folder)
-    return models.load(str(folder / family), cache_dir=folder, readable="all")
-
-
-@pytest.fixture(scope="module")
-def theirs(ours, family, folder):
-    return toy_models.load_published(family, folder)
 
 
 def their_logits(theirs, prompt, bos, layer):
@@ -52,11 +35,11 @@ def their_logits(theirs, prompt, bos, layer):
 
 
 @pytest.mark.parametrize(("layer", "bos"), slow_after(1, [(1, (9, 2)), (0, ()), (2, ())]))
-def test_the_lens_and_its_gradient_are_those_of_transformers(ours, theirs, layer, bos):
+def test_the_lens_and_its_gradient_are_those_of_transformers(model, theirs, layer, bos):
     torch = pytest.importorskip("torch")
-    ours, lens = dataclasses.replace(ours, bos_ids=bos), Lens(layer)
-    losses, ids = lens.loss(ours, PROMPTS, TARGETS), lens.read(ours, PROMPTS)
-    gradient = jax.jit(jax.grad(lambda p: lens.loss(ours, p, TARGETS).sum()))(PROMPTS)
+    model, lens = dataclasses.replace(model, bos_ids=bos), Lens(layer)
+    losses, ids = lens.loss(model, PROMPTS, TARGETS), lens.read(model, PROMPTS)
+    gradient = jax.jit(jax.grad(lambda p: lens.loss(model, p, TARGETS).sum()))(PROMPTS)
     for r in range(2):
         prompt = torch.tensor(PROMPTS[r], requires_grad=True)
         logits = their_logits(theirs, prompt, bos, layer)
@@ -69,10 +52,10 @@ def test_the_lens_and_its_gradient_are_those_of_transformers(ours, theirs, layer
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
-def test_the_loss_of_nearest_tokens_is_the_mean_distance(ours, metric):
-    table = np.float64(ours.embedding_table())
+def test_the_loss_of_nearest_tokens_is_the_mean_distance(model, metric):
+    table = np.float64(model.embedding_table())
     method = NearestTokens(metric)
-    losses = method.loss(ours, PROMPTS, TARGETS)
+    losses = method.loss(model, PROMPTS, TARGETS)
     vectors, wanted = np.float64(PROMPTS), table[TARGETS]
     dots = (vectors * wanted).sum(-1)
     norms = np.linalg.norm(vectors, axis=-1) * np.linalg.norm(wanted, axis=-1)
@@ -81,12 +64,12 @@ def test_the_loss_of_nearest_tokens_is_the_mean_distance(ours, metric):
     np.testing.assert_allclose(losses, far.mean(-1), rtol=1e-4)
     as_text = table[TARGETS].astype(np.float32)
     if metric != "dot":
-        np.testing.assert_array_equal(method.read(ours, as_text), TARGETS)
+        np.testing.assert_array_equal(method.read(model, as_text), TARGETS)
 
 
-def test_all_layers_are_read_at_once_as_each_is_read_alone(ours):
-    ours = dataclasses.replace(ours, bos_ids=(4,))
-    found = read_layers(ours, PROMPTS[0])
+def test_all_layers_are_read_at_once_as_each_is_read_alone(model):
+    model = dataclasses.replace(model, bos_ids=(4,))
+    found = read_layers(model, PROMPTS[0])
     assert found.shape == (3, 5)
     for layer in range(3):
-        np.testing.assert_array_equal(found[layer], Lens(layer).read(ours, PROMPTS[:1])[0])
+        np.testing.assert_array_equal(found[layer], Lens(layer).read(model, PROMPTS[:1])[0])

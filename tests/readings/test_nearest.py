@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.helpers.toy_models import WORDS, make
+from tests.helpers.toy_models import WORDS
 from wayward_jax import models
 from wayward_jax.errors import InputError
 from wayward_jax.projection import METRICS
@@ -13,11 +13,6 @@ from wayward_jax.readings import nearest, read_prompts, read_tokens
 from wayward_jax.targets import Target
 
 LENGTHS = (3, 1, 7)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make("gpt2", tmp_path_factory.mktemp("readings"))
 
 
 @pytest.fixture(scope="module")

@@ -29,21 +29,6 @@ def family(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny")
-
-
-@pytest.fixture(scope="module")
-def model(family, folder):
-    return toy_models.make(family, folder)
-
-
-@pytest.fixture(scope="module")
-def theirs(model, family, folder):
-    return toy_models.load_published(family, folder)
-
-
 def evaluated(encoded, tokens):
     return evaluation_set(encoded, [0] * len(encoded), prompt_length=max(LENGTHS), tokens=tokens)
 

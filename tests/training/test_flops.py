@@ -11,11 +11,6 @@ from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops
 from wayward_jax.training.planning import iter_calls, plan_populations
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return toy_models.make("gpt2", tmp_path_factory.mktemp("work"))
-
-
 @pytest.mark.parametrize(
     ("mesh", "tokens"), [({}, 10**6), ({}, 60), ({"runs": 2, "data": 2}, 60)], ids=str
 )

@@ -1,6 +1,7 @@
 """The divergence from another prompt's predictions, against PyTorch, and prompts that imitate."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -15,25 +16,18 @@ from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place_params
 from wayward_jax.targets import Target
 from wayward_jax.training.imitation import (
-    TextPack,
+    START,
+    Imitation,
     Texts,
     compare_outputs,
     imitate,
+    imitated_variables,
+    plan_imitation,
     summed_divergences,
 )
 
 WORDS = np.random.default_rng(0).integers(6, 80, (12, 9))
 TEXTS = [" ".join(toy_models.WORDS[i] for i in own[: 3 + n % 7]) for n, own in enumerate(WORDS)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("imitation")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return toy_models.make("gpt2", folder)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +54,9 @@ def test_divergences_and_their_gradients_are_those_of_pytorch(folder, model, tex
     imitated, prompts = draw(1, 1)[0], draw(2, 2)
 
     def total(prompts, number):
-        pack = TextPack(texts.ids[number], texts.mask[number], imitated)
-        losses, counts = summed_divergences(model.module, model.params, prompts, pack)
+        text = Texts(texts.ids[number], texts.mask[number])
+        variables = model.params | imitated_variables(model, imitated, make_mesh())
+        losses, counts = summed_divergences(model.module, variables, prompts, text)
         np.testing.assert_array_equal(counts, 1)
         return losses.sum(), losses
 
@@ -143,7 +138,8 @@ def on_mesh(model, **sizes):
 
 def towards(model, text, **settings):
     target = Target(text, text, tuple(model.tokenizer.encode(text)))
-    return Run.towards(target, model="tiny", task="texts", steps=40, batch_size=3, **settings)
+    settings = {"init": START, "steps": 40, "batch_size": 3, **settings}
+    return Run.towards(target, model="tiny", task="texts", **settings)
 
 
 @pytest.mark.slow
@@ -164,7 +160,7 @@ def test_imitations_read_as_their_texts_and_diverge_as_they_say(model, texts):
         model,
         prompt,
         texts,
-        runs,
+        plan_imitation(runs, make_mesh()),
         make_mesh(),
         on_steps=lambda steps, loss: losses.append((steps, loss)),
         **settings,
@@ -182,11 +178,19 @@ def test_imitations_read_as_their_texts_and_diverge_as_they_say(model, texts):
     of_start = compare_outputs(model, prompt, [start], texts.halves()[0])
     assert other.tuned.kl.mean() < 0.8 * of_start.kl.mean()
     assert sum(steps for steps, _ in losses) == 40
+    row = json.loads(json.dumps(other.to_json()))
+    back = Imitation.from_json(row, other.run, other.prompt)
+    for name in ("tuned", "held_out"):
+        for one, two in zip(getattr(other, name), getattr(back, name), strict=True):
+            np.testing.assert_array_equal(one, two, strict=True)
+    assert (back.reading, back.text, back.prompt_f1) == ("nearest tokens", other.text, 1.0)
 
-    alone = imitate(model, prompt, texts, runs[:1], make_mesh(), **settings)
+    alone = imitate(
+        model, prompt, texts, plan_imitation(runs[:1], make_mesh()), make_mesh(), **settings
+    )
     np.testing.assert_allclose(alone[0].prompt, other.prompt, atol=1e-3)
     there, mesh = on_mesh(model, runs=2)
-    meshed = imitate(there, prompt, texts, runs, mesh, **settings)
+    meshed = imitate(there, prompt, texts, plan_imitation(runs, mesh), mesh, **settings)
     for one, two in zip(found, meshed, strict=True):
         np.testing.assert_allclose(one.prompt, two.prompt, atol=1e-3)
 
@@ -201,7 +205,7 @@ def test_a_step_over_data_shards_is_that_over_one(model, texts):
         steps=6,
     )
     one, two = (
-        imitate(there, prompt, texts, [run], mesh, constraints=CONSTRAINTS)[0]
+        imitate(there, prompt, texts, plan_imitation([run], mesh), mesh, constraints=CONSTRAINTS)[0]
         for there, mesh in (on_mesh(model), on_mesh(model, data=2))
     )
     np.testing.assert_allclose(one.prompt, two.prompt, atol=1e-5)

@@ -14,7 +14,7 @@ from wayward_jax.sharding import make_mesh
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.planning import PopulationPlan, plan_populations
 from wayward_jax.training.programs import Memory, check_memory
-from wayward_jax.training.trainer import predict_unprompted, tune_population
+from wayward_jax.training.trainer import score_unprompted, tune_population
 
 GIB = 2**30
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -58,7 +58,7 @@ def test_each_program_is_compiled_once_and_before_the_first_step(tmp_path, compi
 
     for _ in range(2):  # and not again for another population
         tune_population(model, task, own, on_devices, on_progress=on_progress)
-    predict_unprompted(model, task, own, on_devices)
+    score_unprompted(model, task, own, on_devices)
     shapes = len(set(own.call_shapes))
     assert len(own.calls) > shapes > 1
     assert (compiled["train_steps"], compiled["score_packs"]) == (shapes, 1)

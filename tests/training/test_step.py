@@ -59,21 +59,6 @@ def start_of(run):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return toy_models.make("gpt2", folder)
-
-
-@pytest.fixture(scope="module")
-def theirs(model, folder):
-    return toy_models.load_published("gpt2", folder)
-
-
-@pytest.fixture(scope="module")
 def together(model):
     return tuned(model, in_one_shape(planned(RUNS)))
 

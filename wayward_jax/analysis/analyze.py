@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from wayward_jax import models
 from wayward_jax.analysis import captions, escaping, figures, report, statistics, tables
 from wayward_jax.analysis.agreement import agreements
-from wayward_jax.analysis.selection import ModelKey, compare, model_key
+from wayward_jax.analysis.answers import answered
+from wayward_jax.analysis.selection import Comparison, ModelKey, compare, model_key
 from wayward_jax.analysis.summary import reservations, summary, title
 from wayward_jax.errors import InputError, reason
 from wayward_jax.jobs.kept_flags import read_flags
@@ -42,6 +43,8 @@ class Analysis:
 
     Attributes:
         records: all runs.
+        comparisons: of these runs.
+        token_texts: see `token_texts`.
         summary: a few sentences on the runs, the most general one first.
         tables: tables by name.
         figures: figures by name.
@@ -49,6 +52,8 @@ class Analysis:
     """
 
     records: list[RunRecord]
+    comparisons: list[Comparison]
+    token_texts: dict[ModelKey, dict[int, str]]
     summary: list[str]
     tables: dict[str, pd.DataFrame]
     figures: dict[str, Figure]
@@ -101,10 +106,12 @@ def analyze(
     made_figures = figures.figures(records, comparisons, sizes, measured)
     without_sets = [name for name in tables.SETTING_NAMES if name != "set"]
     by_task = tables.by_group(comparisons, without_sets, margin)
+    texts = token_texts(records, loaded, readings)
     said = summary(records, comparisons, by_task, margin)
     page = report.render(
         title=title(records),
         said=said,
+        answers=answered(comparisons, measured),
         notes=[
             *missing,
             *reservations(records, readings["euclidean"]),
@@ -112,20 +119,20 @@ def analyze(
         ],
         made={captions.FIGURE_CAPTIONS[name]: figure for name, figure in made_figures.items()},
         frames={captions.TABLE_CAPTIONS[name]: frame for name, frame in made_tables.items()},
-        data=report.page_data(finished, readings, token_texts(records, loaded, readings)),
+        data=report.page_data(finished, readings, texts),
     )
-    return Analysis(records, said, made_tables, made_figures, page)
+    return Analysis(records, comparisons, texts, said, made_tables, made_figures, page)
 
 
 def write(analysis: Analysis, out_dir: Path) -> None:
-    """Writes an analysis into a new folder.
+    """Writes an analysis into a folder, in place of what an earlier one wrote there.
 
     Raises:
         InputError: the folder cannot be made.
     """
     try:
-        (out_dir / "tables").mkdir(parents=True)
-        (out_dir / "figures").mkdir()
+        (out_dir / "tables").mkdir(parents=True, exist_ok=True)
+        (out_dir / "figures").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(
             "out_dir", str(out_dir), f"cannot be made ({error.strerror}): name a folder that can"
@@ -157,7 +164,7 @@ def load_models(
     found, missing = {}, []
     for (name, digest), of_model in sorted(runs.items()):
         try:
-            found[name, digest] = _load_model(of_model, cache_dir, assets_dir)
+            found[name, digest] = _open_model(of_model, cache_dir, assets_dir)
         except InputError as error:
             missing.append(captions.MISSING_MODEL.format(name=name, reason=reason(error)))
     return found, missing
@@ -200,10 +207,10 @@ def token_texts(
     return texts
 
 
-def _load_model(
+def _open_model(
     runs: Sequence[FinishedRun], cache_dir: Path, assets_dir: Path | None
 ) -> LanguageModel:
-    """Loads the model of runs, as they had it, from where one of their jobs found it.
+    """Opens the model of runs, as they had it, from where one of their jobs found it.
 
     Raises:
         InputError: it is at none of these places.
@@ -218,7 +225,7 @@ def _load_model(
             continue
         try:
             # Built-in models that were fetched before are in the cache.
-            model = models.load(
+            model = models.open_model(
                 source,
                 cache_dir=cache_dir,
                 assets_dir=assets_dir or cache_dir / "assets",

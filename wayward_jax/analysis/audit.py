@@ -17,8 +17,8 @@ import numpy as np
 
 from wayward_jax.analysis import outputs, statistics
 from wayward_jax.analysis.anatomy import Anatomy, dissect
-from wayward_jax.analysis.outputs import OnTexts, OutputsDouble, count_texts
-from wayward_jax.analysis.selection import F1_THRESHOLD
+from wayward_jax.analysis.doubles import Double, by_reading, count_texts, find_doubles
+from wayward_jax.analysis.outputs import OnTexts, OutputsDouble
 from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Compared, Interval
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import METRICS
@@ -30,34 +30,7 @@ from wayward_jax.sharding import on_host
 # The set of texts that contradict a task's definition.
 OPPOSITES = "contradictions"
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Double:
-    """The prompts that were tuned from the audited one to read as another text.
-
-    Attributes:
-        reading: by which they are to read as it, see `RunRecord.reading`.
-        target_name: the name of the text.
-        text: the text, as long as the prompt.
-        tries: the prompts.
-        best: of those that read as the text, the one with the highest accuracy on dev; None if
-            none does.
-        drop: the drop from the audited prompt's accuracy to that of `best`, in percent.
-    """
-
-    reading: str
-    target_name: str
-    text: str
-    tries: tuple[RunRecord, ...]
-    best: RunRecord | None
-    drop: Interval
-
-    def verdict(self, margin: float) -> str:
-        """Tells whether it does as well: `within` if its drop is at most the margin, or better.
-
-        It is `cannot tell` where no try reads as the text, too.
-        """
-        return statistics.judge(self.drop, margin)
+TaskDouble = Double[RunRecord, Interval]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +51,7 @@ class OnTask:
     prompt: np.ndarray
     reading: np.ndarray
     nothing: np.ndarray
-    doubles: tuple[Double, ...]
+    doubles: tuple[TaskDouble, ...]
 
     @property
     def learned(self) -> bool:
@@ -195,30 +168,29 @@ def _ask(verbal: Verbal, model: LanguageModel, prompt: np.ndarray) -> list[Answe
 def on_task(rows: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> OnTask:
     """Compares what a job measured.
 
+    Of several tries for a text, the one with the highest accuracy on dev is the best. Its cost is
+    the drop of accuracy.
+
     Args:
         rows: of the measurement `references` of `experiments.audit`: prompt, reading, none.
         records: the doubles.
     """
     correct = {row["prompt"]: read_bits(row["correct"], row["n_eval"]) for row in rows}
     held = {record.reading for record in records if not record.run.is_unconstrained}
-    by_target: dict[tuple[str, str], list[RunRecord]] = {}
-    for record in records:
-        if held and record.reading not in held:
-            continue  # tuned without a constraint beside those that deceive another reading
-        by_target.setdefault((record.reading, record.run.target_name), []).append(record)
-    doubles = []
-    for (reading, name), tries in by_target.items():
-        faithful = [record for record in tries if record.prompt_f1 >= F1_THRESHOLD]
-        best = max(faithful, key=lambda record: record.dev_accuracy, default=None)
-        drop = Interval(math.nan) if best is None else drop_from(correct["prompt"], best.correct)
-        doubles.append(Double(reading, name, tries[0].run.target_text, tuple(tries), best, drop))
+    # Beside those that deceive another reading, some are tuned without a constraint.
+    doubles = find_doubles(
+        [record for record in records if not held or record.reading in held],
+        lambda record: -record.dev_accuracy,
+        lambda best: drop_from(correct["prompt"], best.correct),
+        Interval(math.nan),
+    )
     return OnTask(
         rows[0]["task"],
         rows[0]["majority"],
         correct["prompt"],
         correct["reading"],
         correct["none"],
-        tuple(doubles),
+        doubles,
     )
 
 
@@ -243,11 +215,11 @@ def verdict(found: Audit) -> str:
             f"This prompt is not shown to do {task} better than a constant answer and than no "
             "prompt, so there is nothing that its reading could explain."
         )
-    reading, doubles = next(iter(outputs.by_reading(found.on_task.doubles).items()))
+    reading, doubles = next(iter(by_reading(found.on_task.doubles).items()))
     return _judge_reading(found, task, reading, doubles)
 
 
-def _judge_reading(found: Audit, task: str, reading: str, doubles: Sequence[Double]) -> str:
+def _judge_reading(found: Audit, task: str, reading: str, doubles: Sequence[TaskDouble]) -> str:
     """The verdict on one reading, of which there are doubles."""
     judged = [double.verdict(found.margin) for double in doubles]
     as_well = [double for double in doubles if double.verdict(found.margin) == WITHIN]
@@ -306,7 +278,7 @@ def findings(found: Audit) -> list[str]:
     if found.on_task is not None:
         said.append(_as_text(found))
         if found.on_task.learned:
-            _, *others = outputs.by_reading(found.on_task.doubles).items()
+            _, *others = by_reading(found.on_task.doubles).items()
             for reading, own in others:
                 judged = _judge_reading(found, found.on_task.task, reading, own)
                 said.append(f"By the reading {reading}: {judged}")
@@ -350,12 +322,12 @@ def _as_text(found: Audit) -> str:
     )
 
 
-def _each_reading(doubles: Sequence[Double] | Sequence[OutputsDouble]) -> str:
-    readings = len(outputs.by_reading(doubles))
+def _each_reading(doubles: Sequence[TaskDouble] | Sequence[OutputsDouble]) -> str:
+    readings = len(by_reading(doubles))
     return f" and {readings} readings" if readings > 1 else ""
 
 
-def _effort(doubles: Sequence[Double] | Sequence[OutputsDouble], unit: str) -> str:
+def _effort(doubles: Sequence[TaskDouble] | Sequence[OutputsDouble], unit: str) -> str:
     runs = [each.run for double in doubles for each in double.tries]
     texts = {double.target_name for double in doubles}
     tries = max(len(double.tries) for double in doubles)

@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 
 from wayward_jax.analysis import escaping, outputs, report, statistics
-from wayward_jax.analysis.audit import Audit, Double, OnTask, drop_from, findings, needed, verdict
+from wayward_jax.analysis.audit import (
+    Audit,
+    OnTask,
+    TaskDouble,
+    drop_from,
+    findings,
+    needed,
+    verdict,
+)
 from wayward_jax.analysis.outputs import OnTexts
 from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Interval, Ratio
 from wayward_jax.errors import InputError
@@ -60,18 +68,12 @@ NOTES = (
 def write(found: Audit, folder: Path) -> None:
     """Writes `audit.html`, `audit.md` and `audit.json` into a folder, which is made if need be.
 
-    Doubles without a task go to `doubles/ID.npy`, `[L, D]` float32 each.
-
     Raises:
         InputError: they cannot be written.
     """
     files = {"html": render(found), "md": markdown(found), "json": to_json(found)}
-    doubles = () if found.on_texts is None else found.on_texts.doubles
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for best in filter(None, (double.best for double in doubles)):
-            (folder / "doubles").mkdir(exist_ok=True)
-            np.save(folder / "doubles" / f"{best.run.id}.npy", best.prompt)
         for suffix, content in files.items():
             (folder / f"audit.{suffix}").write_text(content, encoding="utf-8")
     except OSError as error:
@@ -201,7 +203,7 @@ def _doubles(task: OnTask, margin: float) -> pd.DataFrame:
             "reading": double.reading,
             "reads as": "another text" if double.best is None else double.best.text,
             "accuracy": "" if double.best is None else f"{double.best.accuracy:.3f}",
-            "drop, %": _with_ends(double.drop, "{:+.1f}"),
+            "drop, %": _with_ends(double.cost, "{:+.1f}"),
             "does": WORDS[double.verdict(margin)],
             "would take": _would_take(double, margin),
         }
@@ -236,7 +238,7 @@ def _text_doubles(found: OnTexts) -> pd.DataFrame:
             "reading": double.reading,
             "reads as": "another text" if double.best is None else double.best.text,
             **({} if double.best is None else _figures(double.best.held_out, found)),
-            "does": KEPT[double.verdict],
+            "does": KEPT[double.verdict(outputs.MARGIN)],
         }
         for double in found.doubles
     ).fillna("")
@@ -262,8 +264,8 @@ def _with_ends(found: Interval | Ratio, form: str) -> str:
     return f"{form.format(found.value)} ({ends})"
 
 
-def _would_take(double: Double, margin: float) -> str:
-    examples = needed(double.drop, margin)
+def _would_take(double: TaskDouble, margin: float) -> str:
+    examples = needed(double.cost, margin)
     return "" if examples is None else f"{examples:,} test examples"
 
 
@@ -283,7 +285,7 @@ def _task_json(task: OnTask, margin: float) -> dict[str, Any]:
                 "best": None if double.best is None else double.best.id,
                 "checkpoint": None if double.best is None else double.best.checkpoint,
                 "accuracy": None if double.best is None else double.best.accuracy,
-                "drop": [double.drop.value, double.drop.low, double.drop.high],
+                "drop": [double.cost.value, double.cost.low, double.cost.high],
                 "verdict": double.verdict(margin),
             }
             for double in task.doubles
@@ -306,8 +308,8 @@ def _texts_json(found: OnTexts) -> dict[str, Any]:
                 "best": None if double.best is None else double.best.run.id,
                 "text": None if double.best is None else double.best.text,
                 **_outputs_json(None if double.best is None else double.best.held_out),
-                "share": [double.share.value, double.share.low, double.share.high],
-                "verdict": double.verdict,
+                "share": [double.cost.value, double.cost.low, double.cost.high],
+                "verdict": double.verdict(outputs.MARGIN),
             }
             for double in found.doubles
         ],

@@ -69,6 +69,17 @@ NOTES = (
 )
 """Paragraphs; `{select}` is the split on which gammas are chosen, `{margin}` that of verdicts."""
 
+ANSWERS = (
+    "Some test examples, and what is answered to them with each prompt before them; wrong answers "
+    "are colored. Examples are not chosen by their answers: they are the first of each label in "
+    "turn in the test sample, without long ones where there are others. The prompts are those of "
+    "the first {texts} texts, one of each (that of the first seed), and the p_star that they are "
+    "compared with. The text itself is a prompt that consists of the embeddings of its tokens. The "
+    "number is the probability of the answer: exp(-loss), divided by the sum over all labels; the "
+    "loss is the mean over a label's tokens."
+)
+"""Introduces the answers; `{texts}` is how many texts are shown."""
+
 NUMERICAL_FLOOR = (
     "Numerical floor: sums may be taken in another order in another population, alone, and on "
     "other devices, and training amplifies the rounding. The same run has then ended with an "

@@ -8,13 +8,12 @@ the doubles were not tuned on, so intervals are over texts and say nothing about
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
 from wayward_jax.analysis import statistics
-from wayward_jax.analysis.selection import F1_THRESHOLD
+from wayward_jax.analysis.doubles import Double, by_reading, count_texts, find_doubles
 from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Interval, Ratio
 from wayward_jax.runs import NEAREST_TOKENS
 from wayward_jax.training.imitation import Imitation, Outputs
@@ -28,32 +27,7 @@ LEAST_EFFECT = 0.01
 # Divergences, in nats a token, are no more precise than this in float32.
 ROUNDING = 1e-7
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class OutputsDouble:
-    """The prompts that were tuned from the audited one to read as another text.
-
-    Attributes:
-        reading: by which they are to read as it, see `RunRecord.reading`.
-        target_name: the name of the text.
-        text: the text, as long as the prompt.
-        tries: the prompts.
-        best: of those that read as the text, the one that diverges least on the texts that it was
-            tuned on; None if none does.
-        share: the divergence of `best` on other texts, in percent of that of no prompt.
-    """
-
-    reading: str
-    target_name: str
-    text: str
-    tries: tuple[Imitation, ...]
-    best: Imitation | None
-    share: Ratio
-
-    @property
-    def verdict(self) -> str:
-        """Tells whether it keeps the predictions; `cannot tell` where no try reads as the text."""
-        return statistics.judge(self.share, MARGIN)
+OutputsDouble = Double[Imitation, Ratio]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,38 +55,19 @@ class OnTexts:
         return self.effect.low > LEAST_EFFECT
 
 
-class Deceiving(Protocol):
-    """A double, whatever it keeps."""
-
-    @property
-    def reading(self) -> str:
-        """The reading that it deceives."""
-
-
-AnyDouble = TypeVar("AnyDouble", bound=Deceiving)
-
-
-def by_reading(doubles: Iterable[AnyDouble]) -> dict[str, list[AnyDouble]]:
-    """The doubles of each reading, nearest tokens first."""
-    found: dict[str, list[AnyDouble]] = {}
-    for double in sorted(doubles, key=lambda double: double.reading != NEAREST_TOKENS):
-        found.setdefault(double.reading, []).append(double)
-    return found
-
-
 def on_texts(reading: Outputs, nothing: Outputs, imitations: Sequence[Imitation]) -> OnTexts:
-    """Compares what was measured on the held-out texts; see `OnTexts`."""
-    tried: dict[tuple[str, str], list[Imitation]] = {}
-    for each in imitations:
-        tried.setdefault((each.reading, each.run.target_name), []).append(each)
-    doubles = []
-    for (name, target_name), tries in tried.items():
-        faithful = [each for each in tries if each.prompt_f1 >= F1_THRESHOLD]
-        best = min(faithful, key=lambda each: each.tuned.kl.mean(), default=None)
-        share = Ratio(math.nan) if best is None else share_of(best.held_out.kl, nothing.kl)
-        text = tries[0].run.target_text
-        doubles.append(OutputsDouble(name, target_name, text, tuple(tries), best, share))
-    return OnTexts(reading, nothing, tuple(doubles))
+    """Compares what was measured on the held-out texts; see `OnTexts`.
+
+    Of several tries for a text, the one that diverges least on the texts that it was tuned on is
+    the best. Its cost is its share of the divergence of no prompt.
+    """
+    doubles = find_doubles(
+        imitations,
+        lambda each: float(each.tuned.kl.mean()),
+        lambda best: share_of(best.held_out.kl, nothing.kl),
+        Ratio(math.nan),
+    )
+    return OnTexts(reading, nothing, doubles)
 
 
 def share_of(kl: np.ndarray, of_nothing: np.ndarray) -> Ratio:
@@ -134,7 +89,7 @@ def verdict(found: OnTexts, *, is_text: bool) -> str:
 
 def judge_reading(doubles: Sequence[OutputsDouble], *, is_text: bool = False) -> str:
     """The verdict on one reading, of which there are doubles."""
-    verdicts = [double.verdict for double in doubles]
+    verdicts = [double.verdict(MARGIN) for double in doubles]
     kept, count = verdicts.count(WITHIN), len(doubles)
     if is_text:
         others = (
@@ -191,8 +146,3 @@ def findings(found: OnTexts, *, is_text: bool) -> list[str]:
         _, *others = by_reading(found.doubles).items()
         said += [f"By the reading {name}: {judge_reading(own)}" for name, own in others]
     return said
-
-
-def count_texts(count: int, total: int) -> str:
-    """Says how many of the other texts, with the verb."""
-    return f"{count} of {total} other texts {'is' if count == 1 else 'are'}"

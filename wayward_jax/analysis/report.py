@@ -10,7 +10,8 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from wayward_jax.analysis import figures, style, tables
+from wayward_jax.analysis import captions, figures, style, tables
+from wayward_jax.analysis.answers import MOST_TEXTS, Answered
 from wayward_jax.analysis.selection import (
     F1_THRESHOLD,
     ModelKey,
@@ -49,6 +50,7 @@ def render(
     *,
     title: str,
     said: Sequence[str],
+    answers: Sequence[Answered],
     notes: Sequence[str],
     made: Mapping[str, Figure],
     frames: Mapping[str, pd.DataFrame],
@@ -59,6 +61,7 @@ def render(
     Args:
         title: the page's title.
         said: the summary, one string a paragraph.
+        answers: to a few examples of each task.
         notes: explanations and reservations, one string a paragraph.
         made: figures by caption.
         frames: tables by caption.
@@ -67,6 +70,9 @@ def render(
     return template("page.html").render(
         title=title,
         said=said,
+        answered=answers,
+        how_answered=captions.ANSWERS.format(texts=MOST_TEXTS),
+        most_texts=MOST_TEXTS,
         notes=notes,
         figures={caption: _svg(caption, figure) for caption, figure in made.items()},
         tables={caption: cells(frame) for caption, frame in frames.items()},

@@ -8,9 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from wayward_jax.analysis import captions, tables
-from wayward_jax.analysis.selection import compare
-from wayward_jax.jobs.records import Measured
-from wayward_jax.models.tokenizer import Tokenizer
+from wayward_jax.analysis.analyze import Analysis
+from wayward_jax.analysis.selection import model_key
 from wayward_jax.runs import RunRecord
 
 # A terminal is narrow: only the files of tables have these columns.
@@ -23,39 +22,28 @@ WIDE = [
 OF_A_RUN = ["task", "target_name", "gamma", "accuracy", "prompt_f1"]
 
 
-def show(
-    records: Sequence[RunRecord],
-    measured: Measured,
-    tokenizers: Mapping[str, Tokenizer],
-    names: Sequence[str],
-    console: Console,
-    select: str = "dev",
-) -> None:
+def show(analysis: Analysis, names: Sequence[str], console: Console) -> None:
     """Shows tables of a job's results, and the tokens of one target beside those that were read.
 
     If no table can be made, because there is no p_star to compare with, the runs are listed.
 
     Args:
-        records: the job's runs.
-        measured: the measurements of their prompts.
-        tokenizers: the tokenizers of the models, by name.
-        names: the names of the tables to show, from `tables.tables`.
+        analysis: of the job.
+        names: the names of the tables to show.
         console: where they are shown.
-        select: the split on which gammas are chosen, `dev` or `test`.
     """
-    comparisons = compare(records, select)
-    made = tables.tables(records, comparisons, measured)
-    frames = [made[name] for name in names if name in made]
+    records = analysis.records
+    frames = [analysis.tables[name] for name in names if name in analysis.tables]
     for frame in frames or [tables.by_run(records)[OF_A_RUN]]:
         console.print(_table(frame))
         console.print()
     if any("drop" in frame for frame in frames):
         console.print(Text(captions.NUMERICAL_FLOOR))
         console.print()
-    compared = [record for comparison in comparisons for record in comparison.wayward]
+    compared = [each.wayward[0] for each in analysis.comparisons]
     if with_target := compared or [record for record in records if record.run.has_target]:
         first = with_target[0]
-        console.print(_token_strip(first, tokenizers[first.run.model]))
+        console.print(_token_strip(first, analysis.token_texts.get(model_key(first), {})))
 
 
 def _table(frame: pd.DataFrame) -> Table:
@@ -70,17 +58,14 @@ def _table(frame: pd.DataFrame) -> Table:
     return table
 
 
-def _token_strip(record: RunRecord, tokenizer: Tokenizer) -> Table:
-    """Makes a line for each token of a target, beside the token that the prompt reads as."""
+def _token_strip(record: RunRecord, texts: Mapping[int, str]) -> Table:
+    """Makes a line for each token of a target, beside the token that the prompt reads as.
+
+    A token whose text is not known is shown as its id.
+    """
     strip = Table("target", "reads as", box=None, pad_edge=False)
     for target, read in zip(record.run.target_ids, record.token_ids, strict=True):
         color = "green" if read == target else "red"
-        strip.add_row(
-            Text(_visible(tokenizer, target)), Text(_visible(tokenizer, read), style=color)
-        )
+        shown = [repr(texts.get(token, token)) for token in (target, read)]  # shows spaces
+        strip.add_row(Text(shown[0]), Text(shown[1], style=color))
     return strip
-
-
-def _visible(tokenizer: Tokenizer, token: int) -> str:
-    """A token's text, with spaces and control characters made visible."""
-    return repr(tokenizer.decode([token]))

@@ -145,7 +145,7 @@ class JobFolder:
         runs: Mapping[str, Run],
         make: Callable[[set[str]], Plans],
     ) -> Plans:
-        """The populations that are left to tune.
+        """The populations to tune; those that are finished may be among them.
 
         They are those of an earlier start, unless that was made for something else or lacks a run:
         plans depend on the memory that is free and on what else is planned, and only with the same
@@ -163,7 +163,7 @@ class JobFolder:
             populations = [{"task": task, **plan.to_json()} for task, plan in plans]
             with writing(self.layout.folder):
                 _write(self.layout.plan, {"made_for": made_for, "populations": populations})
-        return [(task, plan) for task, plan in plans if not {run.id for run in plan.runs} <= done]
+        return plans
 
     @contextlib.contextmanager
     def in_flight(self, task: str, plan: PopulationPlan) -> Iterator["InFlight"]:
@@ -308,7 +308,7 @@ class JobFolder:
             raise self._other_job(f"of --dtype={dtype}, and here it is {decisive['dtype']}")
         if content != decisive["content"]:
             differences = differing(read_flags(self.layout), self._flags, "results by content")
-            reasons = ", ".join(differences) or "files that its flags name have changed since"
+            reasons = ", ".join(differences) or "what its flags name has changed since"
             raise self._other_job(f"of other runs or examples ({reasons})")
 
     def _other_job(self, difference: str) -> InputError:

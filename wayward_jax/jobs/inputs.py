@@ -37,7 +37,6 @@ from wayward_jax.jobs.setting import write_mesh
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
-from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.prompt_files import SavedPrompt, fit_prompt, read_prompt
 from wayward_jax.readings import Method, find_reading
 from wayward_jax.runs import Run
@@ -171,7 +170,6 @@ class ModelInputs:
     that have such a constraint by the same names.
     """
 
-    tokenizer: Tokenizer
     tasks: dict[str, EncodedTask]
     runs: dict[str, list[Run]]
     pack_tokens: dict[str, int]
@@ -468,9 +466,7 @@ def _read_for(
     prompts = {name: start.prompt for name, start in listed.starts.items()}
     readings = {str(each): each for each in find_readings(settings, model)}
     held = {each: ReadingPenalty.of(reading, model) for each, reading in readings.items()}
-    return ModelInputs(
-        model.tokenizer, encoded, planned, fitting, prompts, readings, CONSTRAINTS | held
-    )
+    return ModelInputs(encoded, planned, fitting, prompts, readings, CONSTRAINTS | held)
 
 
 def find_readings(settings: Settings, model: LanguageModel) -> list[Method]:

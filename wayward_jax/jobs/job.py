@@ -25,16 +25,15 @@ from wayward_jax.jobs.probes import ProbeContext
 from wayward_jax.jobs.processes import all_or_error, check_alike, is_primary
 from wayward_jax.jobs.profiler import Profiler
 from wayward_jax.jobs.progress_bar import ProgressReporter
-from wayward_jax.jobs.records import Measured
+from wayward_jax.jobs.records import SHOWN, Measured
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
-from wayward_jax.models.tokenizer import Tokenizer
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
 from wayward_jax.training.memory import row_grain
 from wayward_jax.training.planning import PopulationPlan, plan_populations
 from wayward_jax.training.progress import StepMetrics, TrainProgress
-from wayward_jax.training.trainer import predict_unprompted, tune_population
+from wayward_jax.training.trainer import score_unprompted, tune_population, with_unprompted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,13 +43,11 @@ class FinishedJob:
     Attributes:
         records: of the runs that were asked for, without prompts.
         measured: what was measured of their prompts.
-        tokenizers: by the model's name.
         layout: the job's folder, or that of its shard.
     """
 
     records: list[RunRecord]
     measured: Measured
-    tokenizers: dict[str, Tokenizer]
     layout: JobLayout
 
 
@@ -98,14 +95,14 @@ def run_job(
     work = _Work(settings, out_dir, loader, inputs, folder, watch, Interruption())
     with folder.lock(work.decisive, watch.note), work.interruption.heed():
         folder.take_over(reused)
+        work.write_shown()
         work.tune(work.plans())
         records = [each for each in folder.records().values() if each.id in inputs.runs]
         if experiment.measure is not None:
             for model in inputs.models:
                 work.measure(experiment.measure, model, records)
         measured = folder.measured()
-    tokenizers = {name: each.tokenizer for name, each in inputs.models.items()}
-    return FinishedJob(records, measured, tokenizers, layout)
+    return FinishedJob(records, measured, layout)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +123,7 @@ class _Work:
         return {"content": self.inputs.content, "dtype": self.loader.dtype.name}
 
     def plans(self) -> Plans:
-        """The populations that are left to tune."""
+        """The populations of the job; those that are finished may be among them."""
         meshes, population = self.loader.meshes, self.settings.population
 
         def make(left: set[str]) -> Plans:
@@ -147,30 +144,43 @@ class _Work:
         made_for = {**self.decisive, "population": population, "meshes": sizes}
         return self.folder.plans(made_for, self.inputs.runs, make)
 
+    def write_shown(self) -> None:
+        """Writes the examples that a report shows, for each digest that rows name them by."""
+        done = self.folder.measured().get(SHOWN, {})
+        tasks = [task for model in self.inputs.models.values() for task in model.tasks.values()]
+        shown = {digest: task.shown for task in tasks for digest in task.digests.values()}
+        for digest, examples in shown.items():
+            if digest not in done:
+                self.folder.add_measurement(SHOWN, digest, examples.to_json())
+
     def tune(self, plans: Plans) -> None:
-        """Tunes populations, and writes the results of each."""
-        self.watch.planned(sum(each.runs[0].steps for _, each in plans))
-        if not plans:
+        """Tunes the populations that are not finished, and writes the results of each."""
+        done = self.folder.records().keys()
+        left = [(task, each) for task, each in plans if not {run.id for run in each.runs} <= done]
+        self.watch.planned(sum(each.runs[0].steps for _, each in left))
+        if not left:
             return
         meter = ThroughputMeter(self.loader.dtype, next(iter(self.loader.meshes.values())))
         profiler = Profiler(self.folder.layout, self.settings.profile if is_primary() else 0)
-        for (name, task), own in itertools.groupby(plans, _model_and_task):
+        # Whichever populations are left, the same one's program scores no prompt, to the same bits.
+        first = {_model_and_task(planned): planned[1] for planned in reversed(plans)}
+        for (name, task), own in itertools.groupby(left, _model_and_task):
             populations = [each for _, each in own]
             model, encoded = self.loader.model(name), self.inputs.models[name].tasks[task]
             seconds = sum(meter.expected_seconds(model, encoded, each) for each in populations)
             count = sum(len(each.runs) for each in populations)
             self.watch.expected(f"{name}, {task}, {count} prompts", seconds)
             unprompted = functools.cache(
-                functools.partial(self._predict_unprompted, task, populations[0])
+                functools.partial(self._score_unprompted, task, first[name, task])
             )
             for each in populations:
                 self._tune(task, each, meter, profiler, unprompted)
 
-    def _predict_unprompted(self, task: str, plan: PopulationPlan) -> np.ndarray:
+    def _score_unprompted(self, task: str, plan: PopulationPlan) -> np.ndarray:
         name = plan.runs[0].model
         self.watch.doing(f"{name}, {task}, without a prompt")
         encoded = self.inputs.models[name].tasks[task]
-        return predict_unprompted(self.loader.model(name), encoded, plan, self.loader.meshes[name])
+        return score_unprompted(self.loader.model(name), encoded, plan, self.loader.meshes[name])
 
     def _tune(
         self,
@@ -206,7 +216,7 @@ class _Work:
                 on_steps=on_steps,
                 on_progress=on_progress,
             )
-            finished = [dataclasses.replace(record, unprompted=unprompted()) for record in tuned]
+            finished = with_unprompted(tuned, self.inputs.models[name].tasks[task], unprompted())
             self.folder.add(finished)
         self.watch.tuned(curve(finished), outcome(finished))
 

@@ -54,9 +54,9 @@ class JobLayout:
         return self.folder / ".lock"
 
     @property
-    def training_figure(self) -> Path:
-        """Accuracy and prompt F1 along training."""
-        return self.folder / "training.png"
+    def report(self) -> Path:
+        """The folder of the job's analysis."""
+        return self.folder / "report"
 
     @property
     def tensorboard(self) -> Path:

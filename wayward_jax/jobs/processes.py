@@ -13,8 +13,10 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -177,8 +179,15 @@ def _join(place: Mapping[str, Any], independent: bool) -> None:
 
 
 def _initialize(**place: Any) -> None:
+    """Finds the others, for which JAX waits for minutes.
+
+    Raises:
+        InputError: they cannot be found.
+        KeyboardInterrupt: this process was asked to stop meanwhile.
+    """
     try:
-        jax.distributed.initialize(
+        _interruptibly(
+            jax.distributed.initialize,
             **place,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=ENDING,
@@ -195,6 +204,20 @@ def _initialize(**place: Any) -> None:
         ) from error
     # JAX aborts a process that has lost the others, and no handler of Python's runs in abort.
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _ON_ABORT)
+
+
+def _interruptibly(function: Callable[..., Any], **given: Any) -> None:
+    """Calls a function in a thread of its own, since no handler of signals runs while C waits."""
+    ended: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            ended.set_result(function(**given))
+        except Exception as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    ended.result()
 
 
 def _on_tpu() -> bool:

@@ -30,6 +30,9 @@ MADE_ALIKE = {
     ),
 }
 
+# The measurement that has the examples of `EncodedTask.shown`, by the digest of all examples.
+SHOWN = "shown"
+
 Measured = dict[str, dict[str, list[dict[str, Any]]]]
 """Rows by what was measured (the name of an experiment) and each measurement's own key."""
 

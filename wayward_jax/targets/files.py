@@ -32,7 +32,7 @@ def read_texts(path: Path) -> dict[str, str]:
         remedy = f"the file is not UTF-8 ({error.reason}): convert it"
         raise InputError(None, path, remedy) from error
     except OSError as error:
-        remedy = f"the file cannot be read ({error.strerror}): check --targets"
+        remedy = f"the file cannot be read ({error.strerror}): give another one"
         raise InputError(None, path, remedy) from error
     if path.suffix == ".json":
         return _collect(path, _parse_object(path, content))

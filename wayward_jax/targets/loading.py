@@ -38,8 +38,20 @@ LITERAL = re.compile(r"(?:^|,)\s*text=")
 COUNT = re.compile("[1-9][0-9]{0,8}")
 
 
+class _UnusableError(Exception):
+    """A value that cannot be used, and what to do; an `InputError` that lacks its argument."""
+
+    def __init__(self, value: str, remedy: str) -> None:
+        super().__init__(value, remedy)
+        self.value, self.remedy = value, remedy
+
+
 def load_texts(
-    spec: str, *, task: str | None = None, data_dir: Path | None = None
+    spec: str,
+    *,
+    task: str | None = None,
+    data_dir: Path | None = None,
+    argument: str = "targets",
 ) -> dict[str, str]:
     """Loads the texts of a comma-separated list of sets, in order.
 
@@ -64,6 +76,7 @@ def load_texts(
         spec: the list of sets.
         task: name of the task. It may be None if none of the sets differs by task.
         data_dir: folder with the paper's files.
+        argument: what `spec` is the value of, for messages.
 
     Returns:
         The texts by their names `SET/NAME`; the name of `text=...` is `text`.
@@ -74,12 +87,19 @@ def load_texts(
     """
     if spec == "auto":
         spec = f"{CONTRADICTION},{CODE}" if _is_contradicted(task) else CODE
+    try:
+        return _load(spec, task, data_dir)
+    except _UnusableError as error:
+        raise InputError(argument, error.value, error.remedy) from None
+
+
+def _load(spec: str, task: str | None, data_dir: Path | None) -> dict[str, str]:
     sets, *literal = LITERAL.split(spec, maxsplit=1)
     texts: dict[str, str] = {}
     for item in sets.split(",") if sets or not literal else []:
         for name, text in _select(item.strip(), task, data_dir).items():
             if texts.setdefault(name, text) != text:
-                raise InputError("targets", spec, f"two texts are called {name!r}: rename a file")
+                raise _UnusableError(spec, f"two texts are called {name!r}: rename a file")
     if literal:
         texts["text"] = literal[0]
     return texts
@@ -97,12 +117,12 @@ def _select(item: str, task: str | None, data_dir: Path | None) -> dict[str, str
     chosen = selector[1:]
     if selector.startswith(":"):
         if not COUNT.fullmatch(chosen):
-            raise InputError("targets", item, "write a number from 1 on after the colon")
+            raise _UnusableError(item, "write a number from 1 on after the colon")
         texts = dict(islice(texts.items(), int(chosen)))
     elif selector:
         if chosen not in texts:
             close = _closest(item, [f"{kind}/{name}" for name in texts])
-            raise InputError("targets", item, f"no such target: {close}")
+            raise _UnusableError(item, f"no such text: {close}")
         texts = {chosen: texts[chosen]}
     return {f"{Path(kind).stem}/{name}": text for name, text in texts.items()}
 
@@ -110,12 +130,12 @@ def _select(item: str, task: str | None, data_dir: Path | None) -> dict[str, str
 def _split(item: str) -> tuple[str, str]:
     """Splits an item into the set and the selector, which begins with `:` or `/` or is empty."""
     if "\0" in item:
-        raise InputError("targets", item, "remove the null character")
+        raise _UnusableError(item, "remove the null character")
     for end in [*(match.start() for match in re.finditer("[:/]", item)), len(item)]:
         if _is_named(item[:end]) or os.path.isfile(os.path.expanduser(item[:end])):
             return item[:end], item[end:]
     close = _closest(item, [*BUILT_IN, *PAPER_FILES, *(OTHER + kind for kind in SEPARATORS)])
-    raise InputError("targets", item, f"no such set or file: {close}, or write text=...")
+    raise _UnusableError(item, f"no such set or file: {close}, or write text=...")
 
 
 def _is_named(kind: str) -> bool:
@@ -132,7 +152,7 @@ def _read_set(kind: str, task: str | None, data_dir: Path | None) -> dict[str, s
     if own_kind not in SEPARATORS:
         return texts
     if task is None:
-        raise InputError("targets", kind, "the texts of this set differ by task: give --task")
+        raise _UnusableError(kind, "the texts of this set differ by task: give --task")
     select = _select_own if kind == own_kind else _select_other
     return select(own_kind, texts, task)
 
@@ -153,8 +173,7 @@ def _select_own(kind: str, texts: dict[str, str], task: str) -> dict[str, str]:
     }
     if not chosen:
         tasks = ", ".join(dict.fromkeys(name.rpartition(separator)[0] for name in texts))
-        raise InputError(
-            "targets",
+        raise _UnusableError(
             kind,
             f"this set has no texts for task {task!r}, only for {tasks}: write your own to a file "
             "and give its path, or text=...",
@@ -175,19 +194,18 @@ def _select_other(kind: str, texts: dict[str, str], task: str) -> dict[str, str]
             by_task.setdefault(other, []).append((f"{other}_{own_name}", text))
     if not by_task:
         remedy = f"this set has no texts for tasks of another kind than {task!r}: choose another"
-        raise InputError("targets", OTHER + kind, remedy)
+        raise _UnusableError(OTHER + kind, remedy)
     return dict(pair for pairs in zip_longest(*by_task.values()) for pair in pairs if pair)
 
 
 def _find_paper_file(kind: str, data_dir: Path | None) -> Path:
     name = PAPER_FILES.get(kind, f"{kind}.json")
     if data_dir is None:
-        raise InputError("targets", kind, f"give the folder that holds {name} with --data_dir")
+        raise _UnusableError(kind, f"give the folder that holds {name} with --data_dir")
     for path in (data_dir / name, data_dir / "prompts" / name):
         if path.is_file():
             return path
-    raise InputError(
-        "targets",
+    raise _UnusableError(
         kind,
         f"{data_dir} holds neither {name} nor prompts/{name}: put it there or change --data_dir",
     )

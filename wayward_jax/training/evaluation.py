@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wayward_jax import metrics
 from wayward_jax.models import LanguageModel
 from wayward_jax.objective import prediction_losses
 from wayward_jax.packing import PackedBatch, ranges
+from wayward_jax.runs import Answer
 from wayward_jax.sharding import BY_RUN, on_host, place
 from wayward_jax.training.scoring import EvaluationSet, Scoring, plan_scoring
 
@@ -34,6 +35,8 @@ def start_scoring(
     Returns:
         One array for each part, from which `nll` makes the result.
     """
+    # Whether they were tuned, looked up or read: placed alike, they take one program.
+    prompts = jax.device_put(prompts, NamedSharding(mesh, BY_RUN))
     return [
         score_packs(model.module, model.params, prompts, place(packs, mesh, BY_SHARD), mesh)
         for packs in scoring.packs()
@@ -89,6 +92,21 @@ def _of_labels(words: np.ndarray, examples: EvaluationSet) -> np.ndarray:
 def predictions(parts: Sequence[jax.Array], scoring: Scoring) -> list[np.ndarray]:
     """The label of lowest `nll`, see `metrics.predict`: `[E]` for each run."""
     return [metrics.predict(own) for own in nll(parts, scoring)]
+
+
+def answers(nll: np.ndarray, labels: Sequence[str]) -> tuple[Answer | None, ...]:
+    """What examples are answered with, see `Answers`.
+
+    Args:
+        nll: `[E, C]`, from `nll`.
+        labels: the names of the C labels.
+    """
+    probabilities = np.exp(-np.float64(nll))
+    shares = probabilities / np.nansum(probabilities, axis=1, keepdims=True)
+    return tuple(
+        None if label < 0 else Answer(labels[label], float(own[label]))
+        for label, own in zip(metrics.predict(nll), shares, strict=True)
+    )
 
 
 def score_prompts(

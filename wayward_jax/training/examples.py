@@ -13,6 +13,7 @@ from wayward_jax.segments import Segments, example_order, gold_segments, label_s
 from wayward_jax.shapes import GRAIN, PackedShape
 from wayward_jax.tasks import Encoded, Examples, TaskData, encode
 from wayward_jax.training.scoring import EvaluationSet, scoring_shape
+from wayward_jax.training.shown import Shown, choose_shown
 
 CONTENT_FREE = "N/A"
 """A text that says nothing about any task."""
@@ -29,6 +30,7 @@ class EncodedTask:
         dev_subset: for each data seed, a few dev examples, for evaluations during training.
         dev: for each data seed, the examples by which runs are chosen.
         test: the examples on which results are reported.
+        shown: a few of these, for reports.
         content_free: a single example whose text has no content, for calibration; its label means
             nothing.
         digests: for each data seed, sixteen hexadecimal digits of the tokens and labels of its
@@ -39,6 +41,7 @@ class EncodedTask:
     dev_subset: dict[int, EvaluationSet]
     dev: dict[int, EvaluationSet]
     test: EvaluationSet
+    shown: Shown
     content_free: EvaluationSet
     digests: dict[int, str]
 
@@ -107,16 +110,17 @@ def encode_tasks(
             truncate=truncate,
         )
 
-    tokenized = {}
+    tokenized, tests = {}, {}
     for name, own in samples.items():
         *_, last = own.values()
+        tests[name] = _some(last.test, n_eval)
         evaluated = [
             *(
                 (data, _some(data.dev, min(n_dev_subset, n_dev or n_dev_subset)))
                 for data in own.values()
             ),
             *((data, _some(data.dev, n_dev)) for data in own.values()),
-            (last, _some(last.test, n_eval)),
+            (last, tests[name]),
             (last, Examples((CONTENT_FREE,), np.zeros(1, np.int32), (CONTENT_FREE,))),
         ]
         tokenized[name] = [
@@ -134,7 +138,8 @@ def encode_tasks(
         row_grain=row_grain,
     )
     return {
-        name: _make_task(samples[name], tokenized[name], segments[name], shape) for name in samples
+        name: _make_task(samples[name], tests[name], tokenized[name], segments[name], shape)
+        for name in samples
     }
 
 
@@ -146,6 +151,7 @@ def _some(examples: Examples, limit: int) -> Examples:
 
 def _make_task(
     samples: Mapping[int, TaskData],
+    test: Examples,
     tokenized: Sequence[tuple[Sequence[Encoded], np.ndarray]],
     segments: Sequence[Segments],
     shape: PackedShape,
@@ -154,6 +160,7 @@ def _make_task(
 
     Args:
         samples: its data, S samples.
+        test: the test examples.
         tokenized: S times train, S times the dev subset, S times dev, test, and the example without
             content, each with labels.
         segments: of all but train.
@@ -165,6 +172,13 @@ def _make_task(
         EvaluationSet(own, shape, labels, tuple(task.word_labels))
         for own, (_, labels) in zip(segments, evaluated, strict=True)
     ]
+    numbers = choose_shown(test)
+    shown = EvaluationSet(
+        label_segments([evaluated[-2][0][number] for number in numbers]),
+        shape,
+        test.labels[numbers],
+        tuple(task.word_labels),
+    )
     return EncodedTask(
         train={
             seed: gold_segments(each, labels, task.word_labels)
@@ -173,6 +187,7 @@ def _make_task(
         dev_subset=dict(zip(samples, sets[:count], strict=True)),
         dev=dict(zip(samples, sets[count : 2 * count], strict=True)),
         test=sets[-2],
+        shown=Shown(test.take(numbers), numbers, task.labels, shown),
         content_free=sets[-1],
         digests={
             seed: _digest(train[i], evaluated[i], evaluated[count + i], evaluated[-2])

@@ -15,8 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from wayward_jax.constraints import Constraint
 from wayward_jax.errors import InputError
@@ -38,12 +37,15 @@ from wayward_jax.training.trainer import (
 # Where the runs start, see `Run.init`: at the imitated prompt.
 START = "imitated"
 
+# The collection of variables, beside the model's weights, in which the imitated prompt is.
+IMITATED = "imitated"
+
 # Texts are cut to so many tokens.
 MAX_TOKENS = 32
 
 
 class Texts(NamedTuple):
-    """N texts of at most T tokens.
+    """N texts of at most T tokens; the texts of a step have more axes before T, see `BATCH_SPECS`.
 
     ids: `[N, T]` int32, 0 after the end of a text.
     mask: `[N, T]` bool, False there.
@@ -78,20 +80,6 @@ class Texts(NamedTuple):
         return first, second
 
 
-@struct.dataclass
-class TextPack:
-    """A text, and the prompt that is imitated on it.
-
-    ids: `[T]` int32, see `Texts`.
-    mask: `[T]` bool.
-    imitated: `[L, D]` float32, with BOS before it.
-    """
-
-    ids: jax.Array
-    mask: jax.Array
-    imitated: jax.Array
-
-
 class Outputs(NamedTuple):
     """What R prompts make the model predict on N texts, beside an imitated prompt.
 
@@ -105,6 +93,15 @@ class Outputs(NamedTuple):
     def of(self, number: int) -> Self:
         """Those of one prompt, `[N]` each."""
         return type(self)(self.kl[number], self.kept[number])
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Plain values."""
+        return {name: own.tolist() for name, own in self._asdict().items()}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Sequence[float]]) -> Self:
+        """The outputs that `to_json` made `row` of."""
+        return cls(*(np.array(row[name], np.float32) for name in cls._fields))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,12 +126,49 @@ class Imitation:
     tuned: Outputs
     held_out: Outputs
 
+    def to_json(self) -> dict[str, Any]:
+        """A flat object of plain values without the prompt; the run is named by its id."""
+        outputs = {name: getattr(self, name).to_json() for name in ("tuned", "held_out")}
+        return {
+            "id": self.run.id,
+            **{name: getattr(self, name) for name in ("reading", "text", "prompt_f1")},
+            **outputs,
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], run: Run, prompt: np.ndarray) -> Self:
+        """The imitation that `to_json` made `row` of."""
+        outputs = (Outputs.from_json(row[name]) for name in ("tuned", "held_out"))
+        return cls(run, row["reading"], row["text"], row["prompt_f1"], prompt, *outputs)
+
+
+def plan_imitation(runs: Sequence[Run], mesh: Mesh) -> PopulationPlan:
+    """Plans a population of `imitate`.
+
+    Args:
+        runs: of equal seed, steps, batch size (in texts), length and optimizer. They start at
+            `START`.
+        mesh: of the model.
+    """
+    first = runs[0]
+    shards, data_shards = mesh.shape["runs"], mesh.shape["data"]
+    return PopulationPlan(
+        runs=tuple(runs),
+        prompt_length=first.input_length,
+        run_shards=shards,
+        data_shards=data_shards,
+        packs_per_shard=-(-first.batch_size // data_shards),
+        runs_per_shard=-(-len(runs) // shards),
+        eval_steps=(first.steps,),
+        steps_per_call=min(first.steps, MAX_STEPS_PER_CALL),
+    )
+
 
 def imitate(
     model: LanguageModel,
     prompt: np.ndarray,
     texts: Texts,
-    runs: Sequence[Run],
+    plan: PopulationPlan,
     mesh: Mesh,
     *,
     constraints: Mapping[str, Constraint],
@@ -149,33 +183,23 @@ def imitate(
         model: the frozen model, its weights on the mesh.
         prompt: `[L, D]`, the imitated prompt.
         texts: N of them.
-        runs: of equal seed, steps, batch size (in texts) and optimizer, with targets of L tokens.
-        mesh: of the model.
+        plan: runs with targets of L tokens, see `plan_imitation`.
+        mesh: that the plan was made for.
         constraints: by the names that runs have for them.
         on_steps: is called after some steps with their number and the mean loss of the last one.
 
     Returns:
         A result of each run, in order.
     """
-    first = runs[0]
-    shards, data_shards = mesh.shape["runs"], mesh.shape["data"]
-    plan = PopulationPlan(
-        runs=tuple(dataclasses.replace(run, init=START, bos_ids=model.bos_ids) for run in runs),
-        prompt_length=len(model.bos_ids) + len(prompt),
-        run_shards=shards,
-        data_shards=data_shards,
-        packs_per_shard=-(-first.batch_size // data_shards),
-        runs_per_shard=-(-len(runs) // shards),
-        eval_steps=(first.steps,),
-        steps_per_call=min(first.steps, MAX_STEPS_PER_CALL),
-    )
+    first = plan.runs[0]
     optimizer = named_optimizer(first.optimizer, first.steps, first.warmup, first.weight_decay)
     population, state = init_population(model, plan, mesh, optimizer, {START: prompt}, constraints)
     tuned, held_out = texts.halves()
-    for (begin, end), packs in zip(plan.calls, _packs(model, prompt, tuned, plan), strict=True):
+    variables = model.params | imitated_variables(model, prompt, mesh)
+    for (begin, end), packs in zip(plan.calls, _packs(tuned, plan), strict=True):
         state, losses = train_steps(
             model.module,
-            model.params,
+            variables,
             population,
             state,
             place(packs, mesh, BATCH_SPECS),
@@ -203,22 +227,23 @@ def imitate(
     ]
 
 
-def _packs(
-    model: LanguageModel, prompt: np.ndarray, texts: Texts, plan: PopulationPlan
-) -> list[TextPack]:
+def imitated_variables(model: LanguageModel, prompt: np.ndarray, mesh: Mesh) -> dict[str, Any]:
+    """The collection `IMITATED`, on the mesh: the prompt `[L, D]`, with BOS before it."""
+    return {IMITATED: {"prompt": place(model.with_bos(prompt), mesh, PartitionSpec())}}
+
+
+def _packs(texts: Texts, plan: PopulationPlan) -> list[Texts]:
     """The packs of each call, one text each: all runs see the same texts. See `BATCH_SPECS`."""
     sizes = (plan.packs_per_shard, plan.data_shards)
     (last_step,) = plan.eval_steps
     seed = plan.runs[0].seed
     order = example_order(len(texts.ids), last_step * sizes[0] * sizes[1], seed)
     order = order.reshape(last_step, *sizes)
-    imitated = model.with_bos(prompt)
     packs = []
     for begin, _ in plan.calls:
         steps = np.minimum(np.arange(begin, begin + plan.steps_per_call), last_step - 1)
         numbers = np.tile(order[steps], (1, plan.run_shards, 1))
-        copies = np.broadcast_to(imitated, (*numbers.shape, *imitated.shape))
-        packs.append(TextPack(texts.ids[numbers], texts.mask[numbers], copies))
+        packs.append(Texts(texts.ids[numbers], texts.mask[numbers]))
     return packs
 
 
@@ -259,7 +284,7 @@ def _compare(
 
 
 def summed_divergences(
-    module: nn.Module, params: dict[str, Any], prompts: jax.Array, pack: TextPack
+    module: nn.Module, params: dict[str, Any], prompts: jax.Array, text: Texts
 ) -> tuple[jax.Array, jax.Array]:
     """The divergence of each of R prompts on a text, and 1, the number of texts: `[R]` float32.
 
@@ -268,13 +293,13 @@ def summed_divergences(
 
     Args:
         module: a `CausalLM`.
-        params: its frozen weights.
+        params: its frozen weights and `imitated_variables`.
         prompts: `[R, L, D]` float32, with BOS before them.
-        pack: the text and the imitated prompt.
+        text: the text, `[T]`.
     """
-    theirs = log_probabilities(module, params, pack.imitated[None], pack.ids)
-    ours = log_probabilities(module, params, prompts, pack.ids)
-    return masked_mean(_divergence(theirs, ours), pack.mask), jnp.ones(len(prompts))
+    theirs = log_probabilities(module, params, params[IMITATED]["prompt"][None], text.ids)
+    ours = log_probabilities(module, params, prompts, text.ids)
+    return masked_mean(_divergence(theirs, ours), text.mask), jnp.ones(len(prompts))
 
 
 def log_probabilities(

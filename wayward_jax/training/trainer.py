@@ -21,9 +21,24 @@ from wayward_jax.objective import distance
 from wayward_jax.projection import c_proj, d_proj
 from wayward_jax.provenance import Provenance
 from wayward_jax.readings import ReadTokens, read_tokens
-from wayward_jax.runs import NEAREST_TOKENS, CurvePoint, Run, RunRecord
+from wayward_jax.runs import (
+    NEAREST_TOKENS,
+    NOTHING,
+    PROMPT,
+    TEXT,
+    Answers,
+    CurvePoint,
+    Run,
+    RunRecord,
+)
 from wayward_jax.sharding import BY_RUN, local_shards, on_host, place, place_part
-from wayward_jax.training.evaluation import predictions, score_prompts, start_scoring
+from wayward_jax.training.evaluation import (
+    answers,
+    nll,
+    predictions,
+    score_prompts,
+    start_scoring,
+)
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
@@ -37,6 +52,7 @@ from wayward_jax.training.programs import (
 )
 from wayward_jax.training.progress import StepMetrics, TrainProgress
 from wayward_jax.training.scoring import EvaluationSet, Scoring, plan_scoring
+from wayward_jax.training.shown import Shown
 from wayward_jax.training.step import (
     BATCH_SPECS,
     STATE_SPECS,
@@ -85,7 +101,7 @@ def tune_population(
             call reuses, but may copy it.
 
     Returns:
-        R records with their prompts, in order; `unprompted` is None.
+        R records with their prompts, in order, without what `with_unprompted` adds.
 
     Raises:
         InputError: a program takes more memory than there is.
@@ -157,10 +173,10 @@ def _compile_programs(
         check_memory(plan, mesh, *largest, device_bytes)
 
 
-def predict_unprompted(
+def score_unprompted(
     model: LanguageModel, task: EncodedTask, plan: PopulationPlan, mesh: Mesh
 ) -> np.ndarray:
-    """Tells which test examples are predicted right without any prompt: `[n_eval]` bool.
+    """Scores the test examples without any prompt: `[n_eval, C]`, see `evaluation.nll`.
 
     BOS is put before the examples if the model expects it there. The program is the one that scores
     the prompts of a population.
@@ -180,7 +196,25 @@ def predict_unprompted(
         length=plan.prompt_length,
         places=len(plan.padded_runs),
     )
-    return metrics.predict(scores[0]) == task.test.labels
+    return scores[0]
+
+
+def with_unprompted(
+    records: Sequence[RunRecord], task: EncodedTask, scores: np.ndarray
+) -> list[RunRecord]:
+    """Adds to records what is predicted and answered without any prompt.
+
+    Args:
+        records: of runs on the task.
+        task: its examples.
+        scores: from `score_unprompted`.
+    """
+    correct = metrics.predict(scores) == task.test.labels
+    nothing = {NOTHING: answers(scores[task.shown.numbers], task.shown.labels)}
+    return [
+        dataclasses.replace(record, unprompted=correct, answers={**record.answers, **nothing})
+        for record in records
+    ]
 
 
 def init_population(
@@ -283,9 +317,9 @@ def _evaluate(
 ) -> TrainProgress:
     """Starts to score the prompts on their dev subsets, and to read them."""
     prompts = progress.state.prompts
-    nll = start_scoring(model, prompts, subset, mesh)
+    scored = start_scoring(model, prompts, subset, mesh)
     read = start_reading(model, population, prompts, mesh)
-    progress = progress.replace(nll=(*progress.nll, nll), read=(*progress.read, read))
+    progress = progress.replace(nll=(*progress.nll, scored), read=(*progress.read, read))
     if any(run.keep == "best" for run in plan.runs):
         # A copy, because the next call reuses the buffers of the state.
         progress = progress.replace(prompts=(*progress.prompts, jnp.copy(prompts)))
@@ -338,12 +372,16 @@ def _make_records(
     kept = [_kept_point(run, curve) for run, curve in zip(runs, curves, strict=True)]
     prompts = _kept_prompts(plan, progress, kept)
 
-    dev, test = _plan_scoring(task.dev, plan), _plan_scoring(task.test, plan)
+    dev, test, shown = (
+        _plan_scoring(each, plan) for each in (task.dev, task.test, task.shown.scored)
+    )
     dev_nll = start_scoring(model, prompts, dev, mesh)
     test_nll = start_scoring(model, prompts, test, mesh)
-    dev_accuracies = _accuracies(dev_nll, dev)
-    predicted = predictions(test_nll, test)
     targets = c_proj(model.embedding_table(), population.target_ids)
+    text_nll = start_scoring(model, targets, shown, mesh)
+    dev_accuracies = _accuracies(dev_nll, dev)
+    scores, of_texts = nll(test_nll, test), nll(text_nll, shown)
+    predicted = [metrics.predict(own) for own in scores]
     gammas = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
     never = jnp.zeros(len(gammas), bool)
     found = on_host(
@@ -368,6 +406,7 @@ def _make_records(
             majority=metrics.majority(task.test.labels),
             correct=predicted[r] == task.test.labels,
             unprompted=None,
+            answers=_answers(run, task.shown, scores[r], of_texts[r]),
             dev_accuracy=dev_accuracies[r],
             reading=reading_name(population, plan.places[r]),
             text=readings[kept[r]][r].text,
@@ -390,6 +429,14 @@ def _make_records(
         )
         for r, run in enumerate(runs)
     ]
+
+
+def _answers(run: Run, shown: Shown, prompt: np.ndarray, text: np.ndarray) -> Answers:
+    """See `RunRecord.answers`; the scores are those of test examples, and `text` of those shown."""
+    scores = {PROMPT: prompt[shown.numbers]}
+    if run.has_target:
+        scores[TEXT] = text
+    return {name: answers(own, shown.labels) for name, own in scores.items()}
 
 
 def reading_name(population: Population, place: int) -> str:
