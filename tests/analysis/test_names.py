@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from tests.helpers.finished_runs import best, wayward, with_run
-from wayward_jax.analysis import escaping, figures, report, tables, terminal
+from wayward_jax.analysis import escaping, figures, report, shown_tables, tables, terminal
 from wayward_jax.analysis.selection import compare
 from wayward_jax.metrics import predict
 
@@ -49,10 +49,10 @@ def frame(records):
 
 
 def test_markdown_has_as_many_cells_as_the_table(frame, tmp_path):
-    tables.write(frame, tmp_path, "targets")
+    shown_tables.write(frame, tmp_path, "targets")
     lines = (tmp_path / "targets.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 + len(NAMES)
-    width = tables.shown(frame)[0].shape[1]
+    width = shown_tables.shown(frame)[0].shape[1]
     for line, name in zip(lines[2:], NAMES, strict=True):
         cells = re.split(r"(?<!\\)\|", line)[1:-1]
         assert len(cells) == width
@@ -62,7 +62,7 @@ def test_markdown_has_as_many_cells_as_the_table(frame, tmp_path):
 
 
 def test_spreadsheets_find_no_formulas(frame, tmp_path):
-    tables.write(frame, tmp_path, "targets")
+    shown_tables.write(frame, tmp_path, "targets")
     with open(tmp_path / "targets.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for row, name in zip(rows, NAMES, strict=True):
@@ -72,12 +72,12 @@ def test_spreadsheets_find_no_formulas(frame, tmp_path):
 
 
 def test_latex_has_no_commands_but_its_own(frame, tmp_path):
-    tables.write(frame, tmp_path, "targets")
+    shown_tables.write(frame, tmp_path, "targets")
     lines = (tmp_path / "targets.tex").read_text(encoding="utf-8").splitlines()
     body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
     assert len(body) == len(NAMES)
     own = r"\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar)\{\}"
-    columns = tables.shown(frame)[0].shape[1]
+    columns = shown_tables.shown(frame)[0].shape[1]
     for line in body:
         line = re.sub(own, "", line.removesuffix(r" \\"))
         assert len(re.split(r"(?<!\\)&", line)) == columns

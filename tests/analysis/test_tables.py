@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from tests.helpers.finished_runs import best, wayward, with_run
-from wayward_jax.analysis import tables
+from wayward_jax.analysis import shown_tables, tables
 from wayward_jax.analysis.selection import compare
 
 DROPS = {"one/1": 0.7, "one/2": 0.6, "one/3": 0.5, "two/1": 0.8, "two/2": 0.7}
@@ -45,9 +45,9 @@ def test_choices_of_training_examples_are_pooled_and_counted():
     assert (group.data_seed, group.samples, group.targets, group.runs) == ("13, 21, 42", 3, 2, 18)
     assert tables.by_target(compare(sampled))["samples"].tolist() == [3, 3]
     assert tables.between_groups(compare(sampled)).empty
-    shown = tables.shown(tables.by_group(compare(sampled)))[0]
+    shown = shown_tables.shown(tables.by_group(compare(sampled)))[0]
     assert shown["samples"].tolist() == ["3"]
-    assert "samples" not in tables.shown(tables.by_group(compare(finished())))[0]
+    assert "samples" not in shown_tables.shown(tables.by_group(compare(finished())))[0]
 
 
 def test_targets_with_other_choices_of_training_examples_are_groups_of_their_own():
@@ -124,7 +124,7 @@ def test_constraints_are_compared_target_by_target_whatever_their_margins():
     assert (line.constraint, line.paired, line.targets) == ("penalty - cell", True, "2, 2")
     groups = tables.by_group(comparisons)
     assert tables.differing(groups) == ["constraint"]
-    assert "margin" not in tables.shown(groups)[0]
+    assert "margin" not in shown_tables.shown(groups)[0]
     margins_too = pd.concat([groups, groups.assign(margin=0.5)])
     assert tables.differing(margins_too) == ["constraint", "margin"]
 
@@ -145,8 +145,8 @@ def test_a_gamma_that_was_found_is_shown_and_is_not_among_those_given():
     made = [dataclasses.replace(record, final_gamma=0.1 * i) for i, record in enumerate(made)]
     frame = tables.by_target(compare(made))
     assert frame["gamma"].tolist() == [pytest.approx(0.15)]
-    assert tables.shown(frame)[0]["this gamma"].tolist() == ["suffices"]
-    assert "this gamma" not in tables.shown(tables.by_target(compare(finished())))[0]
+    assert shown_tables.shown(frame)[0]["this gamma"].tolist() == ["suffices"]
+    assert "this gamma" not in shown_tables.shown(tables.by_target(compare(finished())))[0]
     assert tables.by_gamma(made).empty
 
 
@@ -165,23 +165,23 @@ def test_a_gamma_that_was_found_is_shown_and_is_not_among_those_given():
 def test_readers_see_a_setting_only_where_it_differs(name, values, shown):
     title = name.replace("_", " ")
     once = tables.by_group(compare(finished()))
-    assert title not in tables.shown(once)[0]
+    assert title not in shown_tables.shown(once)[0]
     both = [record for value in values for record in finished(**{name: value})]
-    assert tables.shown(tables.by_group(compare(both)))[0][title].tolist() == shown
+    assert shown_tables.shown(tables.by_group(compare(both)))[0][title].tolist() == shown
 
 
 def test_differences_in_a_number_are_shown_like_those_in_a_name(tmp_path):
     both = [*finished(learning_rate=0.1), *finished(learning_rate=0.01)]
     frame = tables.between_groups(compare(both))
-    assert "0.1 - 0.01" in tables.shown(frame)[0]["learning rate"].tolist()
-    tables.write(frame, tmp_path, "differences")
+    assert "0.1 - 0.01" in shown_tables.shown(frame)[0]["learning rate"].tolist()
+    shown_tables.write(frame, tmp_path, "differences")
     assert "0.1 - 0.01" in (tmp_path / "differences.md").read_text()
 
 
 def test_unknown_values_are_left_blank():
     frame = tables.by_group(compare([best(0.0), wayward(0.7, name="one/1")]))
     assert np.isnan([frame["drop"][0], frame["low"][0]]).all()
-    assert tables.shown(frame)[0]["from"].tolist() == [""]
+    assert shown_tables.shown(frame)[0]["from"].tolist() == [""]
 
 
 def test_gaps_are_between_a_prompt_and_its_own_texts():

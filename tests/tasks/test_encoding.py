@@ -317,3 +317,8 @@ def test_labels_may_have_several_words_which_are_scored_each(tokenizer):
     twice = Task("own", ("bad", "good"), ("It was %s .",), (("bad", "great"), "great"))
     with pytest.raises(InputError, match=r"two label words of task own give the same tokens"):
         encode(twice, ["a text"], tokenizer, template=0)
+
+
+def test_a_task_of_a_single_label_word_is_refused(tokenizer):
+    with pytest.raises(InputError, match=r"^task='own': has fewer than two label words"):
+        encode(own_task(("It was %s .",), ("great",)), ["a text"], tokenizer, template=0)

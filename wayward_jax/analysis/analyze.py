@@ -13,7 +13,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from wayward_jax import models
-from wayward_jax.analysis import captions, escaping, figures, report, statistics, tables
+from wayward_jax.analysis import (
+    captions,
+    escaping,
+    figures,
+    report,
+    shown_tables,
+    statistics,
+    tables,
+)
 from wayward_jax.analysis.agreement import agreements
 from wayward_jax.analysis.answers import answered
 from wayward_jax.analysis.selection import Comparison, ModelKey, compare, model_key
@@ -138,7 +146,7 @@ def write(analysis: Analysis, out_dir: Path) -> None:
             "out_dir", str(out_dir), f"cannot be made ({error.strerror}): name a folder that can"
         ) from error
     for name, frame in analysis.tables.items():
-        tables.write(frame, out_dir / "tables", name)
+        shown_tables.write(frame, out_dir / "tables", name)
     runs = escaping.in_csv(tables.by_run(analysis.records))
     runs.to_csv(out_dir / "tables" / "runs.csv", index=False)
     figures.save(analysis.figures, out_dir / "figures")

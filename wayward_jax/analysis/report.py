@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from wayward_jax.analysis import captions, figures, style, tables
+from wayward_jax.analysis import captions, figures, shown_tables, style, tables
 from wayward_jax.analysis.answers import MOST_TEXTS, Answered
 from wayward_jax.analysis.selection import (
     F1_THRESHOLD,
@@ -230,7 +230,7 @@ def _svg(name: str, figure: Figure) -> Markup:
 
 def cells(frame: pd.DataFrame) -> dict[str, Any]:
     """Makes the columns and rows of a table, as the macro of `tables.html` takes them."""
-    table, numbers = tables.shown(frame)
+    table, numbers = shown_tables.shown(frame)
     return {
         "columns": list(zip(table, numbers, strict=True)),
         "rows": table.to_numpy().tolist(),

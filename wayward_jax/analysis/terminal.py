@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wayward_jax.analysis import captions, tables
+from wayward_jax.analysis import captions, shown_tables, tables
 from wayward_jax.analysis.analyze import Analysis
 from wayward_jax.analysis.selection import model_key
 from wayward_jax.runs import RunRecord
@@ -48,7 +48,7 @@ def show(analysis: Analysis, names: Sequence[str], console: Console) -> None:
 
 def _table(frame: pd.DataFrame) -> Table:
     frame = frame.drop(columns=WIDE, errors="ignore").dropna(axis=1, how="all")
-    cells, numbers = tables.shown(frame, always=["task"])
+    cells, numbers = shown_tables.shown(frame, always=["task"])
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name, number in zip(cells, numbers, strict=True):
         justify = "right" if number else "left"

@@ -92,10 +92,13 @@ def encode(
 
     Raises:
         InputError: there is no such template, method or end, the template does not fit the method,
-            the channel method is to score several words a label, two label words give the same
-            tokens, the template leaves no position for the text, or a text has no tokens.
+            there are no two label words, the channel method is to score several words a label, two
+            label words give the same tokens, the template leaves no position for the text, or a
+            text has no tokens.
     """
     parts = _parts(task, template, method, bool(texts_b))
+    if len(task.words) < 2:
+        raise InputError("task", task.name, "has fewer than two label words: give it more labels")
     if method == "channel" and len(task.words) > len(task.labels):
         remedy = (
             f"task {task.name} has several words for a label, which the direct method alone sums "
