@@ -54,8 +54,9 @@ DOUBLES = "doubles"
 class Given(NamedTuple):
     """The texts of an audit.
 
-    texts: those on which doubles are to keep the predictions.
-    targets: those that doubles are to read as, by name.
+    Attributes:
+        texts: those on which doubles are to keep the predictions.
+        targets: those that doubles are to read as, by name.
     """
 
     texts: list[str]

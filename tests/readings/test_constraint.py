@@ -16,7 +16,7 @@ from wayward_jax.readings import Lens, Verbal
 pytestmark = pytest.mark.usefixtures("one_shape")
 
 TARGETS = {"long": "w3 w1 w4 w1 w5", "short": "w7 w8"}
-VERBAL = Verbal(("w1 w2 {prompt} w3", "w1 w2 {prompt} w5 w6", "{prompt} w9"))
+VERBAL = Verbal(("w1 w2 {prompt} w3", "{prompt} w9"))
 READINGS = [Lens(1), Verbal(VERBAL.templates, ((1, 0), (2, 1)))]
 GRADIENT_DESCENT = optax.sgd(1.0)
 
@@ -52,7 +52,11 @@ def test_a_step_also_goes_down_the_loss_of_the_reading(model, reading):
     for free, held in zip(found[::2], found[1::2], strict=True):
         ids = np.array([held.run.target_ids])
         start = STARTS["vocab"](held.run, np.asarray(model.embedding_table()))
-        gradient = jax.grad(lambda p, ids=ids: reading.loss(model, p, ids)[0])(start[None])[0]
+
+        def loss(prompts, ids=ids):
+            return reading.loss(model, prompts, ids)[0]
+
+        gradient = jax.jit(jax.grad(loss))(start[None])[0]
         np.testing.assert_allclose(
             free.prompt - held.prompt, 0.7 * gradient, atol=1e-4 * np.abs(gradient).max()
         )

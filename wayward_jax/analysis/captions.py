@@ -41,6 +41,11 @@ TABLE_CAPTIONS = {
     "p_star is taken off",
 }
 
+ONE_SEED = (
+    "With one seed, an interval is about these very prompts and other test examples: nothing can "
+    "be said then of a text or a constraint, and there is no verdict."
+)
+
 NOTES = (
     "A prompt reads as the tokens whose embeddings are nearest to its vectors (squared Euclidean "
     "distance). The margin of a vector says how much farther the second nearest token is. If the "
@@ -58,9 +63,7 @@ NOTES = (
     "Intervals are made to hold the truth in 95 % of cases. They add the variances over seeds, "
     "targets, choices of training examples and test examples, with the quantiles of Student's t, "
     "and say what others of all these (other targets for a group alone) would give; "
-    "docs/results/calibration.md has simulations. "
-    "With one seed, an interval is about these very prompts and other test examples: nothing can "
-    "be said then of a text or a constraint, and there is no verdict.",
+    f"docs/results/calibration.md has simulations. {ONE_SEED}",
     "A drop is within the margin of {margin:g} % if its interval lies between -{margin:g} and "
     "{margin:g}, and beyond it if the interval lies outside. Otherwise it cannot be told, and the "
     "tables say how many seeds or examples it would take. The p-values of differences between "

@@ -16,7 +16,7 @@ NAMES = {
     "drop": "drop, %",
     "difference": "difference, %",
     "gap": "gap, points",
-    "cost": "without constraint: drop, %",
+    "cost": "constraint costs, %",
     "cost_low": "from ",
     "cost_high": "to ",
     "cost_verdict": "verdict ",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -35,10 +36,10 @@ def show(analysis: Analysis, names: Sequence[str], console: Console) -> None:
     records = analysis.records
     frames = [analysis.tables[name] for name in names if name in analysis.tables]
     for frame in frames or [tables.by_run(records)[OF_A_RUN]]:
-        console.print(_table(frame))
+        console.print(_table(frame), crop=False)
         console.print()
-    if any("drop" in frame for frame in frames):
-        console.print(Text(captions.NUMERICAL_FLOOR))
+    for note in _notes(frames):
+        console.print(Text(note))
         console.print()
     compared = [each.wayward[0] for each in analysis.comparisons]
     if with_target := compared or [record for record in records if record.run.has_target]:
@@ -46,13 +47,34 @@ def show(analysis: Analysis, names: Sequence[str], console: Console) -> None:
         console.print(_token_strip(first, analysis.token_texts.get(model_key(first), {})))
 
 
+def _notes(frames: Sequence[pd.DataFrame]) -> list[str]:
+    """What there is to know of the drops of tables."""
+    with_drops = [frame for frame in frames if "drop" in frame]
+    notes = [captions.ONE_SEED] if any(_of_one_seed(frame) for frame in with_drops) else []
+    return [*notes, captions.NUMERICAL_FLOOR] if with_drops else []
+
+
+def _of_one_seed(frame: pd.DataFrame) -> bool:
+    return "verdict" in frame and (frame["verdict"] == tables.ONE_SEED).all()
+
+
 def _table(frame: pd.DataFrame) -> Table:
-    frame = frame.drop(columns=WIDE, errors="ignore").dropna(axis=1, how="all")
-    cells, numbers = shown_tables.shown(frame, always=["task"])
+    """Makes a table in which words stay whole, also where the terminal is too narrow for that."""
+    left_out = [*WIDE]
+    left_out += ["verdict"] if _of_one_seed(frame) else []
+    left_out += ["set"] if "target" in frame else []  # the names of targets begin with it
+    frame = frame.drop(columns=left_out, errors="ignore").dropna(axis=1, how="all")
+    cells, numbers = shown_tables.shown(frame, always=[])
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for name, number in zip(cells, numbers, strict=True):
-        justify = "right" if number else "left"
-        table.add_column(Text(name), justify=justify, vertical="bottom", overflow="fold")
+        words = " ".join([name, *cells[name]]).split()
+        table.add_column(
+            Text(name),
+            justify="right" if number else "left",
+            vertical="bottom",
+            overflow="fold",
+            min_width=max(map(cell_len, words)),
+        )
     for row in cells.itertuples(index=False):
         table.add_row(*map(Text, row))
     return table
