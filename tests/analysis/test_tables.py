@@ -204,3 +204,19 @@ def test_gaps_are_between_a_prompt_and_its_own_texts():
     assert projected.p_value == pytest.approx(stats.ttest_1samp([20, 20, 20, 20, 40], 0).pvalue)
     assert (target.gap, target.p_value) == (pytest.approx(0), 1)
     assert target.verdict == "within 2 %"
+
+
+def test_intervals_of_ranks_end_at_the_first_and_the_last_rank():
+    records = [wayward(0.7, run={"seed": seed}) for seed in (1, 2, 3)]
+    rows = [
+        {
+            "id": record.id,
+            "reading": "lens:1",
+            "beside": "nothing",
+            "rank": rank,
+            "first": rank == 1,
+        }
+        for record, rank in zip(records, (1.0, 20.0, 20.0), strict=True)
+    ]
+    (line,) = tables.by_measurement(records, {"recover": {"all": rows}}, "recover").itertuples()
+    assert (line.rank, line.least, line.most) == (pytest.approx(41 / 3), 1, 20)

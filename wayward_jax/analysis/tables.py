@@ -50,10 +50,18 @@ MEASURED_BY = {
     "readings": ("reading", "prompt"),
     "recover": ("reading", "beside"),
 }
-MEASURES = (
-    *("accuracy", "task_loss", "prompt_f1", "token_f1", "distance"),
-    *("top_1", "top_5", "top_10", "similarity", "rank", "first"),
-)
+SHARE, POSITIVE = (0.0, 1.0), (0.0, np.inf)
+
+# What is measured, with the range in which it lies. Ranks are those of `experiments.recover`.
+MEASURES = {
+    "accuracy": SHARE,
+    "task_loss": POSITIVE,
+    **dict.fromkeys(("prompt_f1", "token_f1"), SHARE),
+    "distance": POSITIVE,
+    **dict.fromkeys(("top_1", "top_5", "top_10", "similarity"), SHARE),
+    "rank": (1.0, 20.0),
+    "first": SHARE,
+}
 
 # The words of the tables for an interval.
 VERDICTS = {
@@ -210,7 +218,7 @@ def by_measurement(records: Sequence[RunRecord], measured: Measured, name: str) 
     """Averages a measurement over the prompts of each group.
 
     The columns `least` and `most` are the ends of an interval over prompts, for the first of the
-    means alone.
+    means alone, within the range of the measure.
 
     Args:
         records: all runs.
@@ -231,8 +239,8 @@ def by_measurement(records: Sequence[RunRecord], measured: Measured, name: str) 
             {
                 **dict(zip(by, key, strict=True)),
                 numbers[0]: means.pop(numbers[0]),
-                "least": first.low,
-                "most": first.high,
+                "least": np.clip(first.low, *MEASURES[numbers[0]]),
+                "most": np.clip(first.high, *MEASURES[numbers[0]]),
                 **means,
                 "prompts": len(group),
             }
