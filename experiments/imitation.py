@@ -130,7 +130,7 @@ def _list_doubles(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Work:
-    """What it takes to tune the doubles of a prompt `[L, D]`."""
+    """Tunes the doubles of a prompt `[L, D]`, and keeps finished ones in the folder."""
 
     settings: AuditSettings
     model: LanguageModel
@@ -142,7 +142,7 @@ class _Work:
     interruption: Interruption
 
     def decisive(self, runs: Sequence[Run]) -> dict[str, str]:
-        """What decides the results beside the flags, see `JobFolder.lock`."""
+        """Names what decides the results beside the flags, see `JobFolder.lock`."""
         content = [[run.id for run in runs], prompt_digest(self.prompt)]
         content += [array.tolist() for array in self.texts]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -145,10 +145,11 @@ class CurvePoint:
 
 
 class Answer(NamedTuple):
-    """What is answered to an example: the predicted label.
+    """The label that is predicted for an example.
 
-    label: its name.
-    probability: `exp(-loss)` of the label, divided by the sum of this over all labels.
+    Attributes:
+        label: its name.
+        probability: `exp(-loss)` of the label, divided by the sum of this over all labels.
     """
 
     label: str

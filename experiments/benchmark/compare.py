@@ -35,7 +35,7 @@ from wayward_jax.training.evaluation import score_prompts
 from wayward_jax.training.memory import busy_tokens, row_grain
 from wayward_jax.training.scoring import EvaluationSet, scoring_shape
 
-# How far the sides' losses may differ, by the dtype of the weights.
+# The losses of both sides may differ by this much, for each dtype of the weights.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03}
 
 

@@ -1,4 +1,4 @@
-"""What prompts answer on the page, against the published model and cases worked out by hand."""
+"""The page shows the answers of the published model, and of cases worked out by hand."""
 
 import json
 import re

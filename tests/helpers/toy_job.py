@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from rich.console import Console
 
 import experiments.analyze
 from tests.helpers import toy_models
+from tests.helpers.fork_server import Program
 from wayward_jax import checkpoints
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.settings import Settings
@@ -132,6 +134,19 @@ def assert_same_outcome(row: dict, expected: dict) -> None:
     assert row["task_loss"] == pytest.approx(expected["task_loss"], rel=1e-3)
     if row["target_ids"]:
         assert row["distance"] == pytest.approx(expected["distance"], rel=1e-3, abs=1e-6)
+
+
+def wait_until_tuning(programs: Sequence[Program], out_dir: Path) -> None:
+    """Waits for another checkpoint of the population in flight; none of the programs may end."""
+
+    def found() -> set[Path]:
+        return {path for path in out_dir.glob("in_flight/*/*") if path.name.isdecimal()}
+
+    before = found()
+    while found() <= before:
+        alive = [program.process.is_alive() for program in programs]
+        assert all(alive), [program.finish() for program in programs]
+        time.sleep(0.02)
 
 
 def _program(module: str, *args: str) -> subprocess.CompletedProcess:

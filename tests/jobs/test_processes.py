@@ -35,16 +35,21 @@ def alone(folder):
     return out_dir
 
 
+def free_address():
+    """A host and port at which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()
+
+
 @pytest.fixture
 def start(fork, folder, tmp_path_factory):
     """Starts the processes of a job; `of_one` are flags of the last alone."""
     started = []
 
     def start(count, out_dir, of_one=None, **changed):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-        place = {"coordinator": coordinator, "num_processes": count, "out_dir": out_dir}
+        host, port = free_address()
+        place = {"coordinator": f"{host}:{port}", "num_processes": count, "out_dir": out_dir}
         for number in range(count):
             own = (of_one or {}) if number == count - 1 else {}
             flags = {**FLAGS, **place, **changed, **own, "process_id": number}
@@ -62,18 +67,6 @@ def finish(programs):
     """Their exit codes, and what each said at last."""
     ended = [program.finish() for program in programs]
     return [each.code for each in ended], [(each.out, each.err) for each in ended]
-
-
-def wait_until_tuning(programs, out_dir):
-    """Waits for another checkpoint of the population in flight."""
-
-    def found():
-        return {path for path in out_dir.glob("in_flight/*/*") if path.name.isdecimal()}
-
-    before = found()
-    while found() <= before:
-        assert all(program.process.is_alive() for program in programs), finish(programs)
-        time.sleep(0.02)
 
 
 def assert_same_table(out_dir, alone):
@@ -105,7 +98,7 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(
     """One of two is told to stop, and then each is killed once."""
     out_dir = folder / "ended"
     started = start(2, out_dir)
-    wait_until_tuning(started, out_dir)
+    toy_job.wait_until_tuning(started, out_dir)
     started[1].send_signal(signal.SIGINT)
     codes, said = finish(started)
     assert codes == [STOPPED] * 2, said
@@ -113,7 +106,7 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(
 
     for killed in (1, 0):
         started = start(2, out_dir)
-        wait_until_tuning(started, out_dir)
+        toy_job.wait_until_tuning(started, out_dir)
         started[killed].process.kill()
         began = time.monotonic()
         codes, said = finish(started)
@@ -133,13 +126,11 @@ def test_when_one_process_ends_so_do_the_others_and_the_same_command_continues(
 @pytest.mark.usefixtures("no_signal_ignored")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_process_that_waits_for_the_others(fork, folder, tmp_path, number):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = free.getsockname()
-    place = {"coordinator": f"{address[0]}:{address[1]}", "num_processes": 2, "process_id": 0}
+    host, port = free_address()
+    place = {"coordinator": f"{host}:{port}", "num_processes": 2, "process_id": 0}
     words = toy_job.arguments(folder, **place, out_dir=tmp_path / "job")
     program = fork_server.start(fork, "experiments.run", words, tmp_path, SECONDS)
-    while socket.socket().connect_ex(address):
+    while socket.socket().connect_ex((host, port)):
         assert program.process.is_alive(), program.finish()
         time.sleep(0.02)
     program.send_signal(number)

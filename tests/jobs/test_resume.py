@@ -423,31 +423,19 @@ def begin(fork, folder, out_dir, tmp_path_factory):
     return begin
 
 
-def wait_until_tuning(program, out_dir):
-    """Until there is another checkpoint."""
-
-    def found():
-        return {path for path in out_dir.glob("in_flight/*/*") if path.name.isdecimal()}
-
-    before = found()
-    while found() <= before:
-        assert program.process.is_alive(), program.finish()
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_signal_ignored")
 def test_kills_at_random_moments_and_a_signal_change_nothing(begin, folder, out_dir):
     rng = random.Random(time.time_ns())
     for _ in range(2):
         program = begin()
-        wait_until_tuning(program, out_dir)
+        toy_job.wait_until_tuning([program], out_dir)
         time.sleep(rng.uniform(0, 1.5))
         program.process.kill()
         program.finish()
 
     program = begin()
-    wait_until_tuning(program, out_dir)
+    toy_job.wait_until_tuning([program], out_dir)
     program.process.terminate()
     ended = program.finish()
     assert ended.code == STOPPED == 75

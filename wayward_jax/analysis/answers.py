@@ -1,4 +1,4 @@
-"""What prompts answer to a few held-out examples, beside the texts that they read as."""
+"""Lists what prompts answer to a few held-out examples, beside the texts that they read as."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ MOST_TEXTS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """What is answered to N examples behind one prompt.
+    """A prompt, with what is answered to N examples behind it.
 
     Attributes:
         given: what kind of prompt it is.
@@ -33,7 +33,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """What prompts for one model answer to the shown examples of one task.
+    """The answers of prompts for one model to the shown examples of one task.
 
     Attributes:
         title: names the model and the task.

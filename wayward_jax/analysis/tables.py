@@ -52,7 +52,7 @@ MEASURED_BY = {
 }
 SHARE, POSITIVE = (0.0, 1.0), (0.0, np.inf)
 
-# What is measured, with the range in which it lies. Ranks are those of `experiments.recover`.
+# Each measure has a range in which it lies. Ranks are those of `experiments.recover`.
 MEASURES = {
     "accuracy": SHARE,
     "task_loss": POSITIVE,

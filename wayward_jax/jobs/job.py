@@ -119,7 +119,7 @@ class _Work:
 
     @property
     def decisive(self) -> dict[str, str]:
-        """What decides the results beside the flags, which may name files and devices."""
+        """Names what decides the results beside the flags, which may name files and devices."""
         return {"content": self.inputs.content, "dtype": self.loader.dtype.name}
 
     def plans(self) -> Plans:
