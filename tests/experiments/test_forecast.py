@@ -330,20 +330,40 @@ def test_a_missing_compiler_is_named_with_the_command_that_installs_it(
         find(topology)
 
 
+# Learned positions; rotary ones with grouped heads; these with norms of heads and a window, too.
+FEW = ("gpt2", "llama", "gemma3_text")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install .[forecast-tpu]"
 )
 @pytest.mark.parametrize(
-    ("family", "axis"), [("gpt2", "runs"), ("llama", "runs"), ("llama", "model")]
+    ("topology", "axis", "families"),
+    [
+        ("v5e:2x2", "runs", tuple(FAMILIES)[::2]),
+        ("v5e:2x2", "runs", tuple(FAMILIES)[1::2]),
+        ("v5e:2x2", "data", FEW),
+        ("v5e:2x2", "model", FEW),
+        ("v5p:2x2x1", "runs", FEW),
+        ("v6e:2x2", "runs", FEW),
+    ],
+    ids=lambda part: part if isinstance(part, str) else f"{len(part)} families",
 )
-def test_steps_compile_for_a_tpu_with_the_kernel_and_runs_never_communicate(family, axis):
-    words = [sys.executable, "-m", "tests.helpers.compile_for_tpu", family, axis]
+def test_steps_compile_for_a_tpu_with_the_kernel_and_runs_never_communicate(
+    topology, axis, families
+):
+    words = [sys.executable, "-m", "tests.helpers.compile_for_tpu", topology, axis, *families]
     done = subprocess.run(words, check=True, capture_output=True, env=os.environ | ENVIRONMENT)
     found = json.loads(done.stdout)
-    # Two layers, forward and backward; scoring has no backward pass.
-    assert found["train"]["attention kernel"] == 2 * 2
-    assert found["score"]["attention kernel"] == 2
-    for program in found.values():
-        assert (program["collectives"] > 0) == (axis == "model")
-        assert 0 < program["memory"] < 64 * 2**20
+    assert found.keys() == set(families)
+    for programs in found.values():
+        # Of the one layer; scoring has no backward pass.
+        assert programs["train"]["attention kernel"] == 2
+        assert programs["score"]["attention kernel"] == 1
+        # Examples that are divided have their gradients summed; their scores stay apart.
+        assert (programs["train"]["collectives"] > 0) == (axis != "runs")
+        assert (programs["score"]["collectives"] > 0) == (axis == "model")
+        assert all(0 < program["memory"] < 32 * 2**20 for program in programs.values())
+        # Two steps: a compiler's estimate does not depend on the machine that it runs on.
+        assert programs["train"]["cycles"] < 1.5e6
