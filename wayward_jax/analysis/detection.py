@@ -64,7 +64,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
             found = left_out(column, is_wayward, tasks)
             line = {"model": model, "honest": honest, "score": name, **found._asdict()}
             lines.append({**line, "tasks": len(set(tasks)), "prompts": len(own)})
-    return pd.DataFrame(lines).rename(columns={"value": "area"})
+    # Intervals of drops, in percent, are from `low` to `high`; those of measures have these names.
+    return pd.DataFrame(lines).rename(columns={"value": "area", "low": "least", "high": "most"})
 
 
 def _comparisons(frame: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
