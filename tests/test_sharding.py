@@ -18,8 +18,9 @@ from wayward_jax.sharding import make_mesh, place, place_params
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import iter_calls, plan_populations
+from wayward_jax.training.starting import init_population
 from wayward_jax.training.step import BATCH_SPECS, train_steps
-from wayward_jax.training.trainer import init_population, tune_population
+from wayward_jax.training.trainer import tune_population
 
 STEPS = 4
 COLLECTIVE = re.compile(

@@ -23,8 +23,8 @@ from wayward_jax.training.flops import StepCost
 from wayward_jax.training.memory import pack_tokens, row_grain
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import iter_calls, plan_populations
+from wayward_jax.training.starting import init_population
 from wayward_jax.training.step import BATCH_SPECS, train_steps
-from wayward_jax.training.trainer import init_population
 
 # The model with published weights. Its tokenizer stands for that of the others.
 REAL_MODEL = "smollm2-135m"

@@ -24,7 +24,7 @@ from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost, needed_flops
 from wayward_jax.training.memory import row_grain
 from wayward_jax.training.planning import PopulationPlan, iter_calls, plan_populations
-from wayward_jax.training.scoring import EvaluationSet, plan_scoring
+from wayward_jax.training.scoring import plan_for_runs
 
 # The mix of shapes, the work and the host's time of so many calls stand for those of all.
 SAMPLE_CALLS = 10
@@ -191,11 +191,7 @@ def _sample(task: EncodedTask, plan: PopulationPlan) -> tuple[float, StepCost, f
 def _evaluated_parts(task: EncodedTask, plan: PopulationPlan) -> int:
     """The calls of the scoring program that a population takes."""
 
-    def parts(sets: Sequence[EvaluationSet]) -> int:
-        own = plan.in_places(sets, None)
-        lengths = plan.prompt_lengths.tolist()
-        return len(plan_scoring(own, lengths, plan.run_shards, plan.data_shards).parts)
-
-    subset = parts([task.dev_subset[run.data_seed] for run in plan.runs])
-    dev = parts([task.dev[run.data_seed] for run in plan.runs])
-    return len(plan.eval_steps) * subset + dev + parts([task.test] * len(plan.runs))
+    subset, dev, test = (
+        len(plan_for_runs(sets, plan).parts) for sets in (task.dev_subset, task.dev, task.test)
+    )
+    return len(plan.eval_steps) * subset + dev + test

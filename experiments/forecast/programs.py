@@ -19,8 +19,8 @@ from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import PopulationPlan
 from wayward_jax.training.programs import lower_scoring, lower_training, read_memory
 from wayward_jax.training.scoring import EvaluationSet
+from wayward_jax.training.starting import describe_population
 from wayward_jax.training.step import STATE_SPECS, Population, TrainState, init_state
-from wayward_jax.training.trainer import describe_population
 
 
 class Compiled(NamedTuple):

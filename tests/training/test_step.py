@@ -17,8 +17,8 @@ from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import iter_calls, plan_populations
+from wayward_jax.training.starting import init_population
 from wayward_jax.training.step import Population, _penalty_gradients, train_steps
-from wayward_jax.training.trainer import init_population
 
 EXAMPLES = toy_models.examples(10, n_labels=2, seed=0)
 TRAIN = {100: gold_segments(EXAMPLES, [1] * len(EXAMPLES), range(2))}

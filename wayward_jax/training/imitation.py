@@ -26,13 +26,9 @@ from wayward_jax.segments import example_order
 from wayward_jax.sharding import on_host, place
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import MAX_STEPS_PER_CALL, PopulationPlan
+from wayward_jax.training.reading import decode_readings, reading_name, start_reading
+from wayward_jax.training.starting import init_population
 from wayward_jax.training.step import BATCH_SPECS, train_steps
-from wayward_jax.training.trainer import (
-    decode_readings,
-    init_population,
-    reading_name,
-    start_reading,
-)
 
 # Where the runs start, see `Run.init`: at the imitated prompt.
 START = "imitated"

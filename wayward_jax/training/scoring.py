@@ -5,7 +5,7 @@ all runs are divided among packs of one shape, whatever the runs and the sets ar
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from wayward_jax.packing import PackedBatch, Placement, pack_placed
 from wayward_jax.rows import count_rows, fill_rows, row_sizes
 from wayward_jax.segments import Segments
 from wayward_jax.shapes import GRAIN, PackedShape, padded
+from wayward_jax.training.planning import PopulationPlan
 
 # Packs with a smaller share of the tokens that are asked for do not keep a device busy.
 LEAST_SHARE = 0.25
@@ -210,6 +211,16 @@ def plan_scoring(
     )
     return Scoring(
         tuple(sets), segments, np.reshape(lengths, (run_shards, -1)).astype(int), shape, parts
+    )
+
+
+def plan_for_runs(
+    sets: EvaluationSet | Mapping[int, EvaluationSet], plan: PopulationPlan
+) -> Scoring:
+    """Plans how each run is scored on its set: one for all runs, or by the run's data seed."""
+    own = [sets if isinstance(sets, EvaluationSet) else sets[run.data_seed] for run in plan.runs]
+    return plan_scoring(
+        plan.in_places(own, None), plan.prompt_lengths.tolist(), plan.run_shards, plan.data_shards
     )
 
 

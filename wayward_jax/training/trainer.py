@@ -1,7 +1,6 @@
 """Tunes and evaluates the runs of a population over one frozen model."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -11,37 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from wayward_jax import metrics
-from wayward_jax.constraints import BY_CONSTRUCTION, CONSTRAINTS, Constraint, ReadingPenalty
-from wayward_jax.initialization import STARTS
+from wayward_jax.constraints import CONSTRAINTS, Constraint
 from wayward_jax.models import LanguageModel
-from wayward_jax.objective import distance
-from wayward_jax.projection import c_proj, d_proj
-from wayward_jax.provenance import Provenance
-from wayward_jax.readings import ReadTokens, read_tokens
-from wayward_jax.runs import (
-    NEAREST_TOKENS,
-    NOTHING,
-    PROMPT,
-    TEXT,
-    Answers,
-    CurvePoint,
-    Run,
-    RunRecord,
-)
-from wayward_jax.sharding import BY_RUN, local_shards, on_host, place, place_part
-from wayward_jax.training.evaluation import (
-    answers,
-    nll,
-    predictions,
-    score_prompts,
-    start_scoring,
-)
+from wayward_jax.runs import NOTHING, Run, RunRecord
+from wayward_jax.sharding import local_shards, on_host, place, place_part
+from wayward_jax.training.evaluation import answers, score_prompts, start_scoring
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
+from wayward_jax.training.outcome import make_records
 from wayward_jax.training.planning import PopulationPlan, iter_calls
 from wayward_jax.training.prefetch import prefetch
 from wayward_jax.training.programs import (
@@ -51,15 +31,15 @@ from wayward_jax.training.programs import (
     lower_training,
 )
 from wayward_jax.training.progress import StepMetrics, TrainProgress
-from wayward_jax.training.scoring import EvaluationSet, Scoring, plan_scoring
-from wayward_jax.training.shown import Shown
+from wayward_jax.training.reading import start_reading
+from wayward_jax.training.scoring import Scoring, plan_for_runs
+from wayward_jax.training.starting import init_population
 from wayward_jax.training.step import (
     BATCH_SPECS,
     STATE_SPECS,
     Losses,
     Population,
     TrainState,
-    init_state,
     train_steps,
 )
 
@@ -118,7 +98,7 @@ def tune_population(
     _compile_programs(
         model, task, plan, population, progress.state, transformation, mesh, device_bytes
     )
-    subset = _plan_scoring(task.dev_subset, plan)
+    subset = plan_for_runs(task.dev_subset, plan)
     cost = StepCost()
     for call in prefetch(iter_calls(task.train, plan, progress.step, local_shards(mesh))):
         previous_cost, cost = cost, call.cost
@@ -142,7 +122,7 @@ def tune_population(
             progress = _evaluate(model, subset, plan, population, progress, mesh)
         on_progress(progress)
     on_steps(_metrics(progress, plan, cost))
-    records = _make_records(model, task, subset, plan, population, progress, mesh)
+    records = make_records(model, task, subset, plan, population, progress, mesh)
     seconds = (time.perf_counter() - began) / len(runs)
     return [dataclasses.replace(record, seconds=seconds) for record in records]
 
@@ -217,71 +197,10 @@ def with_unprompted(
     ]
 
 
-def init_population(
-    model: LanguageModel,
-    plan: PopulationPlan,
-    mesh: Mesh,
-    optimizer: optax.GradientTransformation,
-    starts: Mapping[str, np.ndarray] = MappingProxyType({}),
-    constraints: Mapping[str, Constraint] = MappingProxyType(CONSTRAINTS),
-) -> tuple[Population, TrainState]:
-    """A population before its first step, on the mesh; arguments as for `tune_population`."""
-    runs = plan.padded_runs
-    population = describe_population(plan, model.tokenizer.vocab_size, constraints)
-    table = on_host(model.embedding_table()).astype(np.float32)
-    vectors = [
-        np.concatenate(
-            [
-                table[list(run.bos_ids)],
-                starts[run.init] if run.init in starts else STARTS[run.init](run, table),
-            ]
-        )
-        for run in runs
-    ]
-    state = init_state(
-        population,
-        model.embedding_table(),
-        _padded(vectors, plan),
-        optimizer,
-        gamma=[run.gamma for run in runs],
-        margin=[run.margin for run in runs],
-        steps=runs[0].steps,
-    )
-    return place(population, mesh, BY_RUN), place(state, mesh, STATE_SPECS)
-
-
-def describe_population(
-    plan: PopulationPlan,
-    vocab_size: int,
-    constraints: Mapping[str, Constraint] = MappingProxyType(CONSTRAINTS),
-) -> Population:
-    """What the runs of a plan are tuned with, on the host's device; see `tune_population`."""
-    runs = plan.padded_runs
-    names = sorted({run.constraint for run in runs})
-    return Population(
-        target_ids=_padded(
-            [np.asarray((*run.bos_ids, *run.target_ids), np.int32) for run in runs], plan
-        ),
-        mask=_padded([np.arange(run.input_length) >= len(run.bos_ids) for run in runs], plan),
-        learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
-        constraint=jnp.asarray([names.index(run.constraint) for run in runs], jnp.int32),
-        constraints=tuple(constraints[name] for name in names),
-        vocab_size=vocab_size,
-    )
-
-
 def _optimizer(run: Run, optimizer: Optimizer | None) -> optax.GradientTransformation:
     if optimizer is not None:
         return resolve_optimizer(optimizer, run.steps)
     return named_optimizer(run.optimizer, run.steps, run.warmup, run.weight_decay)
-
-
-def _padded(arrays: Sequence[np.ndarray], plan: PopulationPlan) -> jax.Array:
-    """Stacks arrays of `[<= L, ...]` as `[R, L, ...]`, padded with zeros at the end."""
-    length = plan.prompt_length
-    return jnp.asarray(
-        np.stack([np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in arrays])
-    )
 
 
 def _metrics(progress: TrainProgress, plan: PopulationPlan, cost: StepCost) -> StepMetrics:
@@ -294,16 +213,6 @@ def _metrics(progress: TrainProgress, plan: PopulationPlan, cost: StepCost) -> S
         task_loss=task,
         distance=np.where([run.has_target for run in plan.runs], distances, np.float32(np.nan)),
         cost=cost,
-    )
-
-
-def _plan_scoring(
-    sets: EvaluationSet | Mapping[int, EvaluationSet], plan: PopulationPlan
-) -> Scoring:
-    """Plans how each run is scored on its set: one for all runs, or by the run's data seed."""
-    own = [sets if isinstance(sets, EvaluationSet) else sets[run.data_seed] for run in plan.runs]
-    return plan_scoring(
-        plan.in_places(own, None), plan.prompt_lengths.tolist(), plan.run_shards, plan.data_shards
     )
 
 
@@ -324,202 +233,3 @@ def _evaluate(
         # A copy, because the next call reuses the buffers of the state.
         progress = progress.replace(prompts=(*progress.prompts, jnp.copy(prompts)))
     return progress
-
-
-def start_reading(
-    model: LanguageModel, population: Population, prompts: jax.Array, mesh: Mesh
-) -> jax.Array:
-    """Starts to read prompts, each by the reading that its constraint is about: `[R, L]` int32.
-
-    That is the nearest tokens, if it is no `ReadingPenalty`.
-    """
-    ids = d_proj(model.embedding_table(), prompts, model.valid_tokens())
-    for number, constraint in enumerate(population.constraints):
-        if isinstance(constraint, ReadingPenalty):
-            own = _read_shards(constraint, model.params, prompts, population.mask, mesh)
-            ids = jnp.where((population.constraint == number)[:, None], own, ids)
-    return ids
-
-
-@functools.partial(jax.jit, static_argnames=("constraint", "mesh"))
-def _read_shards(
-    constraint: ReadingPenalty, params: dict, prompts: jax.Array, mask: jax.Array, mesh: Mesh
-) -> jax.Array:
-    """`ReadingPenalty.read` of each device's own runs."""
-    return jax.shard_map(
-        constraint.read,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), BY_RUN, BY_RUN),
-        out_specs=BY_RUN,
-        axis_names={"runs", "data"},
-        check_vma=False,
-    )(params, prompts, mask)
-
-
-def _make_records(
-    model: LanguageModel,
-    task: EncodedTask,
-    subset: Scoring,
-    plan: PopulationPlan,
-    population: Population,
-    progress: TrainProgress,
-    mesh: Mesh,
-) -> list[RunRecord]:
-    """The records of a population that is tuned, all but their seconds."""
-    runs, state = plan.runs, progress.state
-    readings = [decode_readings(model, ids, plan) for ids in progress.read]
-    curves = _curves(subset, plan, progress, readings)
-    kept = [_kept_point(run, curve) for run, curve in zip(runs, curves, strict=True)]
-    prompts = _kept_prompts(plan, progress, kept)
-
-    dev, test, shown = (
-        _plan_scoring(each, plan) for each in (task.dev, task.test, task.shown.scored)
-    )
-    dev_nll = start_scoring(model, prompts, dev, mesh)
-    test_nll = start_scoring(model, prompts, test, mesh)
-    targets = c_proj(model.embedding_table(), population.target_ids)
-    text_nll = start_scoring(model, targets, shown, mesh)
-    dev_accuracies = _accuracies(dev_nll, dev)
-    scores, of_texts = nll(test_nll, test), nll(text_nll, shown)
-    predicted = [metrics.predict(own) for own in scores]
-    gammas = jnp.asarray([run.gamma for run in plan.padded_runs], jnp.float32)
-    never = jnp.zeros(len(gammas), bool)
-    found = on_host(
-        (
-            distance(prompts, targets, population.mask),
-            prompts,
-            state.diverged_at,
-            _in_constraint_states(population, state, "gamma", gammas),
-            _in_constraint_states(population, state, "left", never),
-            _in_constraint_states(population, state, "outside", never),
-        )
-    )
-    distances, prompts, diverged_at, gammas, left, outside = (x[plan.places] for x in found)
-    return [
-        RunRecord(
-            run=run,
-            n_train=len(task.train[run.data_seed]),
-            n_dev=len(task.dev[run.data_seed].labels),
-            n_eval=len(task.test.labels),
-            accuracy=metrics.accuracy(predicted[r], task.test.labels),
-            macro_f1=metrics.macro_f1(predicted[r], task.test.labels),
-            majority=metrics.majority(task.test.labels),
-            correct=predicted[r] == task.test.labels,
-            unprompted=None,
-            answers=_answers(run, task.shown, scores[r], of_texts[r]),
-            dev_accuracy=dev_accuracies[r],
-            reading=reading_name(population, plan.places[r]),
-            text=readings[kept[r]][r].text,
-            token_ids=readings[kept[r]][r].ids,
-            prompt_f1=readings[kept[r]][r].prompt_f1,
-            token_f1=readings[kept[r]][r].token_f1,
-            distance=float(distances[r]) if run.has_target else None,
-            final_gamma=float(gammas[r]),
-            gamma_found=_gamma_found(left[r], outside[r]) if run.constraint == "dual" else None,
-            in_cells=readings[kept[r]][r].ids == run.target_ids
-            if run.constraint in BY_CONSTRUCTION
-            else None,
-            kept_step=curves[r][kept[r]].step,
-            task_loss=curves[r][kept[r]].task_loss,
-            diverged_at=int(diverged_at[r]) if diverged_at[r] >= 0 else None,
-            seconds=0.0,
-            curve=curves[r],
-            provenance=Provenance.here(model, task.digests[run.data_seed], mesh),
-            prompt=prompts[r, len(run.bos_ids) : run.input_length],
-        )
-        for r, run in enumerate(runs)
-    ]
-
-
-def _answers(run: Run, shown: Shown, prompt: np.ndarray, text: np.ndarray) -> Answers:
-    """See `RunRecord.answers`; the scores are those of test examples, and `text` of those shown."""
-    scores = {PROMPT: prompt[shown.numbers]}
-    if run.has_target:
-        scores[TEXT] = text
-    return {name: answers(own, shown.labels) for name, own in scores.items()}
-
-
-def reading_name(population: Population, place: int) -> str:
-    """See `RunRecord.reading`."""
-    constraint = population.constraints[int(population.constraint[place])]
-    return str(constraint.reading) if isinstance(constraint, ReadingPenalty) else NEAREST_TOKENS
-
-
-def _kept_point(run: Run, curve: Sequence[CurvePoint]) -> int:
-    """The evaluation whose prompt a run keeps: the last, or the last of the best on dev."""
-    last = len(curve) - 1
-    if run.keep == "last":
-        return last
-    return max(range(len(curve)), key=lambda i: (curve[i].dev_accuracy, i))
-
-
-def _kept_prompts(plan: PopulationPlan, progress: TrainProgress, kept: Sequence[int]) -> jax.Array:
-    """The prompts that the runs keep: `[R, L, D]`."""
-    if not progress.prompts:
-        return progress.state.prompts
-    last = len(progress.prompts) - 1
-    padded = np.array(plan.in_places(kept, last))
-    prompts = progress.state.prompts
-    for number, at_evaluation in enumerate(progress.prompts[:-1]):
-        prompts = jnp.where((padded == number)[:, None, None], at_evaluation, prompts)
-    return prompts
-
-
-def _in_constraint_states(
-    population: Population, state: TrainState, name: str, default: jax.Array
-) -> jax.Array:
-    """A field of the states of the runs' constraints: `[R]`, `default` where there is none."""
-    for number, constraint_state in enumerate(state.constraint_states):
-        found = getattr(constraint_state, name, default)
-        default = jnp.where(population.constraint == number, found, default)
-    return default
-
-
-def _gamma_found(left: bool, outside: bool) -> str:
-    """What is known of an adaptive gamma, see `RunRecord` and `AdaptiveGammaState`."""
-    if not left:
-        return "never needed"
-    return "too small" if outside else "suffices"
-
-
-def _accuracies(parts: Sequence[jax.Array], scoring: Scoring) -> list[float]:
-    """Each run's accuracy on its set, from `start_scoring`."""
-    labels = [own.labels for own in scoring.sets if own is not None]
-    return list(map(metrics.accuracy, predictions(parts, scoring), labels))
-
-
-def _curves(
-    subset: Scoring,
-    plan: PopulationPlan,
-    progress: TrainProgress,
-    readings: Sequence[Sequence[ReadTokens]],
-) -> list[tuple[CurvePoint, ...]]:
-    """Each run's curve."""
-    losses = on_host(progress.losses)
-    task_loss = np.concatenate([call.task for call in losses])[:, plan.places]
-    distances = np.concatenate([call.distance for call in losses])[:, plan.places]
-    accuracies = [_accuracies(nll, subset) for nll in progress.nll]
-    stretches = list(zip([0, *plan.eval_steps[:-1]], plan.eval_steps, strict=True))
-    return [
-        tuple(
-            CurvePoint(
-                step=last,
-                task_loss=float(task_loss[first:last, r].mean()),
-                distance=float(distances[first:last, r].mean()) if run.has_target else None,
-                dev_accuracy=accuracies[i][r],
-                prompt_f1=readings[i][r].prompt_f1,
-            )
-            for i, (first, last) in enumerate(stretches)
-        )
-        for r, run in enumerate(plan.runs)
-    ]
-
-
-def decode_readings(
-    model: LanguageModel, read: jax.Array, plan: PopulationPlan
-) -> list[ReadTokens]:
-    """Decodes the tokens that the prompts in all places read as, `[R, L]`, for each run."""
-    return [
-        read_tokens(model.tokenizer, ids[len(run.bos_ids) : run.input_length], run.target)
-        for run, ids in zip(plan.runs, on_host(read)[plan.places].tolist(), strict=True)
-    ]
