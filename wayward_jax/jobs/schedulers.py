@@ -103,6 +103,20 @@ def own_gpus(rank: Rank, environment: Environment) -> str:
     return ",".join(map(str, range(number * share, (number + 1) * share)))
 
 
+def port_of_step(environment: Environment) -> int:
+    """Chooses the port at which the processes of one `srun` find each other.
+
+    JAX itself chooses among the same 4096 ports by the number of the Slurm job alone, so that
+    processes of two `srun` commands side by side would take each other for their own. Here the
+    steps of a job have different ports, and so have jobs of an array, whose numbers are near.
+
+    Raises:
+        InputError: variables are missing or are no numbers.
+    """
+    job, step = (_read(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return 2**16 - 2**12 + (job + 1031 * step) % 2**12
+
+
 def _local(scheduler: str, environment: Environment) -> tuple[int, int] | None:
     if scheduler == "ompi":
         number = environment.get("OMPI_COMM_WORLD_LOCAL_RANK", "")
