@@ -71,13 +71,14 @@ def main(given: flags.Given) -> None:
 
     from experiments import imitation
     from wayward_jax.analysis import audit, audit_page
-    from wayward_jax.jobs import inputs, job, progress_bar
+    from wayward_jax.jobs import job, progress_bar
     from wayward_jax.jobs.folder import JobFolder
     from wayward_jax.jobs.layout import JobLayout
+    from wayward_jax.jobs.loader import Loader, keep_compiled
     from wayward_jax.prompt_files import fit_prompt, read_prompt
 
     saved = read_prompt(settings.prompt)
-    inputs.keep_compiled(settings.cache_dir)
+    keep_compiled(settings.cache_dir)
     folder = JobFolder(JobLayout(out_dir), settings.job)
     console, on_task, on_texts = Console(), None, None
     with progress_bar.ProgressReporter(console) as watch:
@@ -88,7 +89,7 @@ def main(given: flags.Given) -> None:
         else:
             given_texts = imitation.read_texts(settings)
             folder.validate()
-        loader = inputs.Loader(settings, kept=folder.meshes())
+        loader = Loader(settings, kept=folder.meshes())
         (name,) = loader.names
         mesh = loader.choose_mesh(name, settings.population or imitation.AT_ONCE)
         model = loader.model(name)

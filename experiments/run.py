@@ -16,15 +16,16 @@ def main(given: flags.Given) -> None:
 
     from wayward_jax.analysis.analyze import analyze, write
     from wayward_jax.analysis.terminal import show
-    from wayward_jax.jobs import inputs, job, object_stores, processes, progress_bar
+    from wayward_jax.jobs import job, object_stores, processes, progress_bar
     from wayward_jax.jobs.folder import writing
     from wayward_jax.jobs.layout import JobLayout
+    from wayward_jax.jobs.loader import keep_compiled
     from wayward_jax.jobs.tensorboard import TensorBoardWriter
 
     experiment = flags.find_experiment(settings.experiment)
     began, stamp = time.perf_counter(), time.strftime("%Y%m%d-%H%M%S")
     out_dir = settings.out_dir or Path("runs", f"{stamp}-{settings.experiment}")
-    inputs.keep_compiled(settings.cache_dir)
+    keep_compiled(settings.cache_dir)
     with (
         processes.joined(settings.place, independent=settings.shard is not None),
         processes.primary_context(object_stores.mirrored(out_dir)) as mirror,

@@ -17,7 +17,9 @@ from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.jobs.signals import STOPPING
 
 # The programs of tests are compiled for longer than they run. What the user asks of XLA comes last.
-FAST_TO_COMPILE = "--xla_backend_optimization_level=0"
+FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 11):  # Later versions end at a flag that they do not know.
+    FAST_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{FAST_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 
 # Tests of meshes use these devices. A test without a mesh uses one of them.

@@ -12,7 +12,7 @@ from experiments.forecast.programs import abstract_params
 from experiments.forecast.shapes import SHAPES, module_of
 from wayward_jax import models
 from wayward_jax.errors import InputError
-from wayward_jax.jobs.inputs import Loader
+from wayward_jax.jobs.loader import Loader
 from wayward_jax.jobs.settings import ForecastSettings
 from wayward_jax.models import LanguageModel
 

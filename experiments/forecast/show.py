@@ -7,6 +7,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 
+from experiments.forecast.alternatives import Alternative, fastest
 from experiments.forecast.estimates import (
     GPU_EFFICIENCY,
     GPU_KERNEL_BANDWIDTH,
@@ -67,6 +68,23 @@ def total(
     return made
 
 
+def compare(topology: str, found: Sequence[Alternative]) -> Table:
+    """The job as it is and with other settings on one topology; below, which is the fastest."""
+    made = Table(f"{topology}, with", "runs each", "largest step", "utilization", "time", box=None)
+    for each in found:
+        largest = max(each.parts, key=lambda part: part.step_memory)
+        made.add_row(
+            each.flag or "these flags",
+            *(str(largest.runs), _memory(largest.step_memory, largest)),
+            *((_utilization(each.parts), duration(each.seconds)) if each.fits else ("", "no room")),
+        )
+    best = fastest(found)
+    if best is not None:
+        made.caption = f"Fastest: {best.flag or 'these flags'}"
+        made.caption_justify = "left"
+    return made
+
+
 def as_page(shown: Sequence[RenderableType]) -> str:
     """The HTML of a page that shows the same tables and sentences as the terminal."""
     console = Console(record=True, file=io.StringIO(), width=PAGE_WIDTH)
@@ -90,6 +108,13 @@ def _rows(part: Forecast) -> list[tuple[str, str]]:
         ("evaluation of a population", duration(part.evaluation_seconds) if estimated else ""),
         ("all populations", duration(part.seconds) if estimated else ""),
     ]
+
+
+def _utilization(parts: Sequence[Forecast]) -> str:
+    """The mean over the time that the steps of all parts take."""
+    seconds = [part.populations * part.steps * part.step_seconds for part in parts]
+    used = [part.utilization * own for part, own in zip(parts, seconds, strict=True)]
+    return f"{sum(used) / sum(seconds):.2f}"
 
 
 def _host_time(part: Forecast) -> str:

@@ -14,7 +14,7 @@ from tests.helpers import toy_job
 from tests.helpers.toy_job import arguments, run, settings
 from tests.helpers.toy_models import make_table
 from wayward_jax.errors import InputError
-from wayward_jax.jobs import inputs, job, records
+from wayward_jax.jobs import job, loader, records
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.runs import RunRecord
 
@@ -223,7 +223,7 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(folder, monkeypatch):
-    monkeypatch.setattr(inputs, "free_bytes", lambda devices: 1000)
+    monkeypatch.setattr(loader, "free_bytes", lambda devices: 1000)
     out_dir = folder / "refused"
     with (
         pytest.raises(InputError, match="batch_size=4"),

@@ -9,7 +9,8 @@ from rich.console import Console
 from experiments import main
 from tests.helpers import toy_job
 from wayward_jax.errors import InputError
-from wayward_jax.jobs.inputs import Loader, read_inputs
+from wayward_jax.jobs.inputs import read_inputs
+from wayward_jax.jobs.loader import Loader
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
 

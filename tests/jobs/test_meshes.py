@@ -9,7 +9,8 @@ from experiments import main
 from tests.helpers import toy_job
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import inputs, job
-from wayward_jax.jobs.inputs import Loader
+from wayward_jax.jobs import loader as loading
+from wayward_jax.jobs.loader import Loader
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="there are fewer than 8 devices")
 
@@ -69,7 +70,7 @@ def test_a_job_that_goes_on_has_the_mesh_of_its_first_start_whatever_would_be_ch
     with pytest.raises(KeyboardInterrupt):
         run_job(folder, tmp_path / "job", stop_after=stop, mesh="auto")
     with monkeypatch.context() as patched:
-        patched.setattr(inputs, "choose_sizes", lambda *given: {"data": 4, "model": 2})
+        patched.setattr(loading, "choose_sizes", lambda *given: {"data": 4, "model": 2})
         rows, _ = run_job(folder, tmp_path / "job", mesh="auto")
     assert sizes(tmp_path / "job") == {"gpt2": CHOSEN}
     assert [{**row, "seconds": 0} for row in rows.values()] == [
@@ -84,7 +85,7 @@ def test_a_job_whose_programs_do_not_fit_says_so_before_its_first_step_and_goes_
     weights = Loader(toy_job.settings(folder, None)).open("gpt2").nbytes
     steps = []
     with monkeypatch.context() as patched:
-        patched.setattr(inputs, "free_bytes", lambda devices: weights + 1000)
+        patched.setattr(loading, "free_bytes", lambda devices: weights + 1000)
         patched.setattr(inputs, "pack_tokens", lambda *arguments: 2048)
         with pytest.raises(InputError) as error:
             run_job(folder, tmp_path / "job", stop_after=steps.append, mesh="runs:4,data:2")

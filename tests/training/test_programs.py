@@ -13,7 +13,7 @@ from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.planning import PopulationPlan, plan_populations
-from wayward_jax.training.programs import Memory, check_memory
+from wayward_jax.training.programs import Memory, check_memory, compile_together
 from wayward_jax.training.trainer import score_unprompted, tune_population
 
 GIB = 2**30
@@ -140,3 +140,27 @@ def test_what_does_not_fit_is_refused_with_the_flag_and_value_that_help(
     with pytest.raises(InputError) as error:
         check_memory(plan(*of_plan), mesh(**sizes), training, scoring, available * GIB)
     assert str(error.value) == said
+
+
+def refused(said):
+    """A lowered program that a compiler refuses."""
+
+    def compile_it():
+        raise jax.errors.JaxRuntimeError(said)
+
+    return types.SimpleNamespace(compile=compile_it)
+
+
+def test_what_the_compiler_finds_too_large_is_refused_in_one_line_and_its_other_errors_are_not():
+    fitting = jax.jit(lambda x: x + 1).lower(1.0)
+    too_large = refused("RESOURCE_EXHAUSTED: Ran out of memory. Used 20.5G of 15.7G hbm.\n\nTotal:")
+    one_device = types.SimpleNamespace(is_multi_process=False)
+    with pytest.raises(InputError) as error:
+        compile_together([fitting, too_large], plan(64), one_device)
+    assert str(error.value) == (
+        "population=64: does not fit into the memory of the devices (RESOURCE_EXHAUSTED: Ran out "
+        "of memory. Used 20.5G of 15.7G hbm): give fewer, a smaller batch_size, or share the model "
+        "(mesh=model:N)"
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        compile_together([refused("INTERNAL: a bug")], plan(64), one_device)

@@ -10,15 +10,9 @@ import numpy as np
 
 from wayward_jax.jobs.experiment import Experiment, Measure
 from wayward_jax.jobs.folder import InFlight, JobFolder, Plans, shard_of
-from wayward_jax.jobs.inputs import (
-    Inputs,
-    Loader,
-    read_earlier,
-    read_inputs,
-    read_starts,
-    select_reused,
-)
+from wayward_jax.jobs.inputs import Inputs, read_inputs, read_starts
 from wayward_jax.jobs.layout import JobLayout
+from wayward_jax.jobs.loader import Loader
 from wayward_jax.jobs.object_stores import Mirror
 from wayward_jax.jobs.preemption import Interruption
 from wayward_jax.jobs.probes import ProbeContext
@@ -26,6 +20,7 @@ from wayward_jax.jobs.processes import all_or_error, check_alike, is_primary
 from wayward_jax.jobs.profiler import Profiler
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.records import SHOWN, Measured
+from wayward_jax.jobs.reuse import read_earlier, select_reused
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
 from wayward_jax.runs import RunRecord

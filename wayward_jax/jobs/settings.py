@@ -585,6 +585,13 @@ class ForecastSettings(Settings):
         "weights are needed, and texts are as long as in the tokens of smollm2-135m.",
         decides="nothing",
     )
+    alternatives: bool = setting(
+        BOOLEAN,
+        "false",
+        "Also forecast half and twice as many prompts at once and the meshes nearby, and say which "
+        "is the fastest; their programs are compiled, too.",
+        decides="nothing",
+    )
     price_per_hour: float | None = setting(
         NUMBER,
         None,

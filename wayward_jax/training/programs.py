@@ -63,14 +63,32 @@ def lower_scoring(
     return score_packs.lower(model.module, model.params, prompts, packs, mesh)
 
 
-def compile_together(lowered: Sequence[jax.stages.Lowered], mesh: Mesh) -> list[Memory]:
-    """Compiles programs side by side, and reads what they take.
+def compile_together(
+    lowered: Sequence[jax.stages.Lowered], plan: PopulationPlan, mesh: Mesh
+) -> list[Memory]:
+    """Compiles programs of a population side by side, and reads what they take.
 
     JAX keeps them, so calls with such arguments compile nothing. Several processes must compile in
     the same order, so they take one after the other.
+
+    Raises:
+        InputError: the compiler itself says that a program does not fit, as that of TPUs does.
     """
-    with ThreadPoolExecutor(max_workers=1 if mesh.is_multi_process else len(lowered)) as threads:
-        return [read_memory(each) for each in threads.map(jax.stages.Lowered.compile, lowered)]
+    threads = ThreadPoolExecutor(max_workers=1 if mesh.is_multi_process else len(lowered))
+    try:
+        with threads:
+            compiled = threads.map(lambda each: each.compile(), lowered)
+            return [read_memory(each) for each in compiled]
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            "population",
+            len(plan.runs),
+            f"does not fit into the memory of the devices ({said}): give fewer, a smaller "
+            "--batch_size, or share the model (--mesh=model:N)",
+        ) from error
 
 
 def read_memory(compiled: jax.stages.Compiled) -> Memory:

@@ -167,7 +167,7 @@ def _compile_programs(
         lower_scoring(model, plan, shape, state.prompts, mesh)
         for shape in dict.fromkeys(each.shape for each in sets)
     ]
-    memory = compile_together([*training, *scoring], mesh)
+    memory = compile_together([*training, *scoring], plan, mesh)
     if device_bytes is not None:
         largest = max(memory[: len(training)]), max(memory[len(training) :])
         check_memory(plan, mesh, *largest, device_bytes)
