@@ -91,8 +91,9 @@ def test_auto_takes_the_shard_from_the_scheduler(monkeypatch, environment, shard
         (array(5, 2, 5, 4, step=0), "shard='auto': the array has 4 tasks"),
         ({"SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_MIN: is not set"),
         ({"SLURM_PROCID": "1"}, "SLURM_STEP_NUM_TASKS: is not set"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "SLURM_STEP_NUM_TASKS: is not set"),
         ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_PROCID: is not set"),
-        ({"OMPI_COMM_WORLD_RANK": "2"}, "OMPI_COMM_WORLD_SIZE: is not set"),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE: is not set"),
         (slurm(number="", count=2), "SLURM_PROCID: is ''"),
         (slurm(number=1, count="two"), "SLURM_STEP_NUM_TASKS: is 'two'"),
         (open_mpi(4, 4), "OMPI_COMM_WORLD_RANK: is 4, and OMPI_COMM_WORLD_SIZE is 4"),
@@ -159,6 +160,8 @@ KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "TPU_SKIP_MDS_QUERY": "1"}
         ({}, None),
         ({"SLURM_JOB_ID": "3", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # the script
         (slurm(0, 1, SLURM_ARRAY_TASK_COUNT="4"), None),
+        # The shell that salloc opens on the first node of two tasks.
+        (slurm(0, 1, SLURM_NTASKS="2", SLURM_STEP_ID="4294967290"), None),
         (slurm(1, 4), ("slurm", 4, 1)),
         (open_mpi(0, 1), None),
         (open_mpi(1, 2), ("ompi", 2, 1)),
