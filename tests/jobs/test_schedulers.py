@@ -4,6 +4,7 @@ import os
 from unittest import mock
 
 import pytest
+from jax._src.clusters import SlurmCluster
 
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import processes
@@ -15,6 +16,7 @@ def slurm(number=1, count=4, node=0, local=1, per_node="4", **others):
     """The variables of a task of `srun`."""
     return {
         "SLURM_JOB_ID": "77",
+        "SLURM_STEP_ID": "0",
         "SLURM_STEP_NODELIST": "127.0.0.1",
         "SLURM_NTASKS": str(count),
         "SLURM_PROCID": str(number),
@@ -36,6 +38,13 @@ def open_mpi(number=1, count=4, local=1, per_node=4, **others):
         "OMPI_COMM_WORLD_LOCAL_SIZE": str(per_node),
         **others,
     }
+
+
+def open_mpi_5(number=1, count=4, local=1, per_node=4):
+    """The variables of Open MPI 5, which do not say where the launcher is."""
+    environment = open_mpi(number, count, local, per_node)
+    del environment["OMPI_MCA_orte_hnp_uri"]
+    return environment
 
 
 def array(task, lowest, highest, count, step=1):
@@ -82,8 +91,9 @@ def test_auto_takes_the_shard_from_the_scheduler(monkeypatch, environment, shard
         (array(5, 2, 5, 4, step=0), "shard='auto': the array has 4 tasks"),
         ({"SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_MIN: is not set"),
         ({"SLURM_PROCID": "1"}, "SLURM_STEP_NUM_TASKS: is not set"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "SLURM_STEP_NUM_TASKS: is not set"),
         ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_PROCID: is not set"),
-        ({"OMPI_COMM_WORLD_RANK": "2"}, "OMPI_COMM_WORLD_SIZE: is not set"),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE: is not set"),
         (slurm(number="", count=2), "SLURM_PROCID: is ''"),
         (slurm(number=1, count="two"), "SLURM_STEP_NUM_TASKS: is 'two'"),
         (open_mpi(4, 4), "OMPI_COMM_WORLD_RANK: is 4, and OMPI_COMM_WORLD_SIZE is 4"),
@@ -150,6 +160,8 @@ KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "TPU_SKIP_MDS_QUERY": "1"}
         ({}, None),
         ({"SLURM_JOB_ID": "3", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # the script
         (slurm(0, 1, SLURM_ARRAY_TASK_COUNT="4"), None),
+        # The shell that salloc opens on the first node of two tasks.
+        (slurm(0, 1, SLURM_NTASKS="2", SLURM_STEP_ID="4294967290"), None),
         (slurm(1, 4), ("slurm", 4, 1)),
         (open_mpi(0, 1), None),
         (open_mpi(1, 2), ("ompi", 2, 1)),
@@ -163,6 +175,58 @@ def test_only_where_there_are_several_processes_they_are_joined(monkeypatch, env
         pass
     names = ("cluster_detection_method", "num_processes", "process_id")
     assert seen.places == ([] if place is None else [dict(zip(names, place, strict=False))])
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus"),
+    [
+        (slurm(1, 2, per_node="2", CUDA_VISIBLE_DEVICES="0,1"), "1"),
+        (open_mpi_5(1, 2, per_node=2) | {"CUDA_VISIBLE_DEVICES": "0,1"}, "1"),
+    ],
+)
+@pytest.mark.parametrize("independent", [False, True])
+def test_of_a_given_coordinator_the_scheduler_says_the_rest(
+    monkeypatch, environment, gpus, independent
+):
+    seen = Joined(monkeypatch, environment)
+    place = {"coordinator_address": "host:1234"}
+    with processes.joined(place, independent=independent):
+        pass
+    rest = {"cluster_detection_method": "deactivate", "num_processes": 2, "process_id": 1}
+    assert seen.places == [place | rest]
+    assert seen.gpus == gpus
+
+
+@pytest.mark.parametrize("environment", [{}, array(0, 0, 7, 8)])
+def test_a_coordinator_without_a_scheduler_is_not_enough(monkeypatch, environment):
+    seen = Joined(monkeypatch, environment)
+    expected = pytest.raises(InputError, match=r"^coordinator='host:1234': neither Slurm nor Open")
+    with expected, processes.joined({"coordinator_address": "host:1234"}, independent=False):
+        pass
+    assert seen.places == []
+
+
+def port(monkeypatch, job, step):
+    """The port at which JAX has the tasks of a step of Slurm find each other."""
+    environment = slurm(1, 2, SLURM_JOB_ID=str(job), SLURM_STEP_ID=str(step))
+    Joined(monkeypatch, environment)
+    with processes.joined({}, independent=False):
+        address = SlurmCluster.get_coordinator_address(1, environment["JAX_COORDINATOR_PORT"])
+    return int(address.removeprefix("127.0.0.1:"))
+
+
+def test_steps_side_by_side_and_tasks_of_an_array_find_their_own_processes(monkeypatch):
+    ports = [port(monkeypatch, job, step) for job in range(4090, 4190) for step in range(4)]
+    assert len(set(ports)) == len(ports)
+    # Below are the ports that Linux gives to outgoing connections.
+    assert all(61440 <= each < 65536 for each in ports)
+
+
+def test_a_port_that_the_user_chooses_is_kept(monkeypatch):
+    environment = slurm(1, 2, JAX_COORDINATOR_PORT="5000")
+    Joined(monkeypatch, environment)
+    with processes.joined({}, independent=False):
+        assert environment["JAX_COORDINATOR_PORT"] == "5000"
 
 
 @pytest.mark.parametrize("has_libtpu", [False, True])
@@ -203,6 +267,7 @@ def test_a_tpu_whose_slice_nobody_knows_works_alone(monkeypatch, error):
     [
         (slurm(), KeyError("SLURM_STEP_NODELIST")),
         (open_mpi(), ValueError("coordinator_address should be defined.")),
+        (open_mpi_5(), KeyError("OMPI_MCA_orte_hnp_uri")),
         (KUBERNETES | {"JOB_COMPLETION_INDEX": "1"}, ConnectionError("no API")),
     ],
 )

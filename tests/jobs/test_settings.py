@@ -220,7 +220,9 @@ def test_the_command_of_a_run_has_its_model_and_task_and_what_decides_results(ot
         ({"warmup": "160"}, "--warmup=160: give fewer than the --steps=160"),
         ({"shard": "0/2"}, "--out_dir: give one, the same for all parts of --shard"),
         ({"shard": "2/2", "out_dir": "x"}, "--shard=2/2: give a part from 0 to 1"),
-        ({"coordinator": "a:1"}, "--coordinator=a:1: give all three of --coordinator, --num"),
+        ({"coordinator": "a:1", "process_id": "0"}, "--coordinator=a:1: give all three of --coord"),
+        ({"num_processes": "2"}, "--coordinator: give all three of --coordinator, --num_proc"),
+        ({"coordinator": "a:1"}, "--out_dir: give one: several processes share one folder"),
         (
             {"coordinator": "a:1", "num_processes": "2", "process_id": "0"},
             "--out_dir: give one: several processes share one folder",

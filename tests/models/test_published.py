@@ -26,8 +26,14 @@ from transformers import (
 )
 
 from tests.helpers.cases import slow_after
-from tests.helpers.published import assert_same_gradients, assert_same_logits, compute
+from tests.helpers.published import (
+    assert_same_gradients,
+    assert_same_logits,
+    compute,
+    compute_published,
+)
 from wayward_jax import models
+from wayward_jax.models.families import FAMILIES
 
 GPT2 = {"vocab_size": 410, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 4}
 LLAMA = {
@@ -241,16 +247,18 @@ def test_logits_at_the_width_of_real_models_are_those_of_transformers(config, pu
     assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["gemma2", "gpt_neox"])
-def test_bfloat16_is_within_3_percent_of_float32(variant, publish, tmp_path):
-    """The unit roundoff of bfloat16 is 0.4 %, and two layers round a dozen times."""
-    kind, entries = VARIANTS[variant]
+@pytest.mark.parametrize("family", slow_after(1, list(FAMILIES)))
+def test_bfloat16_is_within_2_percent_of_float32(family, publish, tmp_path):
+    """The unit roundoff of bfloat16 is 0.4 %, and two layers round a dozen times.
+
+    The ReLU of OPT has a gradient that jumps where rounding changes a sign: 4 %.
+    """
+    kind, entries = next(each for each in VARIANTS.values() if each[0].model_type == family)
     folder, theirs = publish(kind(**entries))
-    exact = compute(models.load(str(folder), cache_dir=tmp_path), theirs)
     rounded = compute(models.load(str(folder), cache_dir=tmp_path, dtype=jnp.bfloat16), theirs)
-    for a, b in zip(rounded, exact, strict=True):
-        assert 0 < np.linalg.norm(a - b) < 0.03 * np.linalg.norm(b)
+    bound = 0.04 if family == "opt" else 0.02
+    for a, b in zip(rounded, compute_published(theirs), strict=True):
+        assert 1e-3 * np.linalg.norm(b) < np.linalg.norm(a - b) < bound * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from wayward_jax.errors import InputError, reason
 from wayward_jax.jobs.exit_codes import LOST
 from wayward_jax.jobs.preemption import passed_on
-from wayward_jax.jobs.schedulers import find_rank, own_gpus
+from wayward_jax.jobs.schedulers import find_rank, own_gpus, port_of_step
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,8 +46,8 @@ def joined(place: Mapping[str, Any], *, independent: bool) -> Iterator[None]:
     another is gone. A signal that asks one to stop stops them all.
 
     Args:
-        place: of this process among the others, as `jax.distributed.initialize` takes it; empty if
-            the scheduler says.
+        place: of this process among the others, as `jax.distributed.initialize` takes it; empty, or
+            the coordinator's address alone, if the scheduler says the rest.
         independent: whether the processes that the scheduler started with this one do other jobs,
             such as other shards.
 
@@ -160,19 +160,29 @@ def check_alike(texts: Mapping[str, str | None]) -> None:
 
 
 def _join(place: Mapping[str, Any], independent: bool) -> None:
-    if place:
+    if "process_id" in place:
         _initialize(cluster_detection_method="deactivate", **place)
         return
     rank = find_rank(os.environ)
     if rank is None:
+        if place:
+            raise InputError(
+                "coordinator",
+                place["coordinator_address"],
+                "neither Slurm nor Open MPI says which of how many processes this is: give "
+                "--num_processes and --process_id, too",
+            )
         if _on_tpu() or (_on_kubernetes() and not independent):
             _initialize()
     elif rank.count > 1:
-        if not independent:
+        if place or not independent:
+            if rank.scheduler == "slurm":
+                os.environ.setdefault("JAX_COORDINATOR_PORT", str(port_of_step(os.environ)))
             _initialize(
-                cluster_detection_method=rank.scheduler,
+                cluster_detection_method="deactivate" if place else rank.scheduler,
                 num_processes=rank.count,
                 process_id=rank.number,
+                **place,
             )
         # JAX gives each of several processes one GPU, though there may be more or only its own.
         jax.config.update("jax_cuda_visible_devices", own_gpus(rank, os.environ))
@@ -200,7 +210,8 @@ def _initialize(**place: Any) -> None:
             "coordinator",
             place.get("coordinator_address"),
             f"the processes of this job cannot find each other ({reason(error)}): start all of "
-            "them, and give --coordinator, --num_processes and --process_id",
+            "them, and give --coordinator, and where neither Slurm nor Open MPI says them "
+            "--num_processes and --process_id",
         ) from error
     # JAX aborts a process that has lost the others, and no handler of Python's runs in abort.
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _ON_ABORT)

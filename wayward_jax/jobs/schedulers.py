@@ -49,8 +49,7 @@ def find_rank(environment: Environment) -> Rank | None:
                     None, number, f"is {place[0]}, and {count} is {place[1]}: set it to less"
                 )
             return Rank(scheduler, *place, _local(scheduler, environment))
-        # The script of a Slurm job, which is no task itself, has the number 0.
-        if environment.get(number, "0") != "0":
+        if number in environment and not _in_script(environment):
             raise _lacking(count)
     return None
 
@@ -101,6 +100,25 @@ def own_gpus(rank: Rank, environment: Environment) -> str:
         return "all"
     share = gpus // count
     return ",".join(map(str, range(number * share, (number + 1) * share)))
+
+
+def port_of_step(environment: Environment) -> int:
+    """Chooses the port at which the processes of one `srun` find each other.
+
+    JAX itself chooses among the same 4096 ports by the number of the Slurm job alone, so that
+    processes of two `srun` commands side by side would take each other for their own. Here the
+    steps of a job have different ports, and so have jobs of an array, whose numbers are near.
+
+    Raises:
+        InputError: variables are missing or are no numbers.
+    """
+    job, step = (_read(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return 2**16 - 2**12 + (job + 1031 * step) % 2**12
+
+
+def _in_script(environment: Environment) -> bool:
+    """Tells whether this is the script of a Slurm job, which has the number 0 but is no task."""
+    return environment.get("SLURM_PROCID") == "0" and "SLURM_STEP_ID" not in environment
 
 
 def _local(scheduler: str, environment: Environment) -> tuple[int, int] | None:

@@ -408,8 +408,8 @@ class Settings(CommonSettings):
         Value("HOST:PORT", read_address),
         None,
         "HOST:PORT of the first of several processes that do one job together, each started with "
-        "these three flags and otherwise the same. On Cloud TPU, Slurm, Open MPI and Kubernetes "
-        "they find each other without.",
+        "these three flags and otherwise the same. On Cloud TPU, Slurm, Open MPI 4 and Kubernetes "
+        "they find each other without. On Slurm and Open MPI the first flag is enough.",
         decides="nothing",
     )
     num_processes: int | None = setting(
@@ -460,17 +460,13 @@ class Settings(CommonSettings):
 
     @property
     def place(self) -> dict[str, Any]:
-        """This process's place among those of its job, for `jax.distributed.initialize`.
-
-        It is empty where none is given.
-        """
-        if self.coordinator is None:
-            return {}
-        return {
+        """What is given of this process's place in its job, for `jax.distributed.initialize`."""
+        place = {
             "coordinator_address": self.coordinator,
             "num_processes": self.num_processes,
             "process_id": self.process_id,
         }
+        return {name: value for name, value in place.items() if value is not None}
 
     def _check_gammas(self) -> None:
         for gamma in self.gamma:
@@ -500,18 +496,16 @@ class Settings(CommonSettings):
             raise InputError("out_dir", None, "give one, the same for all parts of --shard")
 
     def _check_place(self) -> None:
-        given = [
-            each is not None for each in (self.coordinator, self.num_processes, self.process_id)
-        ]
-        if not any(given):
+        if not self.place:
             return
-        if not all(given):
+        if self.place.keys() != {"coordinator_address"} and len(self.place) < 3:
             raise InputError(
                 "coordinator",
                 self.coordinator,
-                "give all three of --coordinator, --num_processes and --process_id, or none",
+                "give all three of --coordinator, --num_processes and --process_id, or none; on "
+                "Slurm and Open MPI also the first alone",
             )
-        if self.process_id >= self.num_processes:
+        if self.process_id is not None and self.process_id >= self.num_processes:
             raise InputError(
                 "process_id",
                 self.process_id,
