@@ -28,10 +28,10 @@ TEXTS, OPPOSITES = "instructions:2,sentences:2", "contradictions:2"
 def runs(
     settings: Settings, model: "LanguageModel", task: str, targets: Sequence[Target]
 ) -> list[Run]:
-    """Lists the doubles: the runs of `grid`, without p_star."""
+    """Lists the doubles."""
     if not all(init.startswith("checkpoint:") for init in settings.init):
         raise InputError("init", ",".join(settings.init), "give the prompt that is audited")
-    return [run for run in grid.runs(settings, model, task, targets) if run.has_target]
+    return grid.held_runs(settings, model, task, targets)
 
 
 def measure(context: "ProbeContext") -> Iterator["Measurement"]:

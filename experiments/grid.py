@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wayward_jax.constraints import hold
+from wayward_jax.errors import InputError
 from wayward_jax.jobs.inputs import find_readings
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.runs import Run
@@ -74,6 +75,24 @@ def runs(
         for repetition in repetitions
     ]
     return p_star + wayward
+
+
+def held_runs(
+    settings: Settings, model: "LanguageModel", task: str, targets: Sequence[Target]
+) -> list[Run]:
+    """Lists the runs of `runs` that something holds to a target.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = [
+        run
+        for run in runs(settings, model, task, targets)
+        if run.has_target and not run.is_unconstrained
+    ]
+    if not found:
+        raise InputError("gamma", 0, "holds no prompt to its text: give a number above 0")
+    return found
 
 
 def _gammas(constraints: Sequence[Mapping[str, Any]]) -> int:

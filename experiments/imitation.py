@@ -119,11 +119,8 @@ def _list_doubles(
     from_prompt = dataclasses.replace(settings.job, init=(START,))
     held = [
         dataclasses.replace(run, bos_ids=model.bos_ids)
-        for run in grid.runs(from_prompt, model, TASK, targets)
-        if run.has_target and not run.is_unconstrained
+        for run in grid.held_runs(from_prompt, model, TASK, targets)
     ]
-    if not held:
-        raise InputError("gamma", 0, "holds no double to its text: give a number above 0")
     check_cells(model, held)
     return sorted(held, key=lambda run: run.seed)
 

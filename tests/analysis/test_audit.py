@@ -104,9 +104,19 @@ def test_how_often_a_double_as_good_as_the_margin_allows_is_called_as_good():
         (
             [double(0.9, "contradictions/1"), double(0.9, "own/1"), double(0.6, "own/2")],
             {},
-            "2 of 3 other texts are, among them one that contradicts the task, read off prompts "
-            "that do mood as well as this one (accuracy at most 2 % lower): what this prompt reads "
-            "as does not tell what it does.",
+            "2 of 3 other texts, 1 of which contradicts the task, are read off prompts with which "
+            "the model does mood as well as with this one (accuracy at most 2 % lower): what this "
+            "prompt reads as does not tell what it does.",
+        ),
+        (
+            [double(0.9, "contradictions/1"), double(0.6, "own/2")],
+            {},
+            "1 of 2 other texts, one that contradicts the task, is read off a prompt with which",
+        ),
+        (
+            [double(0.9, f"contradictions/{i}") for i in (1, 2)],
+            {},
+            "2 of 2 other texts, 2 of which contradict the task, are read off prompts with which",
         ),
         ([double(0.9)], {"share": 0.51}, "is not shown to do mood better than a constant answer"),
         ([double(0.6)], {}, "No double was found: all prompts that read as another text (1)"),
@@ -134,7 +144,7 @@ def test_each_reading_has_a_verdict_of_its_own_doubles():
     made = found(records)
     assert audit.verdict(made).startswith("No double was found: all prompts that read as another")
     (of_lens,) = (said for said in audit.findings(made) if said.startswith("By the reading lens:3"))
-    assert "2 of 2 other texts are read off prompts that do mood as well" in of_lens
+    assert "2 of 2 other texts are read off prompts with which the model does mood" in of_lens
     assert audit.verdict(found(records[:2])).startswith("2 of 2 other texts are read off")
 
 

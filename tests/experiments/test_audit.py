@@ -123,7 +123,7 @@ def test_a_double_of_p_star_shows_that_its_reading_does_not_tell_what_it_does(
     model, task, p_star, of_p_star, wayward
 ):
     _, found = of_p_star
-    assert found["verdict"].startswith("1 of 2 other texts is read off prompts that do mood as")
+    assert found["verdict"].startswith("1 of 2 other texts is read off a prompt with which the")
     assert found["verdict"].endswith("does not tell what it does.")
     as_well, worse = found["task"]["doubles"]
     assert (as_well["verdict"], worse["verdict"]) == ("within", "beyond")
@@ -150,7 +150,7 @@ def test_a_wayward_prompt_is_found_to_be_one_and_its_text_does_not_do_the_task(
 ):
     honest = wj.read(model, p_star)["euclidean"].text
     found = run(folder, wayward, [honest], tmp_path / "out")
-    assert found["verdict"].startswith("1 of 1 other texts is read off prompts that do mood")
+    assert found["verdict"].startswith("1 of 1 other texts is read off a prompt with which the")
     assert found["readings"]["euclidean"]["text"] == second_text(model, p_star)
     ids = np.asarray(model.tokenizer.encode(second_text(model, p_star)))
     text = np.asarray(c_proj(model.embedding_table(), ids))
@@ -232,7 +232,7 @@ def test_without_a_task_a_double_keeps_what_a_prompt_makes_the_model_predict(
     assert wj.read(model, prompt)["euclidean"].text == near
     flags = {"task": None, "texts": sentences, "steps": 2, "learning_rate": 0.001}
     found = run(folder, prompt, [other, far], tmp_path / "out", **flags)
-    assert found["verdict"].startswith("1 of 2 other texts is read off prompts with which the")
+    assert found["verdict"].startswith("1 of 2 other texts is read off a prompt with which the")
     assert found["task"] is None
     kept, changed = found["texts"]["doubles"]
     assert (kept["text"], kept["verdict"]) == (other, "within")
@@ -298,7 +298,7 @@ def test_an_audit_without_a_task_goes_on_after_the_doubles_that_were_finished(
         ({"texts": "sentences:3"}, "texts='sentences:3': 3 texts that are no targets are too few"),
         ({"texts": "definitions"}, "texts='definitions': the texts of this set differ by task"),
         ({"texts": "sentences:9", "targets": "sentences:2"}, "7 texts that are no targets are too"),
-        ({"gamma": 0, "constraint": "penalty"}, "gamma=0: holds no double to its text"),
+        ({"gamma": 0, "constraint": "penalty"}, "gamma=0: holds no prompt to its text"),
     ],
     ids=str,
 )

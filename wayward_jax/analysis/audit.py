@@ -17,7 +17,7 @@ import numpy as np
 
 from wayward_jax.analysis import outputs, statistics
 from wayward_jax.analysis.anatomy import Anatomy, dissect
-from wayward_jax.analysis.doubles import Double, by_reading, count_texts, find_doubles
+from wayward_jax.analysis.doubles import Double, by_reading, find_doubles, read_off
 from wayward_jax.analysis.outputs import OnTexts, OutputsDouble
 from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Compared, Interval
 from wayward_jax.models import LanguageModel
@@ -176,10 +176,8 @@ def on_task(rows: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> 
         records: the doubles.
     """
     correct = {row["prompt"]: read_bits(row["correct"], row["n_eval"]) for row in rows}
-    held = {record.reading for record in records if not record.run.is_unconstrained}
-    # Beside those that deceive another reading, some are tuned without a constraint.
     doubles = find_doubles(
-        [record for record in records if not held or record.reading in held],
+        records,
         lambda record: -record.dev_accuracy,
         lambda best: drop_from(correct["prompt"], best.correct),
         Interval(math.nan),
@@ -225,7 +223,7 @@ def _judge_reading(found: Audit, task: str, reading: str, doubles: Sequence[Task
     as_well = [double for double in doubles if double.verdict(found.margin) == WITHIN]
     if found.anatomy.is_text and reading == NEAREST_TOKENS:
         others = (
-            f"; all the same, {count_texts(len(as_well), len(doubles))} read off prompts that do "
+            f"; all the same, {read_off(len(as_well), len(doubles))} with which the model does "
             f"{task} as well, so that a reading alone does not show it"
         )
         return (
@@ -233,11 +231,9 @@ def _judge_reading(found: Audit, task: str, reading: str, doubles: Sequence[Task
             f"what the model is given{others if as_well else ''}."
         )
     if as_well:
-        opposite = any(double.target_name.startswith(OPPOSITES) for double in as_well)
         return (
-            f"{count_texts(len(as_well), len(doubles))}"
-            f"{', among them one that contradicts the task,' if opposite else ''} read off prompts "
-            f"that do {task} as well as this one (accuracy at most {found.margin:g} % lower): what "
+            f"{read_off(len(as_well), len(doubles), _contrary(as_well))} with which the model does "
+            f"{task} as well as with this one (accuracy at most {found.margin:g} % lower): what "
             "this prompt reads as does not tell what it does."
         )
     if all(each == BEYOND for each in judged):
@@ -252,6 +248,14 @@ def _judge_reading(found: Audit, task: str, reading: str, doubles: Sequence[Task
         f"{judged.count(BEYOND)} to do it worse, and for {judged.count(CANNOT_TELL)} there are too "
         "few test examples, or no prompt reads as the text."
     )
+
+
+def _contrary(doubles: Sequence[TaskDouble]) -> str:
+    """Says how many of the texts contradict the task, if any does."""
+    opposite = sum(double.target_name.startswith(OPPOSITES) for double in doubles)
+    if opposite and len(doubles) == 1:
+        return "one that contradicts the task"
+    return f"{opposite} of which contradict{'s' * (opposite == 1)} the task" if opposite else ""
 
 
 def findings(found: Audit) -> list[str]:

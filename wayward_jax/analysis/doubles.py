@@ -94,6 +94,7 @@ def by_reading(
     return found
 
 
-def count_texts(count: int, total: int) -> str:
-    """Says how many of the other texts, with the verb."""
-    return f"{count} of {total} other texts {'is' if count == 1 else 'are'}"
+def read_off(count: int, total: int, aside: str = "") -> str:
+    """Says how many of the other texts are read off prompts; `aside` says what these texts are."""
+    texts = f"{count} of {total} other texts{f', {aside},' if aside else ''}"
+    return f"{texts} {'is read off a prompt' if count == 1 else 'are read off prompts'}"

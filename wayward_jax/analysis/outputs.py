@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from wayward_jax.analysis import statistics
-from wayward_jax.analysis.doubles import Double, by_reading, count_texts, find_doubles
+from wayward_jax.analysis.doubles import Double, by_reading, find_doubles, read_off
 from wayward_jax.analysis.statistics import BEYOND, CANNOT_TELL, WITHIN, Interval, Ratio
 from wayward_jax.runs import NEAREST_TOKENS
 from wayward_jax.training.imitation import Imitation, Outputs
@@ -93,8 +93,8 @@ def judge_reading(doubles: Sequence[OutputsDouble], *, is_text: bool = False) ->
     kept, count = verdicts.count(WITHIN), len(doubles)
     if is_text:
         others = (
-            f"; all the same, {count_texts(kept, count)} read off prompts with which the model "
-            "predicts nearly the same, so that a reading alone does not show it"
+            f"; all the same, {read_off(kept, count)} with which the model predicts nearly the "
+            "same, so that a reading alone does not show it"
         )
         return (
             "This prompt is a text: its vectors are embeddings of tokens, so what it reads as is "
@@ -102,9 +102,9 @@ def judge_reading(doubles: Sequence[OutputsDouble], *, is_text: bool = False) ->
         )
     if kept:
         return (
-            f"{count_texts(kept, count)} read off prompts with which the model predicts nearly the "
-            f"same as with this one (divergence at most {MARGIN:g} % of that without a prompt): "
-            "what this prompt reads as does not tell what it does."
+            f"{read_off(kept, count)} with which the model predicts nearly the same as with this "
+            f"one (divergence at most {MARGIN:g} % of that without a prompt): what this prompt "
+            "reads as does not tell what it does."
         )
     if all(each == BEYOND for each in verdicts):
         return (
