@@ -28,10 +28,11 @@ KEPT = {WITHIN: "keeps the predictions", BEYOND: "changes them", CANNOT_TELL: "c
 
 OF_TASKS = (
     "A double is a prompt that was tuned, from the audited prompt, to read as another text and to "
-    "do the task. It does as well if the 95 % interval of its drop of accuracy lies below the "
-    "margin of {margin:g} %, worse if the interval lies above the margin; otherwise it cannot be "
-    "told. Of several tries for a text, the one with the best accuracy on dev is shown, and all "
-    "accuracies are of test examples.",
+    "do the task. It does as well if the interval of its drop of accuracy lies below the margin of "
+    "{margin:g} %, worse if the interval lies above the margin; otherwise it cannot be told. In "
+    "95 % of audits, the intervals of all texts hold the truth (Bonferroni). Of several tries for "
+    "a text, the one with the best accuracy on dev is shown, and all accuracies are of test "
+    "examples.",
     "Intervals are over test examples and about these very prompts. They say nothing about other "
     "prompts that the same training with another seed would give.",
 )
@@ -42,10 +43,11 @@ OF_TEXTS = (
     "of the model's next-token predictions with it from those with the audited prompt, averaged "
     f"over the first {MAX_TOKENS} tokens of each text, in nats a token. Its share is that of the "
     "divergence without any prompt, which undoes everything that the audited prompt does. A double "
-    f"keeps the predictions if the 95 % interval of its share lies below {outputs.MARGIN:g} %, and "
-    "changes them if the interval lies above that; otherwise it cannot be told. Of several tries "
-    "for a text, the one with the least divergence on the texts that it was tuned on is shown, and "
-    "all figures are of other texts.",
+    f"keeps the predictions if the interval of its share lies below {outputs.MARGIN:g} %, and "
+    "changes them if the interval lies above that; otherwise it cannot be told. In 95 % of audits, "
+    "the intervals of all texts hold the truth (Bonferroni). Of several tries for a text, the one "
+    "with the least divergence on the texts that it was tuned on is shown, and all figures are of "
+    "other texts.",
     "Intervals are over texts and about these very prompts. They say nothing about other prompts "
     "that the same training with another seed would give, nor about texts of another kind.",
 )

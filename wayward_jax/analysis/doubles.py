@@ -1,6 +1,7 @@
 """Doubles: prompts that are tuned from an audited prompt to read as other texts."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
@@ -41,6 +42,7 @@ class Double(Generic[AnyTuned, Cost]):
         tries: the prompts.
         best: the best of those that read as the text; None if none does.
         cost: how much worse `best` is than the audited prompt, in percent; NaN if there is none.
+            The intervals of all texts hold together at the level of one interval elsewhere.
     """
 
     reading: str
@@ -66,6 +68,9 @@ def find_doubles(
 ) -> tuple[Double[AnyTuned, Cost], ...]:
     """Makes a double of all prompts that are held to one text by one reading.
 
+    If each of many texts were judged alone, then one might have a double by chance. So the
+    intervals of the texts of a reading hold together (Bonferroni).
+
     Args:
         prompts: the tuned prompts.
         loss: by which the best of several is chosen.
@@ -75,11 +80,13 @@ def find_doubles(
     tried: dict[tuple[str, str], list[AnyTuned]] = {}
     for each in prompts:
         tried.setdefault((each.reading, each.run.target_name), []).append(each)
+    texts = Counter(reading for reading, _ in tried)
     doubles = []
     for (reading, name), tries in tried.items():
         faithful = [each for each in tries if (each.prompt_f1 or 0.0) >= F1_THRESHOLD]
         best = min(faithful, key=loss, default=None)
         of_best = unknown if best is None else cost(best)
+        of_best = dataclasses.replace(of_best, level=1 - (1 - of_best.level) / texts[reading])
         doubles.append(Double(reading, name, tries[0].run.target_text, tuple(tries), best, of_best))
     return tuple(doubles)
 

@@ -55,7 +55,7 @@ class Compared(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % confidence interval.
+    """An estimate with its confidence interval.
 
     Attributes:
         value: the estimate.
@@ -67,6 +67,7 @@ class Interval:
         by_examples: the part that falls as the number of examples grows.
         seeds: the fewest seeds of a target or p_star.
         examples: the fewest test examples.
+        level: of the interval.
     """
 
     value: float
@@ -77,6 +78,7 @@ class Interval:
     by_examples: float = 0.0
     seeds: int = 1
     examples: int = 1
+    level: float = LEVEL
 
     @property
     def low(self) -> float:
@@ -129,26 +131,44 @@ class Interval:
         numbers = np.unique(np.geomspace(now, most, 400).round())
         errors = np.sqrt(np.maximum(self.error**2 - part * (1 - now / numbers), 0))
         df = self.df * (numbers - 1) / (now - 1) if more_runs else self.df
-        enough = numbers[_quantile(df) * errors <= room]
+        enough = numbers[_quantile(df, self.level) * errors <= room]
         return int(enough[0]) if len(enough) else None
 
     @property
     def _half_width(self) -> float:
-        return float(_quantile(self.df)) * self.error
+        return float(_quantile(self.df, self.level)) * self.error
 
 
-class Ratio(NamedTuple):
-    """A ratio of two means, in percent.
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """A ratio of two means with its confidence interval, in percent.
 
     Attributes:
         value: the estimate.
-        low: the lower end of its 95 % interval.
-        high: the upper end.
+        error: the standard error of its logarithm, whose error over it has the t distribution of
+            `df`.
+        df: degrees of freedom.
+        level: of the interval.
     """
 
     value: float
-    low: float = math.nan
-    high: float = math.nan
+    error: float = math.nan
+    df: float = math.inf
+    level: float = LEVEL
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+        return self.value / self._factor
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+        return self.value * self._factor
+
+    @property
+    def _factor(self) -> float:
+        return math.exp(float(_quantile(self.df, self.level)) * self.error)
 
 
 WITHIN, BEYOND, CANNOT_TELL = "within", "beyond", "cannot tell"
@@ -215,8 +235,7 @@ def ratio(values: np.ndarray, whole: np.ndarray) -> Ratio:
     log_ratio = math.log(values.mean() / whole.mean())
     without = np.log((values.sum() - values) / (whole.sum() - whole))
     spread = mean_of(n * log_ratio - (n - 1) * without)
-    half = spread.high - spread.value
-    return Ratio(*(100 * math.exp(end) for end in (log_ratio, log_ratio - half, log_ratio + half)))
+    return Ratio(100 * math.exp(log_ratio), spread.error, spread.df)
 
 
 def accuracy(correct: np.ndarray, beside: np.ndarray | None = None) -> Interval:
@@ -422,6 +441,6 @@ def _combine(parts: Sequence[_Part]) -> tuple[float, float]:
     return math.sqrt(variance), whole.df
 
 
-def _quantile(df: float | np.ndarray) -> np.ndarray:
+def _quantile(df: float | np.ndarray, level: float = LEVEL) -> np.ndarray:
     """The factor from a standard error to half the width of an interval."""
-    return special.stdtrit(df, (1 + LEVEL) / 2)
+    return special.stdtrit(df, (1 + level) / 2)
