@@ -23,6 +23,7 @@ from experiments.forecast.hlo import KINDS, Program, count_bytes, product_flops,
 from experiments.forecast.machines import GPUS, TPUS, find
 from experiments.forecast.shapes import SHAPES
 from experiments.forecast.show import as_page, compare, table, total
+from tests.helpers.cases import slow_after
 from tests.helpers.tiny_programs import DEPTH_ENTRIES
 from wayward_jax.errors import InputError
 from wayward_jax.models.families import FAMILIES
@@ -162,18 +163,21 @@ def test_bytes_of_a_type_are_those_of_its_arrays(text, size):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [
-        ("gpt2", 124_439_808),
-        ("gpt2-medium", 354_823_168),
-        ("gpt2-large", 774_030_080),
-        ("gpt2-xl", 1_557_611_200),
-        ("llama-3-8b", 8_030_261_248),
-        ("llama-3.2-1b", 1_235_814_400),
-        ("qwen2.5-0.5b", 494_032_768),
-        ("gemma-3-270m", 268_098_176),
-        ("pythia-410m", 405_334_016),
-        ("smollm2-135m", 134_515_008),
-    ],
+    slow_after(
+        3,
+        [
+            ("gpt2", 124_439_808),
+            ("gpt2-medium", 354_823_168),
+            ("gpt2-large", 774_030_080),
+            ("gpt2-xl", 1_557_611_200),
+            ("llama-3-8b", 8_030_261_248),
+            ("llama-3.2-1b", 1_235_814_400),
+            ("qwen2.5-0.5b", 494_032_768),
+            ("gemma-3-270m", 268_098_176),
+            ("pythia-410m", 405_334_016),
+            ("smollm2-135m", 134_515_008),
+        ],
+    ),
 )
 def test_shapes_have_as_many_parameters_as_the_published_models(name, parameters):
     """All layers have as many, so that two are enough to count."""

@@ -124,6 +124,7 @@ def torch_tuned(theirs, run):
     return prompt.detach().numpy(), [loss.item() for loss in task_losses]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("r", range(len(RUNS)))
 def test_a_trajectory_of_20_steps_is_that_of_torch(theirs, together, r):
     state, losses = together
