@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.forecast.forecast import Forecast, forecast
+from experiments.forecast.forecast import Forecast, fits, forecast, total_seconds
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.setting import read_mesh, write_mesh
@@ -23,16 +23,6 @@ class Alternative:
 
     flag: str
     parts: Sequence[Forecast]
-
-    @property
-    def fits(self) -> bool:
-        """Whether all parts fit into memory."""
-        return not any(part.refusal for part in self.parts)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all parts, without compiling."""
-        return sum(part.seconds for part in self.parts)
 
 
 def forecast_alternatives(
@@ -87,7 +77,8 @@ def nearby(part: Forecast, batch_size: int) -> list[dict[str, Any]]:
 
 def fastest(found: Sequence[Alternative]) -> Alternative | None:
     """The alternative that takes the least time of those that fit."""
-    return min((each for each in found if each.fits), key=lambda each: each.seconds, default=None)
+    fitting = (each for each in found if fits(each.parts))
+    return min(fitting, key=lambda each: total_seconds(each.parts), default=None)
 
 
 def _write(changed: Mapping[str, Any]) -> str:

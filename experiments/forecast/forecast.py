@@ -95,6 +95,16 @@ def forecast(
     return len(devices), found
 
 
+def fits(parts: Sequence[Forecast]) -> bool:
+    """Tells whether all parts of a job fit into memory."""
+    return not any(part.refusal for part in parts)
+
+
+def total_seconds(parts: Sequence[Forecast]) -> float:
+    """The seconds of all parts of a job, without compiling."""
+    return sum(part.seconds for part in parts)
+
+
 def _alike(
     settings: ForecastSettings, inputs: ModelInputs, mesh: Mesh
 ) -> list[list[PopulationPlan]]:

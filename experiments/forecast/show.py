@@ -14,7 +14,7 @@ from experiments.forecast.estimates import (
     GPU_LAUNCH,
     KERNEL_EFFICIENCY,
 )
-from experiments.forecast.forecast import Forecast
+from experiments.forecast.forecast import Forecast, fits, total_seconds
 from experiments.forecast.hlo import KINDS
 from wayward_jax.jobs.throughput import duration
 
@@ -51,14 +51,13 @@ def total(
     made = Table("whole job", *found, box=None)
     tuning, compiling, whole, cost = [], [], [], []
     for devices, parts in found.values():
-        fits = not any(part.refusal for part in parts)
-        seconds = sum(part.seconds for part in parts)
+        room, seconds = fits(parts), total_seconds(parts)
         compile_seconds = sum(part.compile_seconds for part in parts)
-        tuning.append(duration(seconds) if fits else "does not fit")
+        tuning.append(duration(seconds) if room else "does not fit")
         compiling.append(duration(compile_seconds))
-        whole.append(duration(seconds + compile_seconds) if fits else "")
+        whole.append(duration(seconds + compile_seconds) if room else "")
         hours = (seconds + compile_seconds) / 3600 * devices
-        cost.append(f"{hours * price_per_hour:.2f}" if fits and price_per_hour else "")
+        cost.append(f"{hours * price_per_hour:.2f}" if room and price_per_hour else "")
     made.add_row("devices", *(str(devices) for devices, _ in found.values()))
     made.add_row("tuning and evaluation", *tuning)
     made.add_row("compiling, as here", *compiling)
@@ -76,7 +75,7 @@ def compare(topology: str, found: Sequence[Alternative]) -> Table:
         made.add_row(
             each.flag or "these flags",
             *(str(largest.runs), _memory(largest.step_memory, largest)),
-            *((_utilization(each.parts), duration(each.seconds)) if each.fits else ("", "no room")),
+            *(_speed(each.parts) if fits(each.parts) else ("", "no room")),
         )
     best = fastest(found)
     if best is not None:
@@ -110,11 +109,11 @@ def _rows(part: Forecast) -> list[tuple[str, str]]:
     ]
 
 
-def _utilization(parts: Sequence[Forecast]) -> str:
-    """The mean over the time that the steps of all parts take."""
+def _speed(parts: Sequence[Forecast]) -> tuple[str, str]:
+    """The utilization, averaged over the time that the steps of all parts take, and all seconds."""
     seconds = [part.populations * part.steps * part.step_seconds for part in parts]
     used = [part.utilization * own for part, own in zip(parts, seconds, strict=True)]
-    return f"{sum(used) / sum(seconds):.2f}"
+    return f"{sum(used) / sum(seconds):.2f}", duration(total_seconds(parts))
 
 
 def _host_time(part: Forecast) -> str:

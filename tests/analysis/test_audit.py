@@ -109,11 +109,8 @@ def test_how_often_any_of_many_doubles_as_good_as_the_margin_allows_is_called_as
             other = np.where(rng.random(N) < 0.8, prompt, rng.random(N) < 0.8)
             other &= rng.random(N) < 0.98
             records.append(dataclasses.replace(double(0.9, f"own/{i}"), correct=other))
-        rows = [
-            {"prompt": name, "task": "mood", "n_eval": N, "majority": 0.5, "correct": own}
-            for name in ("prompt", "reading", "none")
-            for own in (write_bits(prompt),)
-        ]
+        common = {"task": "mood", "n_eval": N, "majority": 0.5, "correct": write_bits(prompt)}
+        rows = [{"prompt": name, **common} for name in ("prompt", "reading", "none")]
         judged = [each.verdict(2.0) for each in audit.on_task(rows, records).doubles]
         wrong += WITHIN in judged
     assert wrong / trials < 0.05

@@ -217,7 +217,7 @@ REFUSED = dataclasses.replace(PART, refusal="takes 17.0 GiB", step_seconds=0, se
 
 
 def print_rows(shown):
-    """What the terminal shows: the words of each line, parted where two blanks are."""
+    """Prints something as the terminal shows it, and splits each line at two blanks or more."""
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(shown)
     return [re.split(r"\s{2,}", line.strip()) for line in console.export_text().splitlines()]
@@ -362,7 +362,7 @@ def test_steps_compile_for_a_tpu_with_the_kernel_and_runs_never_communicate(
     found = json.loads(done.stdout)
     assert found.keys() == set(families)
     for programs in found.values():
-        # Of the one layer; scoring has no backward pass.
+        # There is one layer, and scoring has no backward pass.
         assert programs["train"]["attention kernel"] == 2
         assert programs["score"]["attention kernel"] == 1
         # Examples that are divided have their gradients summed; their scores stay apart.

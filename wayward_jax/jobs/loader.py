@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from wayward_jax import models
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.processes import on_primary
+from wayward_jax.jobs.setting import write_mesh
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
@@ -146,7 +147,7 @@ def _dtype(settings: Settings, device: jax.Device) -> jnp.dtype:
 
 
 def _make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
-    given = ",".join(f"{axis}:{size}" for axis, size in sizes.items())
+    given = write_mesh(sizes)
     try:
         mesh = make_mesh(**sizes, devices=devices)
     except ValueError as error:

@@ -176,7 +176,7 @@ def _join(place: Mapping[str, Any], independent: bool) -> None:
             _initialize()
     elif rank.count > 1:
         if place or not independent:
-            if rank.scheduler == "slurm":
+            if rank.scheduler == "slurm" and not place:
                 os.environ.setdefault("JAX_COORDINATOR_PORT", str(port_of_step(os.environ)))
             _initialize(
                 cluster_detection_method="deactivate" if place else rank.scheduler,

@@ -460,7 +460,7 @@ class Settings(CommonSettings):
 
     @property
     def place(self) -> dict[str, Any]:
-        """What is given of this process's place in its job, for `jax.distributed.initialize`."""
+        """This process's place in its job, as far as given, for `jax.distributed.initialize`."""
         place = {
             "coordinator_address": self.coordinator,
             "num_processes": self.num_processes,

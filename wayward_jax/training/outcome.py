@@ -154,7 +154,7 @@ def _in_constraint_states(
 
 
 def _gamma_found(left: bool, outside: bool) -> str:
-    """What is known of an adaptive gamma, see `RunRecord` and `AdaptiveGammaState`."""
+    """Says what is known of an adaptive gamma, see `RunRecord` and `AdaptiveGammaState`."""
     if not left:
         return "never needed"
     return "too small" if outside else "suffices"

@@ -1,4 +1,4 @@
-"""What the prompts of a population read as, each by the reading that its constraint is about."""
+"""Reads the prompts of a population, each by the reading that its constraint is about."""
 
 import functools
 

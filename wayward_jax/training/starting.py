@@ -55,7 +55,10 @@ def describe_population(
     vocab_size: int,
     constraints: Mapping[str, Constraint] = MappingProxyType(CONSTRAINTS),
 ) -> Population:
-    """What the runs of a plan are tuned with, on the host's device; see `tune_population`."""
+    """Describes what the runs of a plan are tuned with; see `tune_population`.
+
+    The arrays are on the host's device.
+    """
     runs = plan.padded_runs
     names = sorted({run.constraint for run in runs})
     return Population(
