@@ -20,7 +20,9 @@ from wayward_jax.jobs.settings import CalibrationSettings
 
 def main(given):
     print("started", flush=True)
-    time.sleep(float(given["seed"]))
+    end = time.monotonic() + float(given["seed"])
+    while time.monotonic() < end:  # A signal just before one long sleep would wait for its end.
+        time.sleep(0.1)
 
 flags.run(main, CalibrationSettings)
 """
