@@ -305,7 +305,7 @@ def _tune_runs(
         reporter.planned(sum(plan.runs[0].steps for plan in plans))
         for plan in plans:
             reporter.doing(f"{model.name}, {task.task.name}, {len(plan.runs)} prompts")
-            meter.begin(model)
+            meter.begin(model, encoded, plan)
 
             def on_steps(found: StepMetrics) -> None:
                 reporter.stepped(len(found.task_loss), meter.steps(found))

@@ -186,9 +186,10 @@ class _Work:
         unprompted: Callable[[], np.ndarray],
     ) -> None:
         name = each.runs[0].model
+        model, inputs = self.loader.model(name), self.inputs.models[name]
         self.watch.doing(f"{name}, {task}, {len(each.runs)} prompts")
         self.watch.begun(f"{Path(task).name}-{each.runs[0].id}")
-        meter.begin(self.loader.model(name))
+        meter.begin(model, inputs.tasks[task], each)
 
         def on_steps(steps: StepMetrics) -> None:
             self.watch.stepped(len(steps.task_loss), meter.steps(steps))
@@ -200,18 +201,18 @@ class _Work:
                 profiler.see(progress)
 
             tuned = tune_population(
-                self.loader.model(name),
-                self.inputs.models[name].tasks[task],
+                model,
+                inputs.tasks[task],
                 each,
                 self.loader.meshes[name],
-                starts=self.inputs.models[name].starts,
-                constraints=self.inputs.models[name].constraints,
+                starts=inputs.starts,
+                constraints=inputs.constraints,
                 device_bytes=self.loader.free_bytes,
                 resume_from=in_flight.restore(self._on_broken),
                 on_steps=on_steps,
                 on_progress=on_progress,
             )
-            finished = with_unprompted(tuned, self.inputs.models[name].tasks[task], unprompted())
+            finished = with_unprompted(tuned, inputs.tasks[task], unprompted())
             self.folder.add(finished)
         self.watch.tuned(curve(finished), outcome(finished))
 

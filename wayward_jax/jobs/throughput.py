@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops, step_cost
 from wayward_jax.training.planning import PopulationPlan
 from wayward_jax.training.progress import StepMetrics
+from wayward_jax.training.scoring import EvaluationSet
 
 # The share of the speed of a large matrix product that training usually attains.
 USUAL_UTILIZATION = 0.6
@@ -46,25 +47,24 @@ class ThroughputMeter:
                 np.arange(len(train)), (1, -(-len(train) // batch_size), batch_size)
             )
             a_step = needed_flops(model, step_cost(train, numbers, [length])) / numbers.shape[1]
-            scored = StepCost()
             subsets = [task.dev_subset[data_seed]] * len(plan.eval_steps)
-            for examples in (*subsets, task.dev[data_seed], task.test):
-                numbers = np.arange(len(examples.segments))[None, None]
-                scored += step_cost(examples.segments, numbers, [length])
-            # Scoring has no backward pass, which is half of the work.
-            flops += runs * (steps * a_step + needed_flops(model, scored) / 2)
+            scored = _scoring_cost((*subsets, task.dev[data_seed], task.test), length)
+            flops += runs * (steps * a_step + _scoring_flops(model, scored))
         return flops / (USUAL_UTILIZATION * self._peak)
 
-    def begin(self, model: LanguageModel) -> None:
-        """Begins another population, of this model."""
-        self._model = model
+    def begin(self, model: LanguageModel, task: EncodedTask, plan: PopulationPlan) -> None:
+        """Begins another population."""
+        self._model, self._eval_steps, self._evaluation = model, plan.eval_steps, StepCost()
+        for run in plan.runs:
+            self._evaluation += _scoring_cost([task.dev_subset[run.data_seed]], run.input_length)
         self._last: float | None = None
 
     def steps(self, steps: StepMetrics) -> Figures:
         """The losses of the last step, the speed since the steps before, and the memory in use.
 
-        `mfu` is the FLOPs of real tokens over the peak. The first steps of a population have no
-        speed, because programs are compiled for them.
+        `mfu` is the FLOPs of real tokens over the peak. An evaluation that came before the steps
+        counts with them. The first steps of a population have no speed, because programs are
+        compiled for them.
         """
         figures = {
             **_spread("task_loss", steps.task_loss[-1]),
@@ -74,8 +74,11 @@ class ThroughputMeter:
         now = time.perf_counter()
         if self._last is not None:
             seconds = now - self._last
-            figures["tokens_per_second"] = steps.cost.tokens / seconds
-            flops = needed_flops(self._model, steps.cost)
+            tokens, flops = steps.cost.tokens, needed_flops(self._model, steps.cost)
+            if steps.step - len(steps.task_loss) in self._eval_steps:
+                tokens += self._evaluation.tokens
+                flops += _scoring_flops(self._model, self._evaluation)
+            figures["tokens_per_second"] = tokens / seconds
             figures["mfu"] = flops / seconds / self._peak
         self._last = now
         return figures
@@ -84,6 +87,20 @@ class ThroughputMeter:
         """The bytes in use on the first device or, on a CPU, in this process."""
         stats = self._device.memory_stats()
         return stats["bytes_in_use"] if stats else psutil.Process().memory_info().rss
+
+
+def _scoring_cost(sets: Iterable[EvaluationSet], length: int) -> StepCost:
+    """The cost of scoring one prompt of this length on sets of examples."""
+    cost = StepCost()
+    for examples in sets:
+        numbers = np.arange(len(examples.segments))[None, None]
+        cost += step_cost(examples.segments, numbers, [length])
+    return cost
+
+
+def _scoring_flops(model: LanguageModel, cost: StepCost) -> float:
+    """Half of what training needs: there is no backward pass."""
+    return needed_flops(model, cost) / 2
 
 
 def duration(seconds: float) -> str:
