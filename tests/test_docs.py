@@ -5,10 +5,9 @@ import importlib
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -327,21 +326,17 @@ def test_the_notebook_is_made_of_the_script():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(asset, tmp_path, monkeypatch):
-    """In a process of its own: the flags of the tests' XLA make real models slow."""
-    asset("smollm2-135m")
-    monkeypatch.delenv("XLA_FLAGS")
+def test_the_notebook_runs(toy, capsys):
     cells = json.loads(text(pages.EXAMPLES / "first_prompt.ipynb"))["cells"]
     code = "".join(
         "".join([*each["source"], "\n"]) for each in cells if each["cell_type"] == "code"
     )
-    less = {"STEPS = 60": "STEPS = 1", "N_EVAL = 256": "N_EVAL = 8", "seeds=": "n_dev=8, seeds="}
-    for many, few in less.items():
-        assert many in code
-        code = code.replace(many, few)
-    code += "assert wayward.text == TARGET\n"
-    command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "The text itself is right" in ended.stdout
-    assert (tmp_path / "first_prompt.png").stat().st_size > 0
+    for own, of_toy in {"How to bake a cake": "w7 w8 w9", "STEPS = 60": "STEPS = 2"}.items():
+        assert code.count(own) == 1
+        code = code.replace(own, of_toy)
+    names = {}
+    exec(code, names)
+    plt.close("all")
+    assert names["wayward"].text == "w7 w8 w9"
+    assert "The text itself is right" in capsys.readouterr().out
+    assert (toy / "first_prompt.png").stat().st_size > 0

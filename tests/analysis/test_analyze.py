@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.helpers import toy_job
+from tests.helpers import fork_server, toy_job
 from tests.helpers.nearest import nearest
 from tests.helpers.toy_models import WORDS
 from wayward_jax.errors import InputError
@@ -89,15 +89,16 @@ def test_the_page_refers_to_no_other_file(analysis):
 
 
 @pytest.mark.slow
-def test_the_command_of_a_row_repeats_this_row_alone(analysis, job):
+def test_the_command_of_a_row_repeats_this_row_alone(analysis, job, fork, tmp_path):
     data = page_data(analysis)
     run = next(run for run in data["runs"] if run["prompt_f1"] is not None and run["gamma"])
     command = shlex.split(data["commands"][run["command"]])
     assert command[:3] == ["python", "-m", "experiments.run"]
     again = job / "again"
     places = [f"--out_dir={again}", f"--cache_dir={job / 'cache'}"]
-    process = toy_job.run(*command[3:], f"--only={run['id']}", *places)
-    assert process.returncode == 0, process.stderr
+    words = [*command[3:], f"--only={run['id']}", *places]
+    ended = fork_server.start(fork, command[2], words, tmp_path, 300).finish()
+    assert ended.code == 0, ended.err
     (row,) = records.read_lines(again / "results.jsonl")
     (first,) = (
         r for r in records.read_lines(job / "runs" / "results.jsonl") if r["id"] == row["id"]

@@ -4,6 +4,7 @@ JAX can be forked as long as it has not started its devices, which the process t
 never does.
 """
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -101,6 +102,7 @@ def _program(
         file = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
     os.environ.update(environ)
+    gc.freeze()  # the collector need not look through what was imported
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     sys.argv = [module, *arguments]

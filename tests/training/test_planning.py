@@ -59,6 +59,7 @@ meshes = st.sampled_from(
 
 
 @pytest.mark.slow
+@settings(max_examples=50)
 @given(
     runs=runs_of_any_kind,
     population=st.none() | st.integers(1, 12),
