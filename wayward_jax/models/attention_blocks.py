@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from wayward_jax.models.products import product
 
 Block = Callable[..., tuple[jax.Array, ...]]
 """`mix` or `mix_gradients`."""
@@ -106,13 +107,6 @@ def _weights(bias: jax.Array, scores: jax.Array) -> jax.Array:
     scores = scores + jnp.concatenate([bias] * heads, axis=1)
     weights = jnp.exp(scores - scores.max(axis=0, keepdims=True))
     return weights * (1 / weights.sum(axis=0, keepdims=True))
-
-
-def product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
-    """Multiplies two matrices, summing over one axis of each, in float32."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    axes = (((a_axis,), (b_axis,)), ((), ()))
-    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
 def query_blocks(slots: int, most: int, grain: int) -> Iterator[tuple[slice, int]]:

@@ -22,9 +22,9 @@ from wayward_jax.models.attention_blocks import (
     Scoring,
     finite,
     mix,
-    product,
     score,
 )
+from wayward_jax.models.products import product
 from wayward_jax.models.rotary import Rotary
 
 # The slots of a block, and of heads that are wider than 128. Larger blocks do not fit into the fast

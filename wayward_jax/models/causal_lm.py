@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from wayward_jax.models.attention import AttentionMask
+from wayward_jax.models.products import product, rounded_product
 from wayward_jax.sharding import keep_whole, model_shards
 
 
@@ -198,8 +199,7 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Computes logits `[..., V]` float32 from hidden states `[..., D]`."""
-        with _precision_of(hidden):
-            return _logits(hidden, self.head.embedding)
+        return _logits(hidden, self.head.embedding)
 
     def text_logits(self, ids: jax.Array) -> jax.Array:
         """Computes the plain language model: token ids `[N, T]` to logits `[N, T, V]` float32."""
@@ -220,7 +220,7 @@ def _logits(hidden: jax.Array, table: jax.Array) -> jax.Array:
     The gradient `[..., V]` is multiplied in the dtype of the table. JAX would turn the table to
     float32.
     """
-    return jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
+    return product(hidden, table, hidden.ndim - 1, 1)
 
 
 def _logits_forward(hidden: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple]:
@@ -230,9 +230,9 @@ def _logits_forward(hidden: jax.Array, table: jax.Array) -> tuple[jax.Array, tup
 def _logits_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     hidden, table = residuals
     gradient = gradient.astype(table.dtype)
-    with _precision_of(table):
-        of_table = jnp.tensordot(gradient, hidden, axes=[tuple(range(gradient.ndim - 1))] * 2)
-        return jnp.matmul(gradient, table), of_table
+    rows = [each.reshape(-1, each.shape[-1]) for each in (gradient, hidden)]
+    of_hidden = rounded_product(gradient, table, gradient.ndim - 1, 0)
+    return of_hidden, rounded_product(*rows, 0, 0)
 
 
 _logits.defvjp(_logits_forward, _logits_backward)

@@ -1,6 +1,7 @@
 """The work that training needs, and how fast a device could do it."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Self
@@ -11,6 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from wayward_jax.models import LanguageModel
+from wayward_jax.models.products import rounded_product
 from wayward_jax.segments import Segments
 
 
@@ -79,7 +81,7 @@ def needed_flops(model: LanguageModel, cost: StepCost) -> float:
 def matrix_peak(dtype: jnp.dtype, size: int, repeats: int = 4) -> float:
     """FLOP/s of a product of matrices `[size, size]` on one device, the best of a few."""
     square = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
+    product = jax.jit(functools.partial(rounded_product, a_axis=1, b_axis=0))
     product(square, square).block_until_ready()
     seconds = []
     for _ in range(repeats):

@@ -8,6 +8,7 @@ import jax
 from wayward_jax.models.activations import activate
 from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM
+from wayward_jax.models.products import Dense
 from wayward_jax.sharding import keep_whole
 
 
@@ -58,10 +59,10 @@ class Block(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.ln_1, self.ln_2 = _norm(c), _norm(c)
-        self.q_proj, self.k_proj, self.v_proj = (nn.Dense(c.n_embd) for _ in range(3))
-        self.attn_proj = nn.Dense(c.n_embd)
-        self.c_fc = nn.Dense(c.n_inner or 4 * c.n_embd)
-        self.mlp_proj = nn.Dense(c.n_embd)
+        self.q_proj, self.k_proj, self.v_proj = (Dense(c.n_embd) for _ in range(3))
+        self.attn_proj = Dense(c.n_embd)
+        self.c_fc = Dense(c.n_inner or 4 * c.n_embd)
+        self.mlp_proj = Dense(c.n_embd)
 
     def __call__(
         self, x: jax.Array, mask: AttentionMask, output_slots: jax.Array | None

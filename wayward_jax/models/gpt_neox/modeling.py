@@ -8,6 +8,7 @@ import jax
 from wayward_jax.models.activations import activate
 from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
+from wayward_jax.models.products import Dense
 from wayward_jax.models.rope import Rope
 from wayward_jax.models.rotary import Rotary
 from wayward_jax.sharding import keep_whole
@@ -61,10 +62,10 @@ class Block(nn.Module):
         c = self.config
         self.attention_norm, self.mlp_norm = _norm(c), _norm(c)
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Dense(c.hidden_size, use_bias=c.attention_bias) for _ in range(4)
+            Dense(c.hidden_size, use_bias=c.attention_bias) for _ in range(4)
         )
-        self.widen = nn.Dense(c.intermediate_size)
-        self.narrow = nn.Dense(c.hidden_size)
+        self.widen = Dense(c.intermediate_size)
+        self.narrow = Dense(c.hidden_size)
 
     def __call__(
         self,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from wayward_jax.models.activations import activate_gate
 from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
+from wayward_jax.models.products import Dense
 from wayward_jax.models.rope import Rope
 from wayward_jax.models.rotary import Rotary
 from wayward_jax.sharding import keep_whole
@@ -123,13 +124,13 @@ class Block(nn.Module):
             self.attention_post_norm, self.mlp_post_norm = _norm(c), _norm(c)
         if c.qk_norm:
             self.q_norm, self.k_norm = _norm(c), _norm(c)
-        self.q_proj = nn.Dense(c.num_attention_heads * c.head_dim, use_bias=c.qkv_bias)
-        self.k_proj = nn.Dense(c.num_key_value_heads * c.head_dim, use_bias=c.qkv_bias)
-        self.v_proj = nn.Dense(c.num_key_value_heads * c.head_dim, use_bias=c.qkv_bias)
-        self.o_proj = nn.Dense(c.hidden_size, use_bias=c.output_bias)
-        self.gate_proj = nn.Dense(c.intermediate_size, use_bias=c.mlp_bias)
-        self.up_proj = nn.Dense(c.intermediate_size, use_bias=c.mlp_bias)
-        self.down_proj = nn.Dense(c.hidden_size, use_bias=c.mlp_bias)
+        self.q_proj = Dense(c.num_attention_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.k_proj = Dense(c.num_key_value_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.v_proj = Dense(c.num_key_value_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.o_proj = Dense(c.hidden_size, use_bias=c.output_bias)
+        self.gate_proj = Dense(c.intermediate_size, use_bias=c.mlp_bias)
+        self.up_proj = Dense(c.intermediate_size, use_bias=c.mlp_bias)
+        self.down_proj = Dense(c.hidden_size, use_bias=c.mlp_bias)
 
     def __call__(
         self,

@@ -8,6 +8,7 @@ import jax
 from wayward_jax.models.activations import activate
 from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
+from wayward_jax.models.products import Dense
 from wayward_jax.sharding import keep_whole
 
 # The table of positions begins with this many rows that no position uses.
@@ -63,10 +64,10 @@ class Block(nn.Module):
         c = self.config
         self.attention_norm, self.mlp_norm = _norm(c), _norm(c)
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Dense(c.hidden_size, use_bias=c.enable_bias) for _ in range(4)
+            Dense(c.hidden_size, use_bias=c.enable_bias) for _ in range(4)
         )
-        self.widen = nn.Dense(c.ffn_dim, use_bias=c.enable_bias)
-        self.narrow = nn.Dense(c.hidden_size, use_bias=c.enable_bias)
+        self.widen = Dense(c.ffn_dim, use_bias=c.enable_bias)
+        self.narrow = Dense(c.hidden_size, use_bias=c.enable_bias)
 
     def __call__(
         self, x: jax.Array, mask: AttentionMask, output_slots: jax.Array | None
@@ -99,8 +100,8 @@ class OPT(CausalLM):
         if c.do_layer_norm_before:
             self.norm = _norm(c)
         if c.word_embed_proj_dim != c.hidden_size:
-            self.project_in = nn.Dense(c.hidden_size, use_bias=False)
-            self.project_out = nn.Dense(c.word_embed_proj_dim, use_bias=False)
+            self.project_in = Dense(c.hidden_size, use_bias=False)
+            self.project_out = Dense(c.word_embed_proj_dim, use_bias=False)
 
     def embed_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array]:
         if self.config.word_embed_proj_dim != self.config.hidden_size:
