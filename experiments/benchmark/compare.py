@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -27,7 +28,7 @@ from experiments.benchmark.workload import (
     load_model_pair,
     load_reviews,
 )
-from wayward_jax import models, tasks
+from wayward_jax import tasks
 from wayward_jax.models import LanguageModel
 from wayward_jax.segments import example_order, label_segments
 from wayward_jax.sharding import make_mesh
@@ -39,11 +40,12 @@ from wayward_jax.training.scoring import EvaluationSet, scoring_shape
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03}
 
 
-def compare(name: str, populations: Sequence[int], rounds: int) -> list[Row]:
+def compare(name: str, dtype: jnp.dtype, populations: Sequence[int], rounds: int) -> list[Row]:
     """Compares the seconds of a run-step and of a scored example on both sides.
 
     Args:
         name: name of the model, see `workload.load_model`.
+        dtype: of the weights on both sides.
         populations: sizes of the populations that are tuned here.
         rounds: number of turns.
 
@@ -52,7 +54,7 @@ def compare(name: str, populations: Sequence[int], rounds: int) -> list[Row]:
     """
     if torch.cuda.is_available():
         torch.set_default_device("cuda")
-    model, theirs = load_model_pair(name, Path(tempfile.mkdtemp()))
+    model, theirs = load_model_pair(name, dtype, Path(tempfile.mkdtemp()))
     data = load_reviews()
     task = encode_reviews(model, data)
     examples = tasks.encode(data.task, data.train.texts, model.tokenizer)
@@ -90,7 +92,9 @@ def _compare_tuning(
     """Takes a chunk here and one step on every other side in each turn."""
     first_loss = tuner.tune_chunk().task_loss[0, 0]
     for side, other in sides.items():
-        _check(f"{name}, {side}: loss", first_loss, other.step(*steps[0]))  # and warms it up
+        _check(
+            f"{name}, {side}: loss", tuner.model, first_loss, other.step(*steps[0])
+        )  # and warms it up
     seconds: dict[str, list[float]] = {side: [] for side in ("here", *sides)}
     for step in steps[1:]:
         while math.isnan((chunk := tuner.tune_chunk()).seconds):
@@ -125,7 +129,7 @@ def _compare_scoring(
     def score_here() -> np.ndarray:
         return score_prompts(model, [prompt], ours, mesh, length=len(prompt))[0]
 
-    _check(f"{name}, {what}", score_here()[: len(some)], paper.nll(some))
+    _check(f"{name}, {what}", model, score_here()[: len(some)], paper.nll(some))
     seconds: dict[str, list[float]] = {"here": [], "paper-style": []}
     for _ in range(rounds):
         seconds["here"].append(_time(score_here) / len(encoded))
@@ -147,9 +151,9 @@ def _make_row(name: str, what: str, side: str, seconds: dict[str, list[float]]) 
     }
 
 
-def _check(what: str, ours: Any, theirs: Any) -> None:
+def _check(what: str, model: LanguageModel, ours: Any, theirs: Any) -> None:
     """Stops the benchmark if the two sides do not compute the same."""
-    tolerance = TOLERANCE[models.default_dtype().name]
+    tolerance = TOLERANCE[model.embedding_table().dtype.name]
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance, err_msg=what)
 
 

@@ -14,16 +14,16 @@ from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops
 Row = dict[str, Any]
 
 
-def measure_tuning(name: str, population: int, seconds: float) -> Row:
+def measure_tuning(name: str, dtype: jnp.dtype, population: int, seconds: float) -> Row:
     """Tunes a population for about `seconds` after its programs are compiled.
 
     The caller gives it a process of its own, so that peak memory is that of the population.
     """
-    model = load_model(name)
+    model = load_model(name, dtype)
     tuner = Tuner(model, encode_reviews(model, load_reviews()), population)
     taken, peaks, chunks, steps, cost, computed_tokens = 0.0, [], 0, 0, StepCost(), 0
     while taken < seconds:
-        peak = measure_peak(model.embedding_table().dtype)
+        peak = measure_peak(dtype)
         chunk = tuner.tune_chunk()
         if not math.isnan(chunk.seconds):
             taken, chunks = taken + chunk.seconds, chunks + 1

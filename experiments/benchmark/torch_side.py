@@ -92,7 +92,7 @@ class PaperStyle:
             torch.cat([self._losses(batch, [label] * len(batch)) for batch in batches])
             for label in range(n_labels)
         ]
-        return torch.stack(by_label, dim=1).cpu().numpy()
+        return torch.stack(by_label, dim=1).float().cpu().numpy()
 
 
 class Optimizer:

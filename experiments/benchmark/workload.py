@@ -20,7 +20,7 @@ from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place
 from wayward_jax.training.examples import EncodedTask, encode_task
 from wayward_jax.training.flops import StepCost
-from wayward_jax.training.memory import pack_tokens, row_grain
+from wayward_jax.training.memory import free_bytes, pack_tokens, row_grain
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import iter_calls, plan_populations
 from wayward_jax.training.starting import init_population
@@ -37,22 +37,21 @@ STEPS = 2000
 SAMPLES = 8
 
 
-def load_model(name: str) -> LanguageModel:
+def load_model(name: str, dtype: jnp.dtype) -> LanguageModel:
     """Loads SmolLM2, or random weights of another shape of `forecast.shapes`, and its tokenizer."""
-    model = models.load(REAL_MODEL, cache_dir=default_cache_dir(), dtype=models.default_dtype())
+    model = models.load(REAL_MODEL, cache_dir=default_cache_dir(), dtype=dtype)
     if name == REAL_MODEL:
         return model
     family, module = module_of(name)
     params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), method="text_logits")
-    params = jax.tree.map(lambda x: x.astype(models.default_dtype()), params)
-    return LanguageModel(name, family, module, params, model.tokenizer)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return LanguageModel(name, family, module, params, model.tokenizer).placed(model.mesh)
 
 
-def load_model_pair(name: str, folder: Path) -> tuple[LanguageModel, Any]:
+def load_model_pair(name: str, dtype: jnp.dtype, folder: Path) -> tuple[LanguageModel, Any]:
     """Loads the same weights here and in PyTorch; `folder` is for converted files."""
     import transformers
 
-    dtype = models.default_dtype()
     ours = models.load(REAL_MODEL, cache_dir=default_cache_dir(), dtype=dtype)
     if name == REAL_MODEL:
         file = assets.fetch(name, cache_dir=default_cache_dir())
@@ -105,18 +104,19 @@ class Tuner:
     """A population of runs on `reviews` that is tuned one chunk of steps at a time.
 
     Attributes:
+        model: the frozen model.
         plan: the plan of the population.
         state: the state of its runs.
         compile_seconds: wall time of the first call of each program, by the shape of its packs.
     """
 
     def __init__(self, model: LanguageModel, task: EncodedTask, population: int) -> None:
-        self._model, self._mesh = model, make_mesh()
+        self.model, self._mesh = model, make_mesh()
         runs = [
             Run(model.name, "reviews", PROMPT_LENGTH, seed=i, steps=STEPS)
             for i in range(population)
         ]
-        tokens = pack_tokens(model, task.train, runs, self._mesh)
+        tokens = pack_tokens(model, task.train, runs, free_bytes(self._mesh.local_devices))
         (self.plan,) = plan_populations(
             {"reviews": task.train},
             runs,
@@ -137,8 +137,8 @@ class Tuner:
         began = time.perf_counter()
         call = next(self._calls)
         self.state, losses = train_steps(
-            self._model.module,
-            self._model.params,
+            self.model.module,
+            self.model.params,
             self._population,
             self.state,
             place(call.packs, self._mesh, BATCH_SPECS),
