@@ -51,13 +51,16 @@ def load_model(name: str, dtype: jnp.dtype) -> LanguageModel:
 def load_model_pair(name: str, dtype: jnp.dtype, folder: Path) -> tuple[LanguageModel, Any]:
     """Loads the same weights here and in PyTorch; `folder` is for converted files."""
     import transformers
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     ours = models.load(REAL_MODEL, cache_dir=default_cache_dir(), dtype=dtype)
     if name == REAL_MODEL:
         file = assets.fetch(name, cache_dir=default_cache_dir())
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=dtype.name
-        )
+        config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        theirs = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype.name)
+        # `from_pretrained` may leave weights quantized, which takes longer to compute with.
+        read = load_gguf_checkpoint(file, return_tensors=True, model_to_load=theirs)
+        theirs.load_state_dict(read["tensors"], strict=False)
         return ours, theirs
     config = transformers.AutoConfig.for_model(**SHAPES[name])
     theirs = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype.name)
