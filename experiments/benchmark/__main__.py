@@ -22,11 +22,17 @@ from rich.table import Table
 from experiments.benchmark.measure import Row, measure_tuning
 from wayward_jax.models import default_dtype
 
-_QUICK = flags.DEFINE_bool("quick", False, "Take fewer rounds: ten minutes on two CPU cores.")
-_MODELS = flags.DEFINE_list(
-    "models", ["gpt2", "smollm2-135m"], "smollm2-135m, and shapes that get random weights."
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "SmolLM2 alone, up to 8 runs at once, few rounds: ten minutes on two CPU cores."
 )
-_POPULATIONS = flags.DEFINE_list("populations", ["1", "16"], "Numbers of runs to tune at once.")
+_MODELS = flags.DEFINE_list(
+    "models",
+    None,
+    "smollm2-135m, and shapes that get random weights; gpt2 and smollm2-135m by default.",
+)
+_POPULATIONS = flags.DEFINE_list(
+    "populations", None, "Numbers of runs to tune at once; 1 and 16 by default."
+)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16"], "Type of the weights, as of a job."
 )
@@ -38,13 +44,17 @@ def main(argv: list[str]) -> None:
     """Measures, prints and saves."""
     del argv
     console = Console(width=140)
-    populations = [int(x) for x in _POPULATIONS.value]
+    models, populations = ("gpt2", "smollm2-135m"), (1, 16)
+    seconds, rounds = 40, 9
+    if _QUICK.value:
+        models, populations, seconds, rounds = ("smollm2-135m",), (1, 8), 1, 2
+    models = _MODELS.value or models
+    populations = [int(x) for x in _POPULATIONS.value or populations]
     dtype = default_dtype() if _DTYPE.value == "auto" else jnp.dtype(_DTYPE.value)
-    seconds, rounds = (1, 2) if _QUICK.value else (40, 9)
     machine = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPUs, {platform.platform()}"
     tuning = [
         _run_alone(measure_tuning, name, dtype, population, seconds)
-        for name in _MODELS.value
+        for name in models
         for population in populations
     ]
     _show(console, "Tuning", tuning)
@@ -54,7 +64,7 @@ def main(argv: list[str]) -> None:
 
         pair = sorted({1, max(populations)})
         comparison = [
-            row for name in _MODELS.value for row in _run_alone(compare, name, dtype, pair, rounds)
+            row for name in models for row in _run_alone(compare, name, dtype, pair, rounds)
         ]
         _show(console, "Beside PyTorch, in turns: a run-step, a scored example", comparison)
         figures["comparison"] = comparison
