@@ -36,6 +36,7 @@ from wayward_jax.training.imitation import (
     imitate,
     plan_imitation,
 )
+from wayward_jax.training.memory import free_bytes
 from wayward_jax.training.planning import PopulationPlan
 
 # Half of the texts are held out, and an interval over fewer tells nothing.
@@ -155,6 +156,7 @@ class _Work:
             str(each): ReadingPenalty.of(each, self.model)
             for each in find_readings(self.settings, self.model)
         }
+        free = free_bytes(self.mesh.local_devices)
         for plan in left:
             count = len(self.texts.ids)
             self.watch.doing(f"{self.model.name}, {count} texts, {len(plan.runs)} prompts")
@@ -165,6 +167,7 @@ class _Work:
                 plan,
                 self.mesh,
                 constraints=CONSTRAINTS | held,
+                device_bytes=free + self.model.device_nbytes,
                 on_steps=self.stepped,
             )
             self.add(tuned)

@@ -15,6 +15,7 @@ from wayward_jax.projection import c_proj
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place_params
 from wayward_jax.targets import Target
+from wayward_jax.training import imitation
 from wayward_jax.training.imitation import (
     START,
     Imitation,
@@ -25,6 +26,7 @@ from wayward_jax.training.imitation import (
     plan_imitation,
     summed_divergences,
 )
+from wayward_jax.training.programs import Memory
 
 WORDS = np.random.default_rng(0).integers(6, 80, (12, 9))
 TEXTS = [" ".join(toy_models.WORDS[i] for i in own[: 3 + n % 7]) for n, own in enumerate(WORDS)]
@@ -209,3 +211,36 @@ def test_a_step_over_data_shards_is_that_over_one(model, texts):
         for there, mesh in (on_mesh(model), on_mesh(model, data=2))
     )
     np.testing.assert_allclose(one.prompt, two.prompt, atol=1e-5)
+
+
+def test_steps_that_do_not_fit_into_memory_are_refused_with_the_flag_that_helps(
+    model, texts, monkeypatch
+):
+    (prompt,) = draw(1, 7)
+    mesh, took = make_mesh(), []
+    runs = [
+        towards(model, text, constraint="cell", margin=0.01, batch_size=2, steps=2)
+        for text in ("w3 w4 w5", "w5 w4 w3", "w7 w8 w9", "w9 w8 w7")
+    ]
+    # The weights take 600 bytes, and the four runs 400 more.
+    monkeypatch.setattr(imitation, "compile_together", lambda *_: [Memory(1000, 400)])
+
+    def tune(device_bytes):
+        imitate(
+            model,
+            prompt,
+            texts,
+            plan_imitation(runs, mesh),
+            mesh,
+            constraints=CONSTRAINTS,
+            device_bytes=device_bytes,
+            on_steps=lambda steps, _: took.append(steps),
+        )
+
+    with pytest.raises(InputError, match=r"a step takes .* are free: give --population=3"):
+        tune(950)
+    with pytest.raises(InputError, match=r"mesh=.*: a step takes .* share the model"):
+        tune(650)
+    assert not took
+    tune(1000)
+    assert took

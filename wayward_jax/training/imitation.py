@@ -26,6 +26,7 @@ from wayward_jax.segments import example_order
 from wayward_jax.sharding import on_host, place
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import MAX_STEPS_PER_CALL, PopulationPlan
+from wayward_jax.training.programs import Memory, check_memory, compile_together
 from wayward_jax.training.reading import decode_readings, reading_name, start_reading
 from wayward_jax.training.starting import init_population
 from wayward_jax.training.step import BATCH_SPECS, train_steps
@@ -168,6 +169,7 @@ def imitate(
     mesh: Mesh,
     *,
     constraints: Mapping[str, Constraint],
+    device_bytes: int | None = None,
     on_steps: Callable[[int, float], None] = lambda steps, loss: None,
 ) -> list[Imitation]:
     """Tunes prompts from a prompt to make the model predict the same, and to read as their targets.
@@ -182,28 +184,30 @@ def imitate(
         plan: runs with targets of L tokens, see `plan_imitation`.
         mesh: that the plan was made for.
         constraints: by the names that runs have for them.
+        device_bytes: memory of each device that the steps may take, the weights included; None is
+            not compared with what they take.
         on_steps: is called after some steps with their number and the mean loss of the last one.
 
     Returns:
         A result of each run, in order.
+
+    Raises:
+        InputError: the steps take more memory than there is.
     """
     first = plan.runs[0]
     optimizer = named_optimizer(first.optimizer, first.steps, first.warmup, first.weight_decay)
     population, state = init_population(model, plan, mesh, optimizer, {START: prompt}, constraints)
     tuned, held_out = texts.halves()
     variables = model.params | imitated_variables(model, prompt, mesh)
-    for (begin, end), packs in zip(plan.calls, _packs(tuned, plan), strict=True):
+    packs = [place(each, mesh, BATCH_SPECS) for each in _packs(tuned, plan)]
+    settings = (optimizer, first.steps, mesh, summed_divergences)
+    lowered = train_steps.lower(model.module, variables, population, state, packs[0], 1, *settings)
+    (memory,) = compile_together([lowered], plan, mesh)
+    if device_bytes is not None:
+        check_memory(plan, mesh, memory, Memory(0, 0), device_bytes, one_text=True)
+    for (begin, end), own in zip(plan.calls, packs, strict=True):
         state, losses = train_steps(
-            model.module,
-            variables,
-            population,
-            state,
-            place(packs, mesh, BATCH_SPECS),
-            end - begin,
-            optimizer,
-            first.steps,
-            mesh,
-            summed_divergences,
+            model.module, variables, population, state, own, end - begin, *settings
         )
         on_steps(end - begin, float(on_host(losses.task)[end - begin - 1, plan.places].mean()))
 

@@ -103,7 +103,13 @@ def read_memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def check_memory(
-    plan: PopulationPlan, mesh: Mesh, training: Memory, scoring: Memory, available: int
+    plan: PopulationPlan,
+    mesh: Mesh,
+    training: Memory,
+    scoring: Memory,
+    available: int,
+    *,
+    one_text: bool = False,
 ) -> None:
     """Checks that the largest programs of a population fit into each device.
 
@@ -113,6 +119,8 @@ def check_memory(
         training: of the largest step.
         scoring: of evaluation.
         available: bytes of each device that there are for them, the weights among them.
+        one_text: a pack has a single text for all runs of its shard. Otherwise they share the packs
+            of their shard.
 
     Raises:
         InputError: they do not; it says which flag helps.
@@ -126,8 +134,8 @@ def check_memory(
         f"{available / 2**30:.1f} are free: "
     )
     room = CERTAIN * (available - largest.total + largest.working) / max(largest.working, 1)
-    runs = room * plan.runs_per_shard / plan.packs_per_shard
-    batch_size = plan.runs[0].batch_size
+    runs = room * plan.runs_per_shard / (1 if one_text else plan.packs_per_shard)
+    batch_size = 1 if one_text else plan.runs[0].batch_size
     if largest == training and runs >= 1:
         population = int(runs) * plan.run_shards
         raise InputError("population", len(plan.runs), f"{takes}give --population={population}")
