@@ -237,7 +237,7 @@ def test_steps_that_do_not_fit_into_memory_are_refused_with_the_flag_that_helps(
             on_steps=lambda steps, _: took.append(steps),
         )
 
-    with pytest.raises(InputError, match=r"a step takes .* are free: give --population=3"):
+    with pytest.raises(InputError, match=r"a step takes .* are free: give population=3"):
         tune(950)
     with pytest.raises(InputError, match=r"mesh=.*: a step takes .* share the model"):
         tune(650)
