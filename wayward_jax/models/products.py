@@ -19,8 +19,8 @@ def rounded_product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax
     """The same, in the dtype of the arrays."""
     if a.dtype == jnp.float32:
         return product(a, b, a_axis, b_axis)
-    # Asked for a product in bfloat16, XLA turns the factors to float32 on CPUs. Many CPUs multiply
-    # them twice as fast as they are.
+    # On CPUs, XLA turns the factors to float32 if the result is to be bfloat16. Many CPUs can
+    # multiply bfloat16 numbers as they are, which is twice as fast.
     return lax.platform_dependent(
         a,
         b,
