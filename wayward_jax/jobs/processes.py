@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -228,6 +228,8 @@ def _interruptibly(function: Callable[..., Any], **given: Any) -> None:
             ended.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()
+    while not wait([ended], timeout=0.2).done:
+        pass  # A signal that comes just before a wait is heeded after it.
     ended.result()
 
 
