@@ -59,7 +59,6 @@ meshes = st.sampled_from(
 
 
 @pytest.mark.slow
-@settings(max_examples=50)
 @given(
     runs=runs_of_any_kind,
     population=st.none() | st.integers(1, 12),

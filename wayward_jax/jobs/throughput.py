@@ -48,15 +48,16 @@ class ThroughputMeter:
             )
             a_step = needed_flops(model, step_cost(train, numbers, [length])) / numbers.shape[1]
             subsets = [task.dev_subset[data_seed]] * len(plan.eval_steps)
-            scored = _scoring_cost((*subsets, task.dev[data_seed], task.test), length)
+            scored = _scoring_cost((*subsets, task.dev[data_seed], task.test), [length])
             flops += runs * (steps * a_step + _scoring_flops(model, scored))
         return flops / (USUAL_UTILIZATION * self._peak)
 
     def begin(self, model: LanguageModel, task: EncodedTask, plan: PopulationPlan) -> None:
         """Begins another population."""
         self._model, self._eval_steps, self._evaluation = model, plan.eval_steps, StepCost()
-        for run in plan.runs:
-            self._evaluation += _scoring_cost([task.dev_subset[run.data_seed]], run.input_length)
+        for data_seed in plan.data_seeds:
+            lengths = [run.input_length for run in plan.runs if run.data_seed == data_seed]
+            self._evaluation += _scoring_cost([task.dev_subset[data_seed]], lengths)
         self._last: float | None = None
 
     def steps(self, steps: StepMetrics) -> Figures:
@@ -89,12 +90,12 @@ class ThroughputMeter:
         return stats["bytes_in_use"] if stats else psutil.Process().memory_info().rss
 
 
-def _scoring_cost(sets: Iterable[EvaluationSet], length: int) -> StepCost:
-    """The cost of scoring one prompt of this length on sets of examples."""
+def _scoring_cost(sets: Iterable[EvaluationSet], lengths: Sequence[int]) -> StepCost:
+    """The cost of scoring prompts of these lengths on sets of examples."""
     cost = StepCost()
     for examples in sets:
-        numbers = np.arange(len(examples.segments))[None, None]
-        cost += step_cost(examples.segments, numbers, [length])
+        numbers = np.tile(np.arange(len(examples.segments)), (len(lengths), 1, 1))
+        cost += step_cost(examples.segments, numbers, lengths)
     return cost
 
 

@@ -78,7 +78,7 @@ def needed_flops(model: LanguageModel, cost: StepCost) -> float:
     )
 
 
-def matrix_peak(dtype: jnp.dtype, size: int, repeats: int = 4) -> float:
+def matrix_peak(dtype: jnp.dtype, size: int, repeats: int = 8) -> float:
     """FLOP/s of a product of matrices `[size, size]` on one device, the best of a few."""
     square = jnp.ones((size, size), dtype)
     product = jax.jit(functools.partial(rounded_product, a_axis=1, b_axis=0))
