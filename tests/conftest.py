@@ -26,6 +26,9 @@ os.environ["XLA_FLAGS"] = f"{FAST_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 # Tests of meshes use these devices. A test without a mesh uses one of them.
 jax.config.update("jax_num_cpu_devices", 8)
 
+# Importing the tests makes no garbage, and looking for it takes seconds.
+gc.disable()
+
 # Deadlines would fail examples that compile a program, and all on a busy machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=100_000)
@@ -54,6 +57,7 @@ def pytest_configure(config):
 def pytest_collection_finish():
     """Has the garbage collector pass over what was imported: that takes a seventh of all time."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -38,7 +38,7 @@ pytestmark = [
 def model_of(tmp_path_factory):
     """Gives the tiny model of a family, its weights on a mesh."""
     folder = tmp_path_factory.mktemp("tiny")
-    models = {family: toy_models.make(family, folder) for family in toy_models.CONFIGS}
+    models = {family: toy_models.make(family, folder) for family in toy_models.FAMILIES}
 
     def on_mesh(family, mesh):
         model = models[family]
@@ -78,7 +78,7 @@ def results_on(model_of):
 
 @pytest.fixture(scope="module")
 def on_one_device(results_on):
-    return {family: results_on(family, (1, 1, 1)) for family in toy_models.CONFIGS}
+    return {family: results_on(family, (1, 1, 1)) for family in toy_models.FAMILIES}
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
-from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from wayward_jax import models
 from wayward_jax.runs import Run
@@ -16,18 +15,29 @@ from wayward_jax.tasks import Encoded, Examples, Task, TaskData
 
 WORDS = ["<eos>", "It", "was", "terrible", "great", ".", *(f"w{i}" for i in range(74))]
 WIDTH = 32
-CONFIGS = {
-    "gpt2": GPT2Config(
-        vocab_size=96,
-        n_positions=64,
-        n_embd=WIDTH,
-        n_layer=2,
-        n_head=4,
-        bos_token_id=0,
-        eos_token_id=0,
-        architectures=["GPT2LMHeadModel"],
-    ),
-    "llama": LlamaConfig(
+FAMILIES = ("gpt2", "llama")
+
+# A model of these weights learns the toy task in a few steps, which not every random model does.
+WEIGHTS_SEED = 6
+
+
+def config_of(family):
+    """The configuration of a model of 96 embeddings, in transformers' form."""
+    # It takes seconds to import, which the process that hands out the tests need not wait for.
+    from transformers import GPT2Config, LlamaConfig
+
+    if family == "gpt2":
+        return GPT2Config(
+            vocab_size=96,
+            n_positions=64,
+            n_embd=WIDTH,
+            n_layer=2,
+            n_head=4,
+            bos_token_id=0,
+            eos_token_id=0,
+            architectures=["GPT2LMHeadModel"],
+        )
+    return LlamaConfig(
         vocab_size=96,
         max_position_embeddings=64,
         hidden_size=WIDTH,
@@ -36,11 +46,7 @@ CONFIGS = {
         num_attention_heads=4,
         num_key_value_heads=2,
         architectures=["LlamaForCausalLM"],
-    ),
-}
-
-# A model of these weights learns the toy task in a few steps, which not every random model does.
-WEIGHTS_SEED = 6
+    )
 
 
 def weight_shapes(config):
@@ -131,12 +137,14 @@ def split_weights(folder):
 
 def make_table():
     """Makes the embeddings `[80, D]` of the words of the `gpt2` model."""
-    return random_weights(CONFIGS["gpt2"])["transformer.wte.weight"][: len(WORDS)]
+    return random_weights(config_of("gpt2"))["transformer.wte.weight"][: len(WORDS)]
 
 
 def make(family, folder):
     """Publishes a model of 80 words and 96 embeddings in `folder / family`, and loads it here."""
-    publish(CONFIGS[family], folder / family)
+    from transformers import PreTrainedTokenizerFast
+
+    publish(config_of(family), folder / family)
     vocabulary = {word: i for i, word in enumerate(WORDS)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<eos>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
