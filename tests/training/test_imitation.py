@@ -213,6 +213,7 @@ def test_a_step_over_data_shards_is_that_over_one(model, texts):
     np.testing.assert_allclose(one.prompt, two.prompt, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_that_do_not_fit_into_memory_are_refused_with_the_flag_that_helps(
     model, texts, monkeypatch
 ):
