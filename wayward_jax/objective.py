@@ -128,8 +128,9 @@ def prediction_losses(
     x = embed_batch(module, params, prompts, batch)
     mask = batch.attention_mask()
     hidden = module.apply(params, x, jnp.ravel(batch.positions), mask, batch.query)
-    logits = module.apply(params, hidden, method="logits")
-    nll = jax.nn.logsumexp(logits, axis=-1)[batch.of] - logits[batch.of, batch.target]
+    normalizers = module.apply(params, hidden, method="log_normalizers")
+    chosen = module.apply(params, hidden[batch.of], batch.target, method="token_logits")
+    nll = normalizers[batch.of] - chosen
     # Attention takes what is not finite for 0, so examples do not see that their prompt is broken.
     broken = ~(jnp.isfinite(prompts) | ~_own_vectors(prompts, batch)).all(axis=(1, 2))
     nll = jnp.where(broken[batch.prediction_runs()], jnp.nan, nll)

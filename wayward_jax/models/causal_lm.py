@@ -199,7 +199,20 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Computes logits `[..., V]` float32 from hidden states `[..., D]`."""
-        return _logits(hidden, self.head.embedding)
+        return self.scale_logits(_products(hidden, self.head.embedding))
+
+    def token_logits(self, hidden: jax.Array, ids: jax.Array) -> jax.Array:
+        """Computes the logit of one token of each hidden state: `[..., D]`, `[...]` to `[...]`."""
+        products = hidden.astype(jnp.float32) * self.head(ids).astype(jnp.float32)
+        return self.scale_logits(products.sum(axis=-1))
+
+    def log_normalizers(self, hidden: jax.Array) -> jax.Array:
+        """Computes what logits exceed log-probabilities by: `[..., D]` to `[...]` float32."""
+        return _log_sums(self.logits(hidden), hidden.dtype)
+
+    def scale_logits(self, products: jax.Array) -> jax.Array:
+        """Makes the products of hidden states and rows of the table to logits."""
+        return products
 
     def text_logits(self, ids: jax.Array) -> jax.Array:
         """Computes the plain language model: token ids `[N, T]` to logits `[N, T, V]` float32."""
@@ -214,7 +227,7 @@ class CausalLM(nn.Module):
 
 
 @jax.custom_vjp
-def _logits(hidden: jax.Array, table: jax.Array) -> jax.Array:
+def _products(hidden: jax.Array, table: jax.Array) -> jax.Array:
     """Multiplies hidden states `[..., D]` with a table `[V, D]`: `[..., V]` float32.
 
     The gradient `[..., V]` is multiplied in the dtype of the table. JAX would turn the table to
@@ -223,11 +236,11 @@ def _logits(hidden: jax.Array, table: jax.Array) -> jax.Array:
     return product(hidden, table, hidden.ndim - 1, 1)
 
 
-def _logits_forward(hidden: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple]:
-    return _logits(hidden, table), (hidden, table)
+def _products_forward(hidden: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple]:
+    return _products(hidden, table), (hidden, table)
 
 
-def _logits_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _products_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     hidden, table = residuals
     gradient = gradient.astype(table.dtype)
     rows = [each.reshape(-1, each.shape[-1]) for each in (gradient, hidden)]
@@ -235,7 +248,32 @@ def _logits_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, 
     return of_hidden, rounded_product(*rows, 0, 0)
 
 
-_logits.defvjp(_logits_forward, _logits_backward)
+_products.defvjp(_products_forward, _products_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _log_sums(logits: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Computes `log sum exp` of logits `[..., V]`: `[...]` float32.
+
+    The backward pass has the exponentials in the dtype in which their gradient is multiplied. JAX
+    would keep the logits, and compute the exponentials again.
+    """
+    return _log_sums_forward(logits, dtype)[0]
+
+
+def _log_sums_forward(logits: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple]:
+    largest = logits.max(axis=-1, keepdims=True)
+    exponentials = jnp.exp(logits - largest)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    return (jnp.log(total) + largest)[..., 0], (exponentials.astype(dtype), total)
+
+
+def _log_sums_backward(dtype: jnp.dtype, residuals: tuple, gradient: jax.Array) -> tuple[jax.Array]:
+    exponentials, total = residuals
+    return (exponentials.astype(jnp.float32) * (gradient[..., None] / total),)
+
+
+_log_sums.defvjp(_log_sums_forward, _log_sums_backward)
 
 
 def _precision_of(x: jax.Array) -> Any:

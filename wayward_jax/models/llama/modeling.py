@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from wayward_jax.models.activations import activate_gate
 from wayward_jax.models.attention import AttentionMask, attend, select_slots
 from wayward_jax.models.causal_lm import CausalLM, HuggingFaceNames
+from wayward_jax.models.norms import RMSNorm
 from wayward_jax.models.products import Dense
 from wayward_jax.models.rope import Rope
 from wayward_jax.models.rotary import Rotary
@@ -78,25 +79,6 @@ class LlamaConfig(HuggingFaceNames):
         return self.num_attention_heads * self.head_dim
 
 
-class RMSNorm(nn.Module):
-    """Divides vectors by their root mean square, and multiplies them by `scale`.
-
-    It computes in float32 and returns the dtype of its input (Zhang and Sennrich, 2019). If it is
-    `zero_centered`, the factor is `1 + scale`.
-    """
-
-    epsilon: float
-    zero_centered: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
-        factor = scale.astype(jnp.float32) + (1.0 if self.zero_centered else 0.0)
-        return (normed * factor).astype(x.dtype)
-
-
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     """Keeps numbers between `-cap` and `cap` (Gemma 2, 2024, section 2). None means no bound."""
     return x if cap is None else cap * jnp.tanh(x / cap)
@@ -123,7 +105,8 @@ class Block(nn.Module):
         if c.norms in ("after", "both"):
             self.attention_post_norm, self.mlp_post_norm = _norm(c), _norm(c)
         if c.qk_norm:
-            self.q_norm, self.k_norm = _norm(c), _norm(c)
+            head_dim = c.head_dim if c.qk_norm == "head" else None
+            self.q_norm, self.k_norm = _norm(c, head_dim), _norm(c, head_dim)
         self.q_proj = Dense(c.num_attention_heads * c.head_dim, use_bias=c.qkv_bias)
         self.k_proj = Dense(c.num_key_value_heads * c.head_dim, use_bias=c.qkv_bias)
         self.v_proj = Dense(c.num_key_value_heads * c.head_dim, use_bias=c.qkv_bias)
@@ -143,7 +126,7 @@ class Block(nn.Module):
         normed = self.attention_norm(x) if c.norms != "after" else x
         q, k, v = self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)
         if c.qk_norm:
-            q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
+            q, k = self.q_norm(q), self.k_norm(k)
         mixed = attend(
             *(q, k, v, mask, c.head_dim),
             rotary=rotary.get(self.kind),
@@ -162,11 +145,6 @@ class Block(nn.Module):
         if c.norms != "before":
             added = self.mlp_post_norm(added)
         return x + c.residual_multiplier * added
-
-    def _normed(self, norm: nn.Module, x: jax.Array) -> jax.Array:
-        if self.config.qk_norm == "width":
-            return norm(x)
-        return norm(x.reshape(len(x), -1, self.config.head_dim)).reshape(x.shape)
 
 
 class Llama(CausalLM):
@@ -198,10 +176,10 @@ class Llama(CausalLM):
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.norm(x)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def scale_logits(self, products: jax.Array) -> jax.Array:
         c = self.config
-        return soft_cap(super().logits(hidden) / c.logits_scaling, c.final_logit_softcapping)
+        return soft_cap(products / c.logits_scaling, c.final_logit_softcapping)
 
 
-def _norm(config: LlamaConfig) -> RMSNorm:
-    return RMSNorm(config.rms_norm_eps, config.zero_centered_norm)
+def _norm(config: LlamaConfig, head_dim: int | None = None) -> RMSNorm:
+    return RMSNorm(config.rms_norm_eps, config.zero_centered_norm, head_dim)
