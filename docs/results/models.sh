@@ -5,7 +5,7 @@ set -euo pipefail
 
 RUNS=${RUNS:-runs/models}
 
-# job NAME MODEL LEARNING_0.003
+# job NAME MODEL LEARNING_RATE
 job() {
   python -m experiments.run --experiment=model_size --model="$2" --task=reviews --dtype=bfloat16 \
     --targets=contradictions/1 --prompt_length=15 --constraint=cell --learning_rate="$3" \
