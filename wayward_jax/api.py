@@ -48,7 +48,7 @@ def load_model(
         name: see `models.load`; `smollm2-135m` is built in.
         cache_dir: keeps fetched and converted models; None is the user's cache folder.
         assets_dir: a folder with the files of built-in models, to use no network.
-        dtype: of the weights; None is bfloat16 on accelerators and float32 on CPU.
+        dtype: of the weights; None is that of `models.resolve_dtype` for `auto`.
         mesh: devices that its prompts will be tuned on; None is all of them, for different runs.
         readable: the tokens that a prompt can be read as: those of `text`, or `all`.
         bos: whether BOS stands before every prompt, `yes` or `no`; `auto` is where the model's
@@ -61,7 +61,7 @@ def load_model(
         name,
         cache_dir=_path(cache_dir) or default_cache_dir(),
         assets_dir=_path(assets_dir),
-        dtype=dtype or models.default_dtype(),
+        dtype=dtype or models.resolve_dtype("auto", jax.devices()[0]),
         mesh=mesh or make_mesh(runs=jax.device_count()),
         readable=readable,
         bos=bos,

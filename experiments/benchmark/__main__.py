@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmark.measure import Row, measure_tuning
-from wayward_jax.models import default_dtype
+from wayward_jax.models import resolve_dtype
 
 _QUICK = flags.DEFINE_bool(
     "quick", False, "SmolLM2 alone, up to 8 runs at once, few rounds: ten minutes on two CPU cores."
@@ -50,7 +49,7 @@ def main(argv: list[str]) -> None:
         models, populations, seconds, rounds = ("smollm2-135m",), (1, 8), 1, 2
     models = _MODELS.value or models
     populations = [int(x) for x in _POPULATIONS.value or populations]
-    dtype = default_dtype() if _DTYPE.value == "auto" else jnp.dtype(_DTYPE.value)
+    dtype = resolve_dtype(_DTYPE.value, jax.devices()[0])
     machine = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPUs, {platform.platform()}"
     tuning = [
         _run_alone(measure_tuning, name, dtype, population, seconds)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
@@ -114,7 +115,7 @@ def find(topology: str) -> tuple[Machine, list[jax.Device]]:
     """
     kind, _, size = topology.partition(":")
     if kind in GPUS and not size:
-        _require("jax_cuda12_plugin", topology, "forecast-gpu")
+        _require(("jax_cuda12_plugin", "jax_cuda13_plugin"), topology, "forecast-gpu")
         found = topologies.get_topology_desc(
             "", platform="cuda", topology="1x1x1", target_config=GPUS[kind].gpu
         )
@@ -126,7 +127,7 @@ def find(topology: str) -> tuple[Machine, list[jax.Device]]:
             f"give a kind and size such as v5e:2x4, with one of {', '.join(TPUS)}, or one of "
             f"{', '.join(GPUS)}",
         )
-    _require("libtpu", topology, "forecast-tpu")
+    _require(("libtpu",), topology, "forecast-tpu")
     # Both cores of a chip are one device, as in a job.
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
@@ -139,8 +140,8 @@ def find(topology: str) -> tuple[Machine, list[jax.Device]]:
     return TPUS[kind], list(found.devices)
 
 
-def _require(module: str, topology: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
+def _require(any_of: Sequence[str], topology: str, extra: str) -> None:
+    if not any(map(importlib.util.find_spec, any_of)):
         raise InputError(
             "topology",
             topology,

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from wayward_jax import models
@@ -59,7 +58,7 @@ class Loader:
             InputError: two models have one name, or there are fewer devices than the mesh needs.
         """
         self.devices = jax.devices() if devices is None else devices
-        self.dtype = _dtype(settings, self.devices[0])
+        self.dtype = models.resolve_dtype(settings.dtype, self.devices[0])
         self._settings, self._kept = settings, kept
         self._sources = _by_short_name(settings.model)
         self._opened: dict[str, LanguageModel] = {}
@@ -138,12 +137,6 @@ def _by_short_name(sources: Sequence[str]) -> dict[str, str]:
 def _free_bytes(devices: Sequence[jax.Device]) -> int:
     """`free_bytes` on the primary process, so that all choose the same meshes by it."""
     return free_bytes(devices)
-
-
-def _dtype(settings: Settings, device: jax.Device) -> jnp.dtype:
-    if settings.dtype != "auto":
-        return jnp.dtype(settings.dtype)
-    return jnp.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
 
 
 def _make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:

@@ -185,7 +185,8 @@ class Settings(CommonSettings):
     dtype: str = setting(
         one_of("auto", "float32", "bfloat16"),
         "auto",
-        "Type of the frozen weights; auto is bfloat16 on accelerators and float32 on CPU.",
+        "Type of the frozen weights; auto is bfloat16 on accelerators, and float32 on CPUs and on "
+        "NVIDIA's GPUs before Ampere.",
     )
     task: tuple[str, ...] = setting(
         Listed(TEXT),

@@ -16,12 +16,20 @@ from wayward_jax.models import conversion, sources
 from wayward_jax.models.language_model import BOS, READABLE, LanguageModel
 from wayward_jax.sharding import make_mesh
 
-__all__ = ["LanguageModel", "default_dtype", "load", "open_model"]
+__all__ = ["LanguageModel", "load", "open_model", "resolve_dtype"]
 
 
-def default_dtype() -> jnp.dtype:
-    """The dtype of weights that suits the devices: bfloat16, and float32 on CPUs."""
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+def resolve_dtype(name: str, device: jax.Device) -> jnp.dtype:
+    """The dtype of weights that a name stands for on a kind of devices.
+
+    `auto` is bfloat16 on accelerators and float32 on CPUs and on NVIDIA's GPUs before Ampere, which
+    is compute capability 8: those cannot multiply bfloat16.
+    """
+    if name != "auto":
+        return jnp.dtype(name)
+    major, *_ = str(getattr(device, "compute_capability", "")).split(".")
+    too_old = major.isdigit() and int(major) < 8
+    return jnp.dtype(jnp.float32 if device.platform == "cpu" or too_old else jnp.bfloat16)
 
 
 def load(
