@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from wayward_jax.models.attention import AttentionMask
-from wayward_jax.models.products import product, rounded_product
+from wayward_jax.models.products import multiply, product
 from wayward_jax.sharding import keep_whole, model_shards
 
 
@@ -63,8 +63,9 @@ class CausalLM(nn.Module):
     Embeddings of tokens and logits are separate calls, so that continuous prompts can stand between
     the tokens, and logits are computed only where they are needed.
 
-    A family defines `embed_inputs` and `final_norm`. Its `setup` sets `layers` and two tables of
-    type `nn.Embed`: `embed` and `head`, which is `embed` again if the weights are tied.
+    A family defines `embed_inputs` and `final_norm`, and `scale_logits` if its logits are more than
+    products. Its `setup` sets `layers` and two tables of type `nn.Embed`: `embed` and `head`, which
+    is `embed` again if the weights are tied.
 
     A layer is called with the stream `[T, D]`, the mask for `attention.attend`, the slots whose
     output is needed (`[Q]` int32, or None for all), and the further values that `embed_inputs`
@@ -199,7 +200,7 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Computes logits `[..., V]` float32 from hidden states `[..., D]`."""
-        return self.scale_logits(_products(hidden, self.head.embedding))
+        return self.scale_logits(multiply(hidden, self.head.embedding, 1, product))
 
     def token_logits(self, hidden: jax.Array, ids: jax.Array) -> jax.Array:
         """Computes the logit of one token of each hidden state: `[..., D]`, `[...]` to `[...]`."""
@@ -224,31 +225,6 @@ class CausalLM(nn.Module):
             jnp.broadcast_to(causal, (texts, length, length)),
         )
         return self.logits(hidden).reshape(texts, length, -1)
-
-
-@jax.custom_vjp
-def _products(hidden: jax.Array, table: jax.Array) -> jax.Array:
-    """Multiplies hidden states `[..., D]` with a table `[V, D]`: `[..., V]` float32.
-
-    The gradient `[..., V]` is multiplied in the dtype of the table. JAX would turn the table to
-    float32.
-    """
-    return product(hidden, table, hidden.ndim - 1, 1)
-
-
-def _products_forward(hidden: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple]:
-    return _products(hidden, table), (hidden, table)
-
-
-def _products_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    hidden, table = residuals
-    gradient = gradient.astype(table.dtype)
-    rows = [each.reshape(-1, each.shape[-1]) for each in (gradient, hidden)]
-    of_hidden = rounded_product(gradient, table, gradient.ndim - 1, 0)
-    return of_hidden, rounded_product(*rows, 0, 0)
-
-
-_products.defvjp(_products_forward, _products_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -1,5 +1,7 @@
 """Products of matrices: sums in float32, and the layer of weights that is made of them."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -29,29 +31,46 @@ def rounded_product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax
     )
 
 
-@jax.custom_vjp
-def _apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiplies `[..., K]` with a kernel `[K, N]`: `[..., N]`."""
-    return rounded_product(x, kernel, x.ndim - 1, 0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def multiply(
+    x: jax.Array, weights: jax.Array, axis: int, by: Callable[..., jax.Array]
+) -> jax.Array:
+    """Multiplies `[..., K]` with weights, of which an axis is K and the other N: `[..., N]`.
+
+    The gradient is multiplied in the dtype of the weights. JAX would turn them to its own.
+
+    Args:
+        x: of the dtype of the weights.
+        weights: `[K, N]` or `[N, K]`.
+        axis: of the weights, 0 or 1.
+        by: `product` or `rounded_product`, which decides the dtype.
+    """
+    return by(x, weights, x.ndim - 1, axis)
 
 
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-    return _apply(x, kernel), (x, kernel)
+def _forward(
+    x: jax.Array, weights: jax.Array, axis: int, by: Callable[..., jax.Array]
+) -> tuple[jax.Array, tuple]:
+    return multiply(x, weights, axis, by), (x, weights)
 
 
-def _backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    rows = [each.reshape(-1, each.shape[-1]) for each in (x, gradient)]
-    of_x = rounded_product(gradient, kernel, gradient.ndim - 1, 1)
-    return of_x, rounded_product(*rows, 0, 0)
+def _backward(
+    axis: int, by: Callable[..., jax.Array], residuals: tuple, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, weights = residuals
+    gradient = gradient.astype(weights.dtype)
+    of_x = rounded_product(gradient, weights, gradient.ndim - 1, 1 - axis)
+    of_k, of_n = (each.reshape(-1, each.shape[-1]) for each in (x, gradient))
+    factors = (of_k, of_n) if axis == 0 else (of_n, of_k)
+    return of_x, rounded_product(*factors, 0, 0)
 
 
-_apply.defvjp(_forward, _backward)
+multiply.defvjp(_forward, _backward)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
     """Takes the place of `lax.dot_general` in a layer of flax."""
-    return _apply(x, kernel)
+    return multiply(x, kernel, 0, rounded_product)
 
 
 class Dense(nn.Dense):
