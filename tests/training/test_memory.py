@@ -1,5 +1,7 @@
 """The estimate of a step's memory against XLA's, and the packs that fit into it."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from wayward_jax.segments import gold_segments
 from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training import memory
-from wayward_jax.training.planning import plan_populations
+from wayward_jax.training.planning import MAX_OVERFULL, plan_populations
 
 TRAIN = {100: gold_segments(toy_models.examples(40, n_labels=2, seed=0), [0] * 40, range(2))}
 
@@ -116,3 +118,18 @@ def test_the_packs_that_are_planned_fit_into_the_memory_there_is(small, planned,
 
 def test_packs_are_no_larger_than_keeps_a_device_busy(planned):
     assert planned(2**60)[0] == memory.busy_tokens(make_mesh())
+
+
+@pytest.mark.parametrize(("width", "shards"), [(768, 1), (5120, 1), (5120, 2), (28672, 8)])
+def test_on_a_tpu_the_widest_layer_of_the_fullest_pack_stays_in_vector_memory(width, shards):
+    device = SimpleNamespace(platform="tpu")
+    mesh = SimpleNamespace(devices=np.array([device]), shape={"model": shards})
+    shapes = {"down": (width, 512), "up": (512, width)}
+    params = {
+        name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.bfloat16)}
+        for name, shape in shapes.items()
+    }
+    asked = memory._vector_tokens(SimpleNamespace(mesh=mesh, params=params))
+    fullest = int(MAX_OVERFULL * asked)
+    assert fullest * width * 2 / shards <= memory.VECTOR_BYTES
+    assert (fullest + 2) * width * 2 / shards > memory.VECTOR_BYTES

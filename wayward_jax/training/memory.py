@@ -18,6 +18,9 @@ from wayward_jax.training.planning import MAX_OVERFULL, SAMPLE_STEPS, Train, pla
 # A device is busy with this many tokens of a pack. More tokens gain nothing.
 BUSY_CPU, BUSY_ACCELERATOR = 2048, 8192
 
+# XLA keeps what a layer computes in the vector memory of a TPU if it takes no more than this.
+VECTOR_BYTES = 64 * 2**20
+
 # The lengths of rows are multiples of this.
 ROW_CPU, ROW_ACCELERATOR = 8, 128
 
@@ -95,7 +98,7 @@ def pack_tokens(
     """
     longest_first = sorted(runs, key=lambda run: -run.input_length)
     mesh, usable = model.mesh, SHARE * max(free, 0)
-    tokens = busy_tokens(mesh)
+    tokens = min(busy_tokens(mesh), _vector_tokens(model))
     while True:
         # A few steps of as many runs as a pack may have show what it needs.
         some = longest_first[: mesh.shape["runs"] * (1 + tokens // longest_first[0].batch_size)]
@@ -120,3 +123,16 @@ def pack_tokens(
                 "devices with --mesh",
             )
         tokens = int(0.8 * tokens)
+
+
+def _vector_tokens(model: LanguageModel) -> int:
+    """The number of tokens that may be asked for if the widest layer is to stay in vector memory.
+
+    A step of GPT-2 large takes 5 % less time so (BENCHMARKS.md).
+    """
+    if model.mesh.devices.flat[0].platform != "tpu":
+        return BUSY_ACCELERATOR
+    flat = traverse_util.flatten_dict(model.params)
+    kernels = (array for path, array in flat.items() if path[-1] == "kernel")
+    widest = max(kernel.shape[1] * kernel.dtype.itemsize for kernel in kernels)
+    return int(VECTOR_BYTES * model.mesh.shape["model"] / (MAX_OVERFULL * widest))
