@@ -1,4 +1,4 @@
-"""What losses take of a model, against its logits in float64."""
+"""Normalizers and the logits of single tokens agree with all logits of a model, in float64."""
 
 import jax
 import jax.numpy as jnp

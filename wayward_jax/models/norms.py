@@ -1,6 +1,7 @@
 """Norms of vectors, and of the heads that stand side by side in them."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -43,10 +44,19 @@ class RMSNorm(nn.Module):
         return lax.platform_dependent(x, factor, tpu=by_products, default=plainly)
 
 
-def _normalize(x: jax.Array, factor: jax.Array, epsilon: float) -> jax.Array:
+def _mean(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return x.mean(axis=-1, keepdims=True)
+
+
+def _normalize(
+    x: jax.Array,
+    factor: jax.Array,
+    epsilon: float,
+    mean: Callable[[jax.Array, jnp.dtype], jax.Array] = _mean,
+) -> jax.Array:
     wide = x.astype(jnp.float32)
-    mean = jnp.square(wide).mean(axis=-1, keepdims=True)
-    return (wide * lax.rsqrt(mean + epsilon) * factor).astype(x.dtype)
+    squares = mean(jnp.square(wide), x.dtype)
+    return (wide * lax.rsqrt(squares + epsilon) * factor).astype(x.dtype)
 
 
 def _normalize_heads(x: jax.Array, factor: jax.Array, epsilon: float) -> jax.Array:
@@ -56,15 +66,11 @@ def _normalize_heads(x: jax.Array, factor: jax.Array, epsilon: float) -> jax.Arr
 
 def _normalize_heads_by_products(x: jax.Array, factor: jax.Array, epsilon: float) -> jax.Array:
     """The same. A TPU sums over the numbers of a head fastest where it multiplies matrices."""
+    normalize = jax.checkpoint(_normalize, static_argnums=(2, 3), prevent_cse=False)
     heads = jnp.split(x, x.shape[1] // len(factor), axis=1)
-    return jnp.concatenate([_normalize_head(head, factor, epsilon) for head in heads], axis=1)
-
-
-@functools.partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
-def _normalize_head(x: jax.Array, factor: jax.Array, epsilon: float) -> jax.Array:
-    wide = x.astype(jnp.float32)
-    mean = _mean_by_product(jnp.square(wide), x.dtype)
-    return (wide * lax.rsqrt(mean + epsilon) * factor).astype(x.dtype)
+    return jnp.concatenate(
+        [normalize(head, factor, epsilon, _mean_by_product) for head in heads], axis=1
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
