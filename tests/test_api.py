@@ -311,6 +311,7 @@ def test_texts_are_cut_at_the_end_that_is_asked_for(model, task):
     assert (by_end["head"] != by_end["tail"]).any()
 
 
+@pytest.mark.slow
 def test_a_start_can_be_an_array_or_a_text(model, task):
     given = np.random.default_rng(0).normal(size=(4, toy_models.WIDTH)).astype(np.float32)
     kept = tune(model, task, init=given, learning_rate=0.0)

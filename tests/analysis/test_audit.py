@@ -98,6 +98,7 @@ def test_how_often_a_double_as_good_as_the_margin_allows_is_called_as_good():
     assert wrong <= 40
 
 
+@pytest.mark.slow
 def test_how_often_any_of_many_doubles_as_good_as_the_margin_allows_is_called_as_good():
     """About one audit in forty, however many texts are tried."""
     rng = np.random.default_rng(0)

@@ -94,6 +94,7 @@ def test_a_terminal_shows_them_as_they_are(frame):
         assert name.split("\n")[0] in shown
 
 
+@pytest.mark.slow
 def test_figures_show_them_as_they_are(records):
     made = figures.figures(records, compare(records))
     for name, figure in made.items():

@@ -24,6 +24,8 @@ from wayward_jax.models.rope import SCALINGS
 from wayward_jax.targets import files
 from wayward_jax.tasks import folders, readers
 
+pytestmark = pytest.mark.slow
+
 DIGITS, NESTED = b"9" * 5000, b"[" * 100_000
 LABELS = ("bad", "good")
 
@@ -295,7 +297,6 @@ NAMES = sorted(
 )
 
 
-@pytest.mark.slow
 @example(metadata=SENTENCEPIECE, without=set(), others={"tokenizer.ggml.token_type": ""})
 @given(
     metadata=st.sampled_from([BYTE_LEVEL, SENTENCEPIECE]),

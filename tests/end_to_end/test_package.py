@@ -38,6 +38,7 @@ def build(kind, source, to):
     return path
 
 
+@pytest.mark.slow
 def test_wheel_and_source_have_every_file_of_the_packages_and_the_console_scripts(tmp_path):
     checkout = tmp_path / "checkout"
     for name in tracked():

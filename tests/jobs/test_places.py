@@ -15,6 +15,8 @@ from wayward_jax.errors import InputError
 from wayward_jax.jobs import job
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
+pytestmark = pytest.mark.slow
+
 STEPS = {"steps": 4, "seeds": (1, 2)}
 PROMPT = np.ones((3, toy_models.WIDTH), np.float32)
 

@@ -25,6 +25,8 @@ from wayward_jax.jobs.exit_codes import STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.locks import locked
 
+pytestmark = pytest.mark.slow
+
 # Entries that may differ after a crash, since runs are then finished apart from others.
 INCIDENTAL = ("seconds", "checkpoint")
 
@@ -109,7 +111,6 @@ def assert_same(out_dir, undisturbed):
     assert sorted(os.listdir(out_dir)) == sorted(os.listdir(undisturbed))
 
 
-@pytest.mark.slow
 def test_a_job_stopped_in_each_population_continues_where_it_was(folder, out_dir, undisturbed):
     with pytest.raises(KeyboardInterrupt):
         run_job(folder, out_dir, after=10)
@@ -128,7 +129,6 @@ def test_a_finished_job_is_not_done_again(folder, undisturbed):
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.slow
 def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undisturbed):
     before, last = stop(folder, out_dir)
     for path in last.rglob("*"):
@@ -143,7 +143,6 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undist
     assert_same(out_dir, undisturbed)
 
 
-@pytest.mark.slow
 def test_without_a_sound_checkpoint_the_population_starts_again(folder, out_dir, undisturbed):
     for checkpoint in stop(folder, out_dir):
         shutil.rmtree(checkpoint / "progress")
@@ -217,7 +216,6 @@ def test_a_job_with_rows_of_the_old_format_is_not_continued(folder, out_dir, und
     assert path.read_bytes() == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
 def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
     with pytest.raises(KeyboardInterrupt):
@@ -231,7 +229,6 @@ def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, 
     assert table(out_dir) == table(undisturbed)
 
 
-@pytest.mark.slow
 def test_another_population_size_keeps_what_is_finished_and_does_the_rest(
     folder, out_dir, undisturbed
 ):
@@ -243,7 +240,6 @@ def test_another_population_size_keeps_what_is_finished_and_does_the_rest(
     assert sorted(ids) == sorted(row["id"] for row in table(undisturbed))
 
 
-@pytest.mark.slow
 def test_a_part_of_the_runs_can_be_done_first(folder, out_dir, undisturbed):
     """By `--only`, which is another plan."""
     chosen = tuple(row["id"] for row in table(undisturbed)[1:3])
@@ -271,7 +267,6 @@ def test_other_flags_are_refused_with_the_difference(folder, undisturbed, change
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.slow
 def test_a_job_of_another_precision_under_the_same_flags_is_refused(folder, out_dir):
     """As if auto had been bfloat16 on the machine where the job began."""
     run_job(folder, out_dir, dtype="auto", steps=2)
@@ -300,7 +295,6 @@ def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
         run_job(folder, out_dir)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("unreadable", ["results.jsonl", "plan.json", "progress", "flags.json"])
 def test_a_disk_that_cannot_be_read_ends_the_job_and_nothing_is_deleted(
     folder, out_dir, undisturbed, unreadable
@@ -323,7 +317,6 @@ def test_a_disk_that_cannot_be_read_ends_the_job_and_nothing_is_deleted(
     assert_same(out_dir, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_file_system_without_locks_and_syncing_of_folders_will_do(
     folder, out_dir, undisturbed, monkeypatch
 ):
@@ -383,7 +376,6 @@ def assert_ends_of_a_full_disk(folder, out_dir, larger, undisturbed, **filling):
     return len(rows)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [4, 60, 120, 160, 200])
 def test_a_small_disk_ends_the_job_wherever_it_is(folder, tmp_path, undisturbed, kilobytes):
     out_dir = tmp_path / "small"
@@ -391,7 +383,6 @@ def test_a_small_disk_ends_the_job_wherever_it_is(folder, tmp_path, undisturbed,
         assert_ends_of_a_full_disk(folder, out_dir, tmp_path / "larger", undisturbed)
 
 
-@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_job_and_leaves_what_was_finished(
     folder, tmp_path, undisturbed
 ):
@@ -423,7 +414,6 @@ def begin(fork, folder, out_dir, tmp_path_factory):
     return begin
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_signal_ignored")
 def test_kills_at_random_moments_and_a_signal_change_nothing(begin, folder, out_dir):
     rng = random.Random(time.time_ns())

@@ -46,6 +46,7 @@ def test_a_program_that_starts_ends_with_one_line(number):
     assert send(number, 60) == (STOPPED, "stopped\n")
 
 
+@pytest.mark.slow
 def test_nohup_keeps_a_program_from_the_signal_of_its_terminal():
     ignoring = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh")
     assert send(signal.SIGHUP, 1, *ignoring) == (0, "")

@@ -133,6 +133,7 @@ def write_gguf(path, config, weights, tokenizer, kinds=(F32,), extra=lambda writ
     return path
 
 
+@pytest.mark.slow
 def test_logits_of_every_quantization_are_those_of_the_dequantized_weights(
     publish, tokenizer, tmp_path
 ):

@@ -69,6 +69,7 @@ def test_each_run_is_scored_on_its_own_set_and_packs_do_not_matter(model):
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(
     counts=st.lists(st.integers(0, 30), min_size=4, max_size=4).filter(any),
