@@ -1,7 +1,7 @@
 """The memory that a training step takes, and the memory that there is."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import psutil
@@ -12,7 +12,6 @@ from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.runs import Run
 from wayward_jax.shapes import PackedShape
-from wayward_jax.sharding import param_specs
 from wayward_jax.training.planning import MAX_OVERFULL, SAMPLE_STEPS, Train, plan_populations
 
 # A device is busy with this many tokens of a pack. More tokens gain nothing.
@@ -50,7 +49,7 @@ def row_grain(mesh: Mesh) -> int:
     return ROW_CPU if mesh.devices.flat[0].platform == "cpu" else ROW_ACCELERATOR
 
 
-def activation_bytes(model: LanguageModel, mesh: Mesh, shape: PackedShape) -> int:
+def activation_bytes(model: LanguageModel, shape: PackedShape) -> int:
     """Estimates the bytes of each device that the step of a pack takes beside the weights.
 
     The backward pass keeps the outputs of all linear layers, which are most of it. Compilers
@@ -58,23 +57,14 @@ def activation_bytes(model: LanguageModel, mesh: Mesh, shape: PackedShape) -> in
     logits, and of a layer's attention weights. XLA on CPUs also keeps what activation functions
     compute, about as much again, and the attention weights of all layers.
     """
-    specs = traverse_util.flatten_dict(param_specs(model.params, mesh, model.family.partition_spec))
-    flat = traverse_util.flatten_dict(model.params)
-    shards, config = mesh.shape["model"], model.module.config
-
-    def size(path: tuple[str, ...], axis: int) -> float:
-        """The part of an axis of a parameter that a device holds."""
-        spec = (*specs[path], None, None)
-        return flat[path].shape[axis] / (shards if spec[axis] == "model" else 1)
-
-    outputs = sum(size(path, 1) for path in flat if path[-1] == "kernel")
+    parts, config, table = _device_parts(model), model.module.config, model.embedding_table()
     head = ("params", "head" if "head" in model.params["params"] else "embed", "embedding")
-    tokens, itemsize = shape.rows * shape.slots, flat[head].dtype.itemsize
-    logits = shape.queries * size(head, 0)
-    attended = tokens * shape.slots * config.heads / shards
-    working = 3 * 4 * (tokens * flat[head].shape[1] + logits + attended)
-    kept = tokens * outputs * itemsize
-    if mesh.devices.flat[0].platform == "cpu":
+    tokens = shape.rows * shape.slots
+    logits = shape.queries * parts[head][0]
+    attended = tokens * shape.slots * config.heads / model.mesh.shape["model"]
+    working = 3 * 4 * (tokens * table.shape[1] + logits + attended)
+    kept = tokens * sum(_output_widths(parts)) * table.dtype.itemsize
+    if model.mesh.devices.flat[0].platform == "cpu":
         kept = 2 * kept + 4 * config.depth * attended
     return round(kept + working)
 
@@ -111,7 +101,7 @@ def pack_tokens(
             mesh=mesh,
             row_grain=row_grain(mesh),
         )
-        needed = MAX_OVERFULL * max(activation_bytes(model, mesh, shape) for shape in plan.shapes)
+        needed = MAX_OVERFULL * max(activation_bytes(model, shape) for shape in plan.shapes)
         if needed <= usable:
             return tokens
         if plan.packs_per_shard == plan.runs_per_shard:
@@ -132,7 +122,17 @@ def _vector_tokens(model: LanguageModel) -> int:
     """
     if model.mesh.devices.flat[0].platform != "tpu":
         return BUSY_ACCELERATOR
+    widest = max(_output_widths(_device_parts(model)))
+    itemsize = jax.tree.leaves(model.params)[0].dtype.itemsize
+    return int(VECTOR_BYTES / (MAX_OVERFULL * widest * itemsize))
+
+
+def _device_parts(model: LanguageModel) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of the part of each weight that a device holds."""
     flat = traverse_util.flatten_dict(model.params)
-    kernels = (array for path, array in flat.items() if path[-1] == "kernel")
-    widest = max(kernel.shape[1] * kernel.dtype.itemsize for kernel in kernels)
-    return int(VECTOR_BYTES * model.mesh.shape["model"] / (MAX_OVERFULL * widest))
+    return {path: weight.sharding.shard_shape(weight.shape) for path, weight in flat.items()}
+
+
+def _output_widths(parts: Mapping[tuple[str, ...], tuple[int, ...]]) -> list[int]:
+    """The numbers a token that each linear layer computes on a device."""
+    return [part[1] for path, part in parts.items() if path[-1] == "kernel"]
