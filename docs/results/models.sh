@@ -7,7 +7,7 @@ RUNS=${RUNS:-runs/models}
 
 # job NAME MODEL LEARNING_RATE
 job() {
-  python -m experiments.run --experiment=model_size --model="$2" --task=reviews --dtype=bfloat16 \
+  python -m experiments.run --experiment=model_size --model="$2" --task=reviews --dtype=float32 \
     --targets=contradictions/1 --prompt_length=15 --constraint=cell --learning_rate="$3" \
     --seeds=1,2,3 --steps=100 --batch_size=4 --n_dev=64 --n_eval=250 --out_dir="$RUNS/$1"
 }

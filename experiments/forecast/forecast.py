@@ -50,7 +50,7 @@ class Forecast:
         utilization: needed FLOPs over the FLOPs of all devices at their peak in that time.
         host_seconds: that this machine takes to lay out the examples of a step.
         evaluation_seconds: of all evaluations of a population.
-        compile_seconds: of all programs, on this machine.
+        compile_seconds: of all programs, see `_compile_seconds`.
         seconds: of all populations, without compiling.
     """
 
@@ -156,7 +156,7 @@ def _forecast(
         step_memory=training.memory,
         evaluation_memory=scoring.memory,
         refusal=training.refusal or scoring.refusal or _too_large(machine, training, scoring),
-        compile_seconds=len(plan.shapes) * training.seconds + scoring.seconds,
+        compile_seconds=_compile_seconds(plan, mesh, training, scoring),
     )
     if not (training.hlo and scoring.hlo):
         return found
@@ -176,6 +176,19 @@ def _forecast(
         evaluation_seconds=evaluation_seconds,
         seconds=len(plans) * (steps * step_seconds + evaluation_seconds),
     )
+
+
+def _compile_seconds(
+    plan: PopulationPlan, mesh: Mesh, training: Compiled, scoring: Compiled
+) -> float:
+    """The time that this machine takes to compile the programs of a population.
+
+    They are compiled side by side, each on a core of its own, as a job compiles them that is one
+    process. A job of several compiles one after the other.
+    """
+    if mesh.is_multi_process:
+        return len(plan.shapes) * training.seconds + scoring.seconds
+    return max(training.seconds, scoring.seconds)
 
 
 def _too_large(machine: Machine, *programs: Compiled) -> str:

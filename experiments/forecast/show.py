@@ -26,7 +26,9 @@ NOTES = (
     "count by their slots. Left out: the host's time (it lays out the next steps while devices "
     "compute, and holds them up where it takes longer), reading and writing, gathers and scatters "
     "on a TPU (libtpu makes no estimate), contention for memory and links, and what an experiment "
-    "measures after tuning. The attention kernel on a TPU counts as its FLOPs at "
+    "measures after tuning. Compiling is timed on this machine, a program after the other. A job "
+    "of one process compiles those of a population side by side, and so they count. The attention "
+    "kernel on a TPU counts as its FLOPs at "
     + ", ".join(f"{part:.0%} of the peak in rows of {n}" for n, part in KERNEL_EFFICIENCY.items())
     + ". On a GPU, whose compiler estimates no time, a kernel takes as long as its traffic with "
     f"memory or its products at {GPU_EFFICIENCY:.0%} of the peak, and {GPU_LAUNCH * 1e6:.0f} us to "
@@ -60,7 +62,7 @@ def total(
         cost.append(f"{hours * price_per_hour:.2f}" if room and price_per_hour else "")
     made.add_row("devices", *(str(devices) for devices, _ in found.values()))
     made.add_row("tuning and evaluation", *tuning)
-    made.add_row("compiling, as here", *compiling)
+    made.add_row("compiling", *compiling)
     made.add_row("together", *whole)
     if price_per_hour:
         made.add_row("cost", *cost)
