@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -128,16 +129,23 @@ def find(topology: str) -> tuple[Machine, list[jax.Device]]:
             f"{', '.join(GPUS)}",
         )
     _require(("libtpu",), topology, "forecast-tpu")
-    # Both cores of a chip are one device, as in a job.
-    options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
-        found = topologies.get_topology_desc(topology, platform="tpu", **options)
+        found = topologies.get_topology_desc(topology, platform="tpu", **_options(kind, size))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         (reason, *_) = str(error).splitlines()
         raise InputError(
             "topology", topology, f"libtpu knows no such topology ({reason})"
         ) from error
     return TPUS[kind], list(found.devices)
+
+
+def _options(kind: str, size: str) -> dict[str, Any]:
+    """What libtpu does not know by itself of the machines that are rented."""
+    if kind == "v4":  # Both cores of a chip are one device.
+        return {"chip_config_name": "megacore"}
+    if kind in ("v5e", "v6e") and size == "2x4":  # One host has all eight chips.
+        return {"chips_per_host_bounds": (2, 4, 1)}
+    return {}
 
 
 def _require(any_of: Sequence[str], topology: str, extra: str) -> None:

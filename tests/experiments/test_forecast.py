@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,10 @@ from experiments.forecast import alternatives
 from experiments.forecast.alternatives import Alternative, fastest, forecast_alternatives, nearby
 from experiments.forecast.environment import ENVIRONMENT
 from experiments.forecast.estimates import KERNEL_EFFICIENCY, estimate
-from experiments.forecast.forecast import Forecast
+from experiments.forecast.forecast import Forecast, _compile_seconds
 from experiments.forecast.hlo import KINDS, Program, count_bytes, product_flops, sent_bytes
 from experiments.forecast.machines import GPUS, TPUS, find
+from experiments.forecast.programs import Compiled
 from experiments.forecast.shapes import SHAPES
 from experiments.forecast.show import as_page, compare, table, total
 from tests.helpers.cases import slow_after
@@ -334,14 +336,38 @@ def test_a_missing_compiler_is_named_with_the_command_that_installs_it(
         find(topology)
 
 
+@pytest.mark.parametrize(("processes", "seconds"), [(1, 50.0), (2, 130.0)])
+def test_one_process_compiles_side_by_side_and_several_one_after_the_other(processes, seconds):
+    plan = SimpleNamespace(shapes=("short", "long"))
+    mesh = SimpleNamespace(is_multi_process=processes > 1)
+    training, scoring = Compiled("", 0, seconds=50.0), Compiled("", 0, seconds=30.0)
+    assert _compile_seconds(plan, mesh, training, scoring) == seconds
+
+
 # Learned positions; rotary ones with grouped heads; these with norms of heads and a window, too.
 FEW = ("gpt2", "llama", "gemma3_text")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install .[forecast-tpu]"
 )
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_slices_that_are_rented_with_one_host_are_one_process():
+    code = """if True:
+        from experiments.forecast.machines import find
+        for topology in ("v5e:2x2", "v5e:2x4", "v6e:2x4", "v5e:4x4"):
+            print(topology, len({device.process_index for device in find(topology)[1]}))
+    """
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, check=True, capture_output=True, env=os.environ | ENVIRONMENT)
+    assert done.stdout.split() == b"v5e:2x2 1 v5e:2x4 1 v6e:2x4 1 v5e:4x4 4".split()
+
+
+@pytest.mark.slow
+@needs_libtpu
 @pytest.mark.parametrize(
     ("topology", "axis", "families"),
     [
