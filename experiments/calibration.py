@@ -38,6 +38,7 @@ KINDS = {
     "shared": "a difference of groups that share a p_star",
     "own": "a difference of groups with p_stars of their own",
     "paired": "the same, target by target",
+    "cost": "what a constraint costs (a drop from twins)",
     "choices": "a drop over five choices of training examples",
 }
 
@@ -94,10 +95,11 @@ def simulate(
     effects = rng.normal(0, case.spread, (3, most))
     # Targets of the second group: other texts, and the same texts as the first group's.
     levels = [FIRST[1] + effects[0], SECOND[1] + effects[1], SECOND[1] + effects[0]]
-    accuracies = np.concatenate([[FIRST[0], SECOND[0]], *levels])
+    twins_of_first = np.full(most, FIRST[0])
+    accuracies = np.concatenate([[FIRST[0], SECOND[0]], *levels, twins_of_first])
     right = iter(_predict(accuracies, case, rng))
     best, other = next(right), next(right)
-    first, second, same = ([next(right) for _ in range(most)] for _ in range(3))
+    first, second, same, twins = ([next(right) for _ in range(most)] for _ in range(4))
     for n in targets:
         a = [Compared(best, each, "first", i) for i, each in enumerate(first[:n])]
         sharing = [Compared(best, each, "first", i) for i, each in enumerate(second[:n])]
@@ -114,6 +116,9 @@ def simulate(
             )
         )
         yield "drop", n, _outcome(mean_drop(a), drop)
+        pairs = zip(twins, first[:n], strict=False)
+        cost = [Compared(twin, each, i, i, twins=True) for i, (twin, each) in enumerate(pairs)]
+        yield "cost", n, _outcome(mean_drop(cost), drop)
         settings = {"same_examples": True}
         yield "shared", n, _outcome(difference(a, sharing, paired=False, **settings), drop - shared)
         yield "own", n, _outcome(difference(a, own, paired=False, **settings), drop - apart)

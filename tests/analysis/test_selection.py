@@ -88,3 +88,26 @@ def test_a_target_is_compared_with_its_own_start_without_the_constraint():
     found = compare([best(0.8), free, elsewhere, *held])
     beside = {c.wayward[0].accuracy: [r.accuracy for r in c.unconstrained] for c in found}
     assert beside == {0.8: [0.9], 0.7: [0.9], 0.5: []}
+
+
+def test_runs_are_beside_the_twin_of_their_own_seed():
+    free = [
+        wayward(right, run={"gamma": 0.0, "seed": seed}) for seed, right in ((2, 0.6), (1, 0.9))
+    ]
+    held = [
+        wayward(right, run={"gamma": 0.1, "seed": seed}) for seed, right in ((1, 0.8), (2, 0.5))
+    ]
+    (found,) = compare([best(0.8), *free, *held])
+    beside = found.beside_unconstrained
+    assert beside.twins
+    assert beside.p_star.mean(axis=1) == pytest.approx([0.9, 0.6])
+    assert beside.wayward.mean(axis=1) == pytest.approx([0.8, 0.5])
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 3), (1, 2, 3)])
+def test_runs_without_a_twin_each_are_beside_all_of_them(seeds):
+    free = [wayward(0.9, run={"gamma": 0.0, "seed": seed}) for seed in seeds]
+    held = [wayward(0.8, run={"gamma": 0.1, "seed": seed}) for seed in (1, 2)]
+    (found,) = compare([best(0.8), *free, *held])
+    assert not found.beside_unconstrained.twins
+    assert len(found.beside_unconstrained.p_star) == len(seeds)

@@ -8,6 +8,7 @@ from experiments.calibration import Case, coverage, relative_width, run_case
 from wayward_jax.analysis.statistics import (
     BEYOND,
     CANNOT_TELL,
+    OF_NARROWER,
     WITHIN,
     Compared,
     Interval,
@@ -47,6 +48,41 @@ def test_equal_predictions_differ_by_exactly_nothing():
     assert (drop.value, drop.low, drop.high) == pytest.approx((0, 0, 0), abs=1e-6)
     assert drop.verdict(2) == WITHIN
     assert drop.p_value == 1
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_what_runs_and_their_twins_have_in_common_does_not_widen_the_interval(seeds):
+    """Twins that predict the same, seeds that are points apart."""
+    same = runs(*np.linspace(0.7, 0.8, seeds))
+    cost = mean_drop([Compared(same, same, twins=True)])
+    assert (cost.value, cost.low, cost.high) == pytest.approx((0, 0, 0), abs=1e-6)
+    assert drop_of(same, same).high > 5
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_twins_with_nothing_in_common_widen_it_hardly(seeds):
+    """The noise of a seed is that of its twin with the other sign."""
+    noise = np.linspace(-0.05, 0.05, seeds)
+    p_star, wayward = runs(*(0.8 + noise)), runs(*(0.8 - noise))
+    cost, drop = mean_drop([Compared(p_star, wayward, twins=True)]), drop_of(p_star, wayward)
+    assert cost.value == drop.value
+    assert cost.high - cost.low == pytest.approx(OF_NARROWER * (drop.high - drop.low))
+
+
+def test_two_pairs_of_twins_are_compared_as_other_runs_are():
+    same = runs(0.7, 0.8)
+    assert mean_drop([Compared(same, same, twins=True)]) == drop_of(same, same)
+
+
+def test_the_interval_beside_twins_is_that_of_paired_differences():
+    """Over so many examples the seeds' noise is all of the error: a paired t-test of accuracies."""
+    twin, own = np.array([0.70, 0.75, 0.80, 0.83]), np.array([0.71, 0.74, 0.80, 0.81])
+    many = 10**6
+    cost = mean_drop([Compared(runs(*twin, examples=many), runs(*own, examples=many), twins=True)])
+    # The drop 1 - own / twin, linearized in both means.
+    linear = own.mean() / twin.mean() ** 2 * twin - own / twin.mean()
+    half = stats.t.ppf(0.975, 3) * stats.sem(100 * linear)
+    assert cost.high - cost.value == pytest.approx(OF_NARROWER * half, rel=0.02)
 
 
 def test_pairing_examples_makes_the_interval_narrower():

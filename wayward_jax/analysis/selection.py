@@ -122,7 +122,11 @@ class Comparison:
         """The target's runs and those without the constraint; None if there are none."""
         if not self.unconstrained:
             return None
-        return self._beside(self.unconstrained)
+        of_seed = {record.run.seed: record for record in self.unconstrained}
+        twins = [of_seed.get(record.run.seed) for record in self.wayward]
+        if None in twins or len(twins) != len(self.unconstrained):
+            return self._beside(self.unconstrained)
+        return self._beside(twins)._replace(twins=True)
 
     def _beside(self, records: Sequence[RunRecord]) -> Compared:
         run = self.wayward[0].run
