@@ -223,8 +223,10 @@ def test_choices_that_both_groups_share_do_not_make_their_difference_uncertain()
     assert same.error < 0.5 * others.error
 
 
-def test_a_p_star_that_is_never_right_has_no_drop():
-    drop = drop_of(correct("----"), correct("++--"))
+@pytest.mark.parametrize("twins", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_a_p_star_that_is_never_right_has_no_drop(twins):
+    drop = mean_drop([Compared(correct("---- " * 3), correct("++-- " * 3), twins=twins)])
     assert np.isnan([drop.value, drop.low, drop.high]).all()
     assert drop.verdict(2) == CANNOT_TELL
 

@@ -202,11 +202,12 @@ def mean_drop(compared: Sequence[Compared]) -> Interval:
 
     With several targets, the interval is about the texts that they are a sample of; with a single
     target it is about this target. With several choices of training examples it is about the
-    choices that they are a sample of. Every target has the same choices.
+    choices that they are a sample of. Every target has the same choices. The interval of a single
+    target beside its twins is that of pairs, where it is the narrower one.
     """
     found = _estimate([list(_units(compared).values())], same_examples=True)
     first, *others = compared
-    if others or not first.twins or len(first.wayward) < FEWEST_TWINS:
+    if others or not first.twins or found.seeds < FEWEST_TWINS:
         return found
     narrower = min(found, _within_pairs(first), key=lambda each: each.high - each.low)
     return dataclasses.replace(narrower, value=found.value, error=OF_NARROWER * narrower.error)
