@@ -37,7 +37,7 @@ TOWARDS_WIDER = 0.2
 
 # The narrower of two intervals holds less often than either. Its error is taken so many times, and
 # fewer twins have one interval alone, because a spread within two pairs says next to nothing.
-OF_NARROWER = 1.1
+OF_NARROWER = 1.15
 FEWEST_TWINS = 3
 
 # The most seeds and examples that a power line asks for.
