@@ -183,8 +183,8 @@ def _compile_seconds(
 ) -> float:
     """The time that this machine takes to compile the programs of a population.
 
-    They are compiled side by side, each on a core of its own, as a job compiles them that is one
-    process. A job of several compiles one after the other.
+    A job that is one process compiles them side by side, each on a core of its own. A job of
+    several processes compiles one after the other.
     """
     if mesh.is_multi_process:
         return len(plan.shapes) * training.seconds + scoring.seconds

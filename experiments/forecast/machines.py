@@ -140,7 +140,7 @@ def find(topology: str) -> tuple[Machine, list[jax.Device]]:
 
 
 def _options(kind: str, size: str) -> dict[str, Any]:
-    """What libtpu does not know by itself of the machines that are rented."""
+    """Options for libtpu, where a rented slice is not what it assumes."""
     if kind == "v4":  # Both cores of a chip are one device.
         return {"chip_config_name": "megacore"}
     if kind in ("v5e", "v6e") and size == "2x4":  # One host has all eight chips.
