@@ -1,7 +1,7 @@
 """The memory that a training step takes, and the memory that there is."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import psutil
@@ -57,13 +57,13 @@ def activation_bytes(model: LanguageModel, shape: PackedShape) -> int:
     logits, and of a layer's attention weights. XLA on CPUs also keeps what activation functions
     compute, about as much again, and the attention weights of all layers.
     """
-    parts, config, table = _device_parts(model), model.module.config, model.embedding_table()
-    head = ("params", "head" if "head" in model.params["params"] else "embed", "embedding")
+    config, tables = model.module.config, model.params["params"]
+    head = tables["head" if "head" in tables else "embed"]["embedding"]
     tokens = shape.rows * shape.slots
-    logits = shape.queries * parts[head][0]
+    logits = shape.queries * head.sharding.shard_shape(head.shape)[0]
     attended = tokens * shape.slots * config.heads / model.mesh.shape["model"]
-    working = 3 * 4 * (tokens * table.shape[1] + logits + attended)
-    kept = tokens * sum(_output_widths(parts)) * table.dtype.itemsize
+    working = 3 * 4 * (tokens * head.shape[1] + logits + attended)
+    kept = tokens * sum(_output_widths(model)) * head.dtype.itemsize
     if model.mesh.devices.flat[0].platform == "cpu":
         kept = 2 * kept + 4 * config.depth * attended
     return round(kept + working)
@@ -122,17 +122,13 @@ def _vector_tokens(model: LanguageModel) -> int:
     """
     if model.mesh.devices.flat[0].platform != "tpu":
         return BUSY_ACCELERATOR
-    widest = max(_output_widths(_device_parts(model)))
+    widest = max(_output_widths(model))
     itemsize = jax.tree.leaves(model.params)[0].dtype.itemsize
     return int(VECTOR_BYTES / (MAX_OVERFULL * widest * itemsize))
 
 
-def _device_parts(model: LanguageModel) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shape of the part of each weight that a device holds."""
-    flat = traverse_util.flatten_dict(model.params)
-    return {path: weight.sharding.shard_shape(weight.shape) for path, weight in flat.items()}
-
-
-def _output_widths(parts: Mapping[tuple[str, ...], tuple[int, ...]]) -> list[int]:
+def _output_widths(model: LanguageModel) -> list[int]:
     """The numbers a token that each linear layer computes on a device."""
-    return [part[1] for path, part in parts.items() if path[-1] == "kernel"]
+    flat = traverse_util.flatten_dict(model.params)
+    kernels = (weight for path, weight in flat.items() if path[-1] == "kernel")
+    return [kernel.sharding.shard_shape(kernel.shape)[1] for kernel in kernels]
