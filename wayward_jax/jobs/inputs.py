@@ -28,7 +28,6 @@ from wayward_jax.jobs.loader import Loader
 from wayward_jax.jobs.parts import select_part
 from wayward_jax.jobs.processes import on_primary
 from wayward_jax.jobs.progress_bar import ProgressReporter
-from wayward_jax.jobs.setting import write_mesh
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.prompt_files import SavedPrompt, fit_prompt, read_prompt
@@ -37,6 +36,7 @@ from wayward_jax.runs import Run
 from wayward_jax.tasks import TaskData
 from wayward_jax.training.examples import EncodedTask, encode_tasks
 from wayward_jax.training.memory import busy_tokens, pack_tokens, row_grain
+from wayward_jax.training.meshes import write_mesh
 from wayward_jax.training.planning import most_at_once
 
 Datasets = Mapping[str, Mapping[int, TaskData]]

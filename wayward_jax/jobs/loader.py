@@ -11,13 +11,12 @@ from jax.sharding import Mesh
 from wayward_jax import models
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.processes import on_primary
-from wayward_jax.jobs.setting import write_mesh
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.sources import short_name
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.memory import free_bytes
-from wayward_jax.training.meshes import choose_sizes
+from wayward_jax.training.meshes import choose_sizes, write_mesh
 
 
 def keep_compiled(cache_dir: Path) -> None:

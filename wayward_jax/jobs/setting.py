@@ -221,10 +221,6 @@ def read_mesh(text: str) -> dict[str, int] | None:
     return {axis: whole(1).read(size) for axis, size in axes.items()}
 
 
-def write_mesh(mesh: Mapping[str, int]) -> str:
-    return ",".join(f"{axis}:{size}" for axis, size in mesh.items())
-
-
 def read_shard(text: str) -> tuple[int, int]:
     if text == AUTO:
         return find_shard(os.environ)

@@ -41,9 +41,9 @@ from wayward_jax.jobs.setting import (
     setting,
     whole,
     write_gamma,
-    write_mesh,
     write_number,
 )
+from wayward_jax.training.meshes import write_mesh
 
 EXPERIMENTS = (
     *("main", "gamma", "length", "model_size", "true_definitions", "init", "certified"),

@@ -1,4 +1,6 @@
-"""The choice of a mesh: what the devices do that runs do not fill."""
+"""The sizes of a mesh: what the devices do that runs do not fill, and how users write it."""
+
+from collections.abc import Mapping
 
 # The part of a device's memory that weights may take. The rest is for what steps compute.
 WEIGHTS_SHARE = 0.75
@@ -28,3 +30,8 @@ def choose_sizes(
         if n == 1 or (n <= batch_size and groups % n == 0 and groups // n >= min(runs, groups))
     )
     return {"runs": groups // data, "data": data, "model": model}
+
+
+def write_mesh(sizes: Mapping[str, int]) -> str:
+    """Writes the sizes of axes as users give them: `runs:4,data:2`."""
+    return ",".join(f"{axis}:{size}" for axis, size in sizes.items())

@@ -14,6 +14,7 @@ from wayward_jax.packing import PackedBatch, empty_pack
 from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import shapes_on
 from wayward_jax.training.evaluation import BY_SHARD, score_packs
+from wayward_jax.training.meshes import write_mesh
 from wayward_jax.training.planning import PopulationPlan
 from wayward_jax.training.step import BATCH_SPECS, Population, TrainState, train_steps
 
@@ -147,11 +148,11 @@ def check_memory(
     needed = shards * largest.total / (CERTAIN * available)
     divisors = [n for n in range(shards + 1, mesh.size + 1) if mesh.size % n == 0 and n >= needed]
     remedy = (
-        f"give --mesh=runs:{mesh.size // divisors[0]},model:{divisors[0]}"
+        f"give --mesh={write_mesh({'runs': mesh.size // divisors[0], 'model': divisors[0]})}"
         if divisors
         else f"share the model (--mesh=model:N) between {-(-needed // 1):.0f} devices or more"
     )
-    raise InputError("mesh", ",".join(f"{a}:{n}" for a, n in mesh.shape.items()), takes + remedy)
+    raise InputError("mesh", write_mesh(mesh.shape), takes + remedy)
 
 
 def _stacked(pack: PackedBatch, axes: tuple[int, ...]) -> PackedBatch:
