@@ -53,8 +53,7 @@ TITLE = """# How often intervals hold the truth
 noise of 0, 1, 2 and 3 points of accuracy, and a spread of the T targets of 0 and 2 points. Each
 cell is the share of the intervals, stated as 95 %, that hold the truth over all 24 combinations.
 The width is that of the intervals over the width of the narrowest intervals of this form that
-hold in 95 % of cases, for the T where it is largest.
-"""
+hold in 95 % of cases, for the T where it is largest."""
 
 SECTIONS = {
     0.0: "## Noise that is independent from run to run",
@@ -201,7 +200,7 @@ def main(given: flags.Given) -> None:
                 pooled[case.shared, kind, case.seeds, targets].append(outcomes)
     print(TITLE.format(trials=settings.trials, seed=settings.seed))
     for shared, section in SECTIONS.items():
-        print(f"{section}\n")
+        print(f"\n{section}\n")
         print("| interval of | seeds | " + " | ".join(f"T = {n}" for n in TARGETS) + " | width |")
         print("|---|--:|" + "--:|" * (len(TARGETS) + 1))
         for (kind, title), seeds in itertools.product(KINDS.items(), SEEDS):
@@ -211,7 +210,6 @@ def main(given: flags.Given) -> None:
             )
             widest = max(relative_width(each) for each in cells if len(each))
             print(f"| {title} | {seeds} | {shares} | {widest:.2f} |")
-        print()
 
 
 if __name__ == "__main__":
