@@ -8,8 +8,9 @@ from typing import Any
 from experiments.forecast.forecast import Forecast, fits, forecast, total_seconds
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.progress_bar import ProgressReporter
-from wayward_jax.jobs.setting import read_mesh, write_mesh
+from wayward_jax.jobs.setting import read_mesh
 from wayward_jax.jobs.settings import ForecastSettings
+from wayward_jax.training.meshes import write_mesh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,13 +16,13 @@ from experiments.forecast.programs import Compiled, compile_scoring, compile_tra
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.inputs import ModelInputs, read_inputs, read_starts
 from wayward_jax.jobs.progress_bar import ProgressReporter
-from wayward_jax.jobs.setting import write_mesh
 from wayward_jax.jobs.settings import ForecastSettings
 from wayward_jax.models import LanguageModel
 from wayward_jax.shapes import PackedShape
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost, needed_flops
 from wayward_jax.training.memory import row_grain
+from wayward_jax.training.meshes import write_mesh
 from wayward_jax.training.planning import PopulationPlan, iter_calls, plan_populations
 from wayward_jax.training.scoring import plan_for_runs
 

@@ -1,13 +1,13 @@
 """A population before its first step."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from wayward_jax.constraints import CONSTRAINTS, Constraint
 from wayward_jax.initialization import STARTS
@@ -38,16 +38,21 @@ def init_population(
         )
         for run in runs
     ]
-    state = init_state(
+    init = jax.jit(
+        init_state,
+        static_argnames=("optimizer", "steps"),
+        out_shardings=jax.tree.map(functools.partial(NamedSharding, mesh), STATE_SPECS),
+    )
+    state = init(
         population,
         model.embedding_table(),
         _padded(vectors, plan),
         optimizer,
-        gamma=[run.gamma for run in runs],
-        margin=[run.margin for run in runs],
+        gamma=np.array([run.gamma for run in runs], np.float32),
+        margin=np.array([run.margin for run in runs], np.float32),
         steps=runs[0].steps,
     )
-    return place(population, mesh, BY_RUN), place(state, mesh, STATE_SPECS)
+    return place(population, mesh, BY_RUN), state
 
 
 def describe_population(
@@ -57,7 +62,7 @@ def describe_population(
 ) -> Population:
     """Describes what the runs of a plan are tuned with; see `tune_population`.
 
-    The arrays are on the host's device.
+    The arrays are on the host.
     """
     runs = plan.padded_runs
     names = sorted({run.constraint for run in runs})
@@ -66,16 +71,14 @@ def describe_population(
             [np.asarray((*run.bos_ids, *run.target_ids), np.int32) for run in runs], plan
         ),
         mask=_padded([np.arange(run.input_length) >= len(run.bos_ids) for run in runs], plan),
-        learning_rate=jnp.asarray([run.learning_rate for run in runs], jnp.float32),
-        constraint=jnp.asarray([names.index(run.constraint) for run in runs], jnp.int32),
+        learning_rate=np.array([run.learning_rate for run in runs], np.float32),
+        constraint=np.array([names.index(run.constraint) for run in runs], np.int32),
         constraints=tuple(constraints[name] for name in names),
         vocab_size=vocab_size,
     )
 
 
-def _padded(arrays: Sequence[np.ndarray], plan: PopulationPlan) -> jax.Array:
+def _padded(arrays: Sequence[np.ndarray], plan: PopulationPlan) -> np.ndarray:
     """Stacks arrays of `[<= L, ...]` as `[R, L, ...]`, padded with zeros at the end."""
     length = plan.prompt_length
-    return jnp.asarray(
-        np.stack([np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in arrays])
-    )
+    return np.stack([np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in arrays])
