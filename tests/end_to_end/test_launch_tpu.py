@@ -18,6 +18,10 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 LAUNCHER = PROJECT / "launch_tpu.sh"
 SLICE = ["--name=wayward", "--zone=us-west4-a", "--type=v5litepod-16"]
+FILES = (
+    *("launch_tpu.sh", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"),
+    *("experiments/run.py", "wayward_jax/jobs/job.py"),
+)
 JOB = ["--out_dir=gs://bucket/job", "--steps=5"]
 PREEMPTED = (1, "PREEMPTED")
 GONE = (1, None)
@@ -29,8 +33,9 @@ pytestmark = [
     ),
 ]
 
+# The stubs start hundreds of times, so each imports what it needs where it needs it.
 GCLOUD = r"""
-import json, os, pathlib, shutil, subprocess, sys
+import json, os, pathlib, sys
 
 world, args = pathlib.Path(os.environ["WORLD"]), sys.argv[1:]
 hosts, state = sorted((world / "hosts").iterdir()), world / "state"
@@ -53,19 +58,23 @@ elif verb == "create":
     assert not state.exists(), "ALREADY_EXISTS"
     state.write_text("READY")
 elif verb == "delete":
+    import shutil
     state.unlink()
     for host in hosts:
         shutil.rmtree(host)
         host.mkdir()
 elif verb == "rsync":
+    import shutil
     shutil.copytree(world / names[0].replace(":/", ""), names[1], dirs_exist_ok=True)
 elif verb == "scp" and option["worker"] == "all":
     for host in hosts:
-        shutil.copy(names[0], host / names[1].partition(":")[2])
+        (host / names[1].partition(":")[2]).write_bytes(pathlib.Path(names[0]).read_bytes())
 elif verb == "scp":
+    import shutil
     source = hosts[int(option["worker"])] / names[0].partition(":")[2]
     shutil.copytree(source, pathlib.Path(names[1], source.name), dirs_exist_ok=True)
 elif verb == "ssh":
+    import subprocess
     path = f"{world}/host_bin:{os.environ['PATH']}"
     sessions = [
         subprocess.Popen(
@@ -80,14 +89,16 @@ elif verb == "ssh":
 """
 
 PYTHON = r"""
-import json, os, pathlib, shutil, sys, time
+import os, sys
 
-world, host = pathlib.Path(os.environ["WORLD"]), os.environ["HOST"]
 _, module, *args = sys.argv[1:]
 if module == "uv" and args[0] == "venv":
-    pathlib.Path(".venv/bin").mkdir(parents=True, exist_ok=True)
-    shutil.copy(sys.argv[0], ".venv/bin/python")
+    os.makedirs(".venv/bin", exist_ok=True)
+    if not os.path.lexists(".venv/bin/python"):
+        os.symlink(sys.argv[0], ".venv/bin/python")
 elif module == "experiments.run":
+    import json, pathlib, time
+    world, host = pathlib.Path(os.environ["WORLD"]), os.environ["HOST"]
     with open(world / f"jobs-{host}", "a+") as jobs:
         jobs.seek(0)
         earlier = len(jobs.readlines())
@@ -109,17 +120,15 @@ elif module == "experiments.run":
 
 
 class World:
-    """A copy of the project, a slice of some hosts, and what has been asked of both."""
+    """A few of the project's files, a slice of some hosts, and what has been asked of both."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.project = folder / "project"
         self.results = self.project / "runs" / "wayward"
-        ignore = shutil.ignore_patterns("__pycache__")
-        for package in ("wayward_jax", "experiments"):
-            shutil.copytree(PROJECT / package, self.project / package, ignore=ignore)
-        for file in ("launch_tpu.sh", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(PROJECT / file, self.project)
+        for file in FILES:
+            (self.project / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / file, self.project / file)
         for stub, text in (("bin/gcloud", GCLOUD), ("host_bin/python3", PYTHON)):
             (folder / stub).parent.mkdir()
             (folder / stub).write_text(f"#!{sys.executable} -IS{text}")
@@ -297,7 +306,7 @@ def test_the_project_and_what_is_copied_are_where_the_job_runs(world):
     assert world.launch(*SLICE, "--copy=data", "--", *JOB).returncode == 0
     for host in ("0", "1"):
         there = world.folder / "hosts" / host / "wayward_jax"
-        for file in ("setup.cfg", "README.md", "experiments/run.py", "data/train.jsonl"):
+        for file in (*FILES[1:], "data/train.jsonl"):
             assert (there / file).read_bytes() == (world.project / file).read_bytes()
         assert not (there / "private").exists()
 
@@ -339,8 +348,7 @@ def test_restarts_are_bounded_and_the_last_exit_code_comes_through(world):
     assert world.jobs() == {"0": [JOB] * 3}
 
 
-@pytest.mark.parametrize("code", [1, 2, 137])
-@pytest.mark.parametrize("host", [0, 1])
+@pytest.mark.parametrize(("code", "host"), [(1, 0), (2, 1), (137, 1)])
 def test_a_job_that_fails_is_not_tried_again_and_its_exit_code_comes_through(world, code, host):
     ends = [[0], [0]]
     ends[host] = [code]
@@ -361,8 +369,7 @@ def test_results_come_from_the_bucket(world):
     assert copied == ["results-0.jsonl", "results-1.jsonl"]
 
 
-@pytest.mark.parametrize("hosts", [1, 2])
-@pytest.mark.parametrize("code", [0, 1, 76])
+@pytest.mark.parametrize(("code", "hosts"), [(0, 1), (0, 2), (76, 2)])
 def test_results_come_from_the_first_host_of_those_that_stay_even_if_the_job_failed(
     world, code, hosts
 ):
