@@ -33,7 +33,7 @@ INCIDENTAL = ("seconds", "checkpoint")
 # Two populations of three runs, and two checkpoints each before the last step.
 CHANGED = {"gamma": (0.5,), "seeds": (1, 2), "steps": 20, "population": 3}
 FLAGS = {"gamma": "0.5", "seeds": "1,2", "population": 3, "checkpoint_every": 5, "n_eval": 0}
-LONG = {**FLAGS, "steps": 200, "batch_size": 4}
+LONG = {**FLAGS, "steps": 200, "batch_size": 4, "dtype": "float32"}
 
 
 class Listening(ProgressReporter):
@@ -87,10 +87,16 @@ def out_dir(tmp_path):
     return tmp_path / "job"
 
 
-def stop(folder, out_dir, after=10, **changed):
-    """Begins a job there, which a signal stops after so many steps of the second population."""
+@pytest.fixture(scope="module")
+def stopped(folder):
+    """The folder of a job that a signal stopped amid its second population."""
     with pytest.raises(KeyboardInterrupt, match="same command"):
-        run_job(folder, out_dir, after=CHANGED["steps"] + after, **changed)
+        run_job(folder, folder / "stopped", after=CHANGED["steps"] + 10)
+    return folder / "stopped"
+
+
+def checkpoints_of(out_dir):
+    """The checkpoints of the only population in flight, in order."""
     (population,) = (out_dir / "in_flight").iterdir()
     return sorted(population.iterdir(), key=lambda path: int(path.name))
 
@@ -129,8 +135,9 @@ def test_a_finished_job_is_not_done_again(folder, undisturbed):
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
-def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undisturbed):
-    before, last = stop(folder, out_dir)
+def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, stopped, undisturbed):
+    shutil.copytree(stopped, out_dir)
+    before, last = checkpoints_of(out_dir)
     for path in last.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:20])
@@ -143,8 +150,11 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, undist
     assert_same(out_dir, undisturbed)
 
 
-def test_without_a_sound_checkpoint_the_population_starts_again(folder, out_dir, undisturbed):
-    for checkpoint in stop(folder, out_dir):
+def test_without_a_sound_checkpoint_the_population_starts_again(
+    folder, out_dir, stopped, undisturbed
+):
+    shutil.copytree(stopped, out_dir)
+    for checkpoint in checkpoints_of(out_dir):
         shutil.rmtree(checkpoint / "progress")
     assert len(run_job(folder, out_dir).said) == 2
     assert_same(out_dir, undisturbed)
@@ -218,21 +228,19 @@ def test_a_job_with_rows_of_the_old_format_is_not_continued(folder, out_dir, und
 
 @pytest.mark.parametrize("lost", ["flags.json", "plan.json"])
 def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, lost):
-    with pytest.raises(KeyboardInterrupt):
-        run_job(folder, out_dir, after=5)
-    (out_dir / lost).rename(out_dir / f".{lost}")
-    if lost == "flags.json":  # which is written before all others
-        shutil.rmtree(out_dir)
-        out_dir.mkdir()
-        (out_dir / ".lock").touch()
+    out_dir.mkdir()
+    (out_dir / ".lock").touch()
+    if lost == "plan.json":  # which is written after the flags
+        shutil.copy(undisturbed / "flags.json", out_dir)
+        (out_dir / ".plan.json").write_bytes((undisturbed / "plan.json").read_bytes()[:100])
     run_job(folder, out_dir)
     assert table(out_dir) == table(undisturbed)
 
 
 def test_another_population_size_keeps_what_is_finished_and_does_the_rest(
-    folder, out_dir, undisturbed
+    folder, out_dir, stopped, undisturbed
 ):
-    stop(folder, out_dir)
+    shutil.copytree(stopped, out_dir)
     finished = (out_dir / "results.jsonl").read_bytes()
     assert run_job(folder, out_dir, population=2).total == 2 * CHANGED["steps"]
     assert (out_dir / "results.jsonl").read_bytes().startswith(finished)
@@ -267,13 +275,15 @@ def test_other_flags_are_refused_with_the_difference(folder, undisturbed, change
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
-def test_a_job_of_another_precision_under_the_same_flags_is_refused(folder, out_dir):
+def test_a_job_of_another_precision_under_the_same_flags_is_refused(folder, out_dir, undisturbed):
     """As if auto had been bfloat16 on the machine where the job began."""
-    run_job(folder, out_dir, dtype="auto", steps=2)
-    plan = out_dir / "plan.json"
-    plan.write_text(plan.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    shutil.copytree(undisturbed, out_dir)
+    for file, meant in (("flags.json", "auto"), ("plan.json", "bfloat16")):
+        written = (out_dir / file).read_text()
+        assert '"dtype": "float32"' in written
+        (out_dir / file).write_text(written.replace('"dtype": "float32"', f'"dtype": "{meant}"'))
     with pytest.raises(InputError, match="is a job of dtype=bfloat16, and here it is float32"):
-        run_job(folder, out_dir, dtype="auto", steps=2)
+        run_job(folder, out_dir, dtype="auto")
 
 
 def test_flags_that_do_not_decide_results_may_change(folder, undisturbed):
@@ -295,24 +305,26 @@ def test_two_jobs_in_one_folder_are_told_apart(folder, out_dir, undisturbed):
         run_job(folder, out_dir)
 
 
-@pytest.mark.parametrize("unreadable", ["results.jsonl", "plan.json", "progress", "flags.json"])
 def test_a_disk_that_cannot_be_read_ends_the_job_and_nothing_is_deleted(
-    folder, out_dir, undisturbed, unreadable
+    folder, out_dir, stopped, undisturbed
 ):
     """Files are replaced by one whose reading is an error of the disk, and put back."""
-    *_, last = stop(folder, out_dir)
-    of_progress = [path for path in last.rglob("*") if path.is_file()]
-    files = of_progress if unreadable == "progress" else [out_dir / unreadable]
+    shutil.copytree(stopped, out_dir)
+    *_, last = checkpoints_of(out_dir)
+    progress = [path for path in last.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
-    for path in files:
-        path.unlink()
-        path.symlink_to("/proc/self/mem")
-    with pytest.raises(InputError, match=r"cannot be read \(.*Input/output error"):
-        run_job(folder, out_dir)
-    for path in files:
-        path.unlink()
-        path.write_bytes(before[path])
-    assert {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == before
+    alone = [[out_dir / name] for name in ("results.jsonl", "plan.json", "flags.json")]
+    for files in [progress, *alone]:
+        for path in files:
+            path.unlink()
+            path.symlink_to("/proc/self/mem")
+        with pytest.raises(InputError, match=r"cannot be read \(.*Input/output error"):
+            run_job(folder, out_dir)
+        for path in files:
+            path.unlink()
+            path.write_bytes(before[path])
+        after = {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
+        assert after == before, files
     assert run_job(folder, out_dir).said == []
     assert_same(out_dir, undisturbed)
 
@@ -431,10 +443,9 @@ def test_kills_at_random_moments_and_a_signal_change_nothing(begin, folder, out_
     assert ended.code == STOPPED == 75
     assert ended.err == f"stopped: the same command with --out_dir={out_dir} continues it\n"
 
-    ended = begin().finish()
-    assert ended.code == 0, ended.err
-    run_job(folder, folder / "long", steps=LONG["steps"], checkpoint_every=1000)
-    shutil.rmtree(out_dir / "report")
+    # The rest is done in this process, which has the programs.
+    for each in (folder / "long", out_dir):
+        run_job(folder, each, steps=LONG["steps"], checkpoint_every=1000)
     assert_same(out_dir, folder / "long")
 
 
