@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 import experiments.run
-from experiments import main
+from experiments import flags, main
 from tests.helpers import toy_job
-from tests.helpers.toy_job import arguments, run, settings
+from tests.helpers.toy_job import settings
 from tests.helpers.toy_models import make_table
 from wayward_jax.errors import InputError
 from wayward_jax.jobs import job, loader, records
@@ -135,9 +135,9 @@ def test_a_job_without_p_star_ends_with_a_report_that_compares_nothing(finished,
 def test_another_jobs_results_are_never_overwritten(finished, folder):
     out_dir, _ = finished
     before = {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
-    process = run(*arguments(folder, out_dir=out_dir))
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: --out_dir=")
+    with pytest.raises(InputError) as refused:
+        experiments.run.main(toy_job.texts(toy_job.flags(folder, out_dir=out_dir)))
+    assert refused.value.as_flag().startswith("--out_dir=")
     assert {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == before
 
 
@@ -215,7 +215,9 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     out_dir, _ = finished
     row = records.read_lines(out_dir / "results.jsonl")[-1]
     source = f"{out_dir}/{row['checkpoint']}:{row['id']}"
-    given = settings(folder, folder / "continued", init=(source,), steps=1, learning_rate=0.0)
+    # Of as many steps and runs as before, so that the programs are the same.
+    changed = {"seeds": "1,2", "mesh": "runs:1", "init": source, "learning_rate": 0.0}
+    given = flags.job_settings(toy_job.texts(toy_job.flags(folder, **changed)))
     with ProgressReporter(Console(quiet=True)) as watch:
         records_ = job.run_job(given, main.EXPERIMENT, folder / "continued", watch).records
     again = toy_job.prompt(folder / "continued", records_[-1].to_json())
