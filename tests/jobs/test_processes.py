@@ -15,7 +15,7 @@ from wayward_jax.jobs.exit_codes import LOST, STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 
 # A job of this many steps is still running when a test stops it.
-STEPS = 400
+STEPS = 200
 SECONDS = 300
 FLAGS = {"gamma": "0.5", "batch_size": 4, "steps": STEPS, "n_eval": 0, "checkpoint_every": 5}
 
