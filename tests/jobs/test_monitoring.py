@@ -19,6 +19,8 @@ from wayward_jax.jobs.layout import JobLayout
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.tensorboard import TensorBoardWriter
 
+FLAGS = {"gamma": 0, "seeds": (1, 2), "steps": 8, "population": 2}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -29,9 +31,7 @@ def folder(tmp_path_factory):
 def monitored(folder):
     """A job of two populations, and its log."""
     out_dir, log = folder / "monitored", io.StringIO()
-    settings = toy_job.settings(
-        folder, out_dir, gamma=0, seeds=(1, 2), steps=8, population=2, tensorboard=True, profile=4
-    )
+    settings = toy_job.settings(folder, out_dir, **FLAGS, tensorboard=True, profile=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress_bar, "SECONDS_BETWEEN_LINES", 0)
         with ProgressReporter(
@@ -141,7 +141,7 @@ def test_the_profile_has_the_tuning_program(monitored):
 def test_a_job_that_is_not_asked_for_it_writes_no_metrics(folder):
     out_dir = folder / "plain"
     with ProgressReporter(Console(quiet=True)) as watch:
-        job.run_job(toy_job.settings(folder, out_dir), main.EXPERIMENT, out_dir, watch)
+        job.run_job(toy_job.settings(folder, out_dir, **FLAGS), main.EXPERIMENT, out_dir, watch)
     assert not (out_dir / "tensorboard").exists()
     assert not (out_dir / "profile").exists()
 
