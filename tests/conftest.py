@@ -1,6 +1,5 @@
 """Fixtures that several tests share: assets, a finished job, and models that transformers makes."""
 
-import functools
 import gc
 import os
 import signal
@@ -17,7 +16,6 @@ from tests.helpers import fork_server, toy_job, toy_models
 from wayward_jax import assets
 from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.jobs.signals import STOPPING
-from wayward_jax.training.flops import matrix_peak
 
 # The programs of tests are compiled for longer than they run. What the user asks of XLA comes last.
 FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
@@ -67,14 +65,6 @@ def programs_are_dropped():
     """Drops compiled programs after each file. All files' together need more than memory has."""
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def speed_is_measured_once():
-    """Has jobs share the speed of this machine, which each measures for half a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wayward_jax.jobs.throughput.matrix_peak", functools.cache(matrix_peak))
-        yield
 
 
 @pytest.fixture(scope="module")

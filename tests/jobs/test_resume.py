@@ -24,6 +24,7 @@ from wayward_jax.jobs import job, records
 from wayward_jax.jobs.exit_codes import STOPPED
 from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.locks import locked
+from wayward_jax.training.trainer import tune_population
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +136,17 @@ def test_a_finished_job_is_not_done_again(folder, undisturbed):
     assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
-def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, stopped, undisturbed):
+def test_a_broken_checkpoint_gives_way_to_the_one_before(
+    folder, out_dir, stopped, undisturbed, monkeypatch
+):
+    steps_before = []
+
+    def tune(*args, resume_from, **others):
+        task_losses, _ = resume_from["losses"]
+        steps_before.append(len(task_losses))
+        return tune_population(*args, resume_from=resume_from, **others)
+
+    monkeypatch.setattr(job, "tune_population", tune)
     shutil.copytree(stopped, out_dir)
     before, last = checkpoints_of(out_dir)
     for path in last.rglob("*"):
@@ -145,8 +156,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(folder, out_dir, stoppe
     assert watch.said == [
         f"the checkpoint of step {last.name} is broken: continuing from the one before it"
     ]
-    assert watch.steps == CHANGED["steps"]
-    assert int(before.name) > 0
+    assert steps_before == [int(before.name)]
     assert_same(out_dir, undisturbed)
 
 
@@ -232,7 +242,7 @@ def test_a_crash_amid_the_first_files_is_repaired(folder, out_dir, undisturbed, 
     (out_dir / ".lock").touch()
     if lost == "plan.json":  # which is written after the flags
         shutil.copy(undisturbed / "flags.json", out_dir)
-        (out_dir / ".plan.json").write_bytes((undisturbed / "plan.json").read_bytes()[:100])
+    (out_dir / f".{lost}").write_bytes((undisturbed / lost).read_bytes()[:100])
     run_job(folder, out_dir)
     assert table(out_dir) == table(undisturbed)
 

@@ -88,7 +88,7 @@ class JobFolder:
         Raises:
             InputError: the folder is another job's, in use, or of something else.
         """
-        folder = self.layout.folder
+        folder, half = self.layout.folder, _half(self.layout.flags)
         with writing(folder):
             if folder.exists() and not folder.is_dir():
                 raise InputError(
@@ -98,7 +98,7 @@ class JobFolder:
                 self._check_flags()
                 with self._locked():
                     pass
-            elif folder.exists() and any(path != self.layout.lock for path in folder.iterdir()):
+            elif folder.exists() and set(folder.iterdir()) - {self.layout.lock, half}:
                 raise InputError(
                     "out_dir", str(folder), "is not empty, and holds no job: name a new folder"
                 )
@@ -372,9 +372,14 @@ class InFlight:
             self._mirror.send()
 
 
+def _half(path: Path) -> Path:
+    """What a file is called until all of it is written. A crash may leave it."""
+    return path.with_name(f".{path.name}")
+
+
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Writes all of a file of JSON or nothing."""
-    half = path.with_name(f".{path.name}")
+    half = _half(path)
     with half.open("w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=2) + "\n")
         file.flush()

@@ -1,5 +1,6 @@
 """The figures that a job shows: a few by name, however many runs are tuned at once."""
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,7 @@ class ThroughputMeter:
     def __init__(self, dtype: jnp.dtype, mesh: Mesh) -> None:
         """Measures how fast the devices multiply matrices of the weights' dtype."""
         size = 1024 if jax.default_backend() == "cpu" else 8192
-        self._peak = matrix_peak(dtype, size) * mesh.size
+        self._peak = _peak_of_a_device(dtype, size) * mesh.size
         self._device = mesh.local_devices[0]
 
     def expected_seconds(
@@ -97,6 +98,10 @@ def _scoring_cost(sets: Iterable[EvaluationSet], lengths: Sequence[int]) -> Step
         numbers = np.tile(np.arange(len(examples.segments)), (len(lengths), 1, 1))
         cost += step_cost(examples.segments, numbers, lengths)
     return cost
+
+
+# Measuring takes half a second, and every call of `wj.tune` needs it.
+_peak_of_a_device = functools.cache(matrix_peak)
 
 
 def _scoring_flops(model: LanguageModel, cost: StepCost) -> float:

@@ -74,7 +74,7 @@ class LanguageModel:
 
     def embedding_table(self) -> jax.Array:
         """Returns the embedding table `[V, D]`, in the weights' dtype."""
-        return self.module.apply(self.params, method="embedding_table")
+        return self.params["params"]["embed"]["embedding"]
 
     @property
     def lookup_scale(self) -> float:
