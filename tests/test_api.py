@@ -1,6 +1,7 @@
 """The library's face on a small model, against PyTorch, NumPy and its own promises."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -44,35 +45,48 @@ def test_one_target_gives_one_record_that_says_all_that_was_asked(model, record)
     assert record.n_eval == 20
 
 
+@pytest.fixture(scope="module")
+def grid(model, task):
+    """All combinations of two targets and none, two gammas, learning rates and seeds."""
+    targets = ["w3 w1", "w4 w2", None]
+    rates, seeds = [0.0, 0.1], range(2)
+    settings = {"gammas": [0.1, 1.0], "learning_rate": rates, "seeds": seeds, "prompt_length": 2}
+    return tune(model, task, None, targets=targets, **settings)
+
+
 @pytest.mark.slow
-def test_lists_give_a_record_for_every_combination_and_p_star_once_for_all_gammas(model, task):
-    records = tune(
-        model,
-        task,
-        None,
-        targets={"one": "w3 w1", "two": "w4 w2"},
-        gammas=[0.1, 1.0],
-        seeds=range(2),
-    )
-    found = [(r.run.target_name, r.run.gamma, r.run.seed) for r in records]
-    assert found == [(t, g, s) for t in ("one", "two") for g in (0.1, 1.0) for s in range(2)]
-    frame = records.to_frame()
-    assert frame["id"].tolist() == [r.run.id for r in records]
-    assert frame["accuracy"].tolist() == [r.accuracy for r in records]
-    both = tune(model, task, None, targets=["w3 w1", None], prompt_length=2, gammas=[0.1, 1.0])
-    assert [r.run.target_name for r in both] == ["w3 w1", "w3 w1", "p_star"]
-    assert both[2].prompt_f1 is None
+def test_lists_give_a_record_for_every_combination_and_p_star_once_for_all_gammas(grid):
+    found = [(r.run.target_name, r.run.gamma, r.run.learning_rate, r.run.seed) for r in grid]
+    others = (0.0, 0.1), range(2)
+    assert found[:16] == list(itertools.product(("w3 w1", "w4 w2"), (0.1, 1.0), *others))
+    own = [(name, rate, seed) for name, _, rate, seed in found[16:]]
+    assert own == list(itertools.product(["p_star"], *others))
+    assert all((r.prompt_f1 is None) == (r.run.target_name == "p_star") for r in grid)
+    frame = grid.to_frame()
+    assert frame["id"].tolist() == [r.run.id for r in grid]
+    assert frame["accuracy"].tolist() == [r.accuracy for r in grid]
 
 
-def with_gradient(loss, prompts, total=jnp.sum):
-    """Losses, and the gradient of their total, by one program."""
+@pytest.mark.slow
+def test_learning_rates_are_each_runs_own(grid):
+    for record in grid[:16]:
+        assert (record.distance > 0) == (record.run.learning_rate > 0)
+    assert {r.run.learning_rate for r in grid[:16]} == {0.0, 0.1}
+
+
+def with_gradient(loss, total=jnp.sum):
+    """A program that gives the losses of prompts, and the gradient of their total."""
 
     def totaled(prompts):
         losses = loss(prompts)
         return total(losses), losses
 
-    gradient, losses = jax.jit(jax.grad(totaled, has_aux=True))(prompts)
-    return losses, gradient
+    def computed(prompts):
+        gradient, losses = program(prompts)
+        return losses, gradient
+
+    program = jax.jit(jax.grad(totaled, has_aux=True))
+    return computed
 
 
 def after_bos(theirs, bos, prompt):
@@ -97,7 +111,7 @@ def test_the_loss_and_its_gradient_are_those_of_pytorch(model, theirs, task, bos
     def loss(prompts):
         return wj.losses(model, prompts, packed, targets, gammas)
 
-    found, gradients = with_gradient(loss, prompts)
+    found, gradients = with_gradient(loss)(prompts)
     encoded = wj.api.tasks.encode(task.task, task.train.texts, model.tokenizer, template=0)
     for r, own in enumerate(chosen):
         prompt = torch.tensor(prompts[r], requires_grad=True)
@@ -144,7 +158,7 @@ def test_with_several_label_words_the_loss_sums_their_probabilities(model, their
     def loss(prompts):
         return wj.losses(model, prompts, packed, np.zeros((2, 3), int), 0.0)
 
-    found, gradients = with_gradient(loss, prompts)
+    found, gradients = with_gradient(loss)(prompts)
     train = wj.api.tasks.encode(single, task.train.texts, model.tokenizer, template=0)
     for r, own in enumerate(chosen):
         prompt = torch.tensor(prompts[r], requires_grad=True)
@@ -177,17 +191,18 @@ def test_words_of_a_label_that_diverges_leave_the_other_runs_alone(model, task):
     def loss(prompts):
         return wj.losses(model, prompts, packed, np.zeros((2, 3), int), 0.0)
 
-    whole, gradients = with_gradient(loss, prompts, total=lambda losses: losses[0])
-    found, left = with_gradient(loss, broken, total=lambda losses: losses[0])
+    of_first = with_gradient(loss, total=lambda losses: losses[0])
+    (whole, gradients), (found, left) = of_first(prompts), of_first(broken)
     assert found[0] == whole[0]
     assert np.isnan(found[1])
     np.testing.assert_array_equal(left[0], gradients[0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bos", [(), (5,)])
-def test_an_optimizer_of_ones_own_takes_the_steps_that_pytorchs_takes(model, theirs, task, bos):
+def test_an_optimizer_of_ones_own_takes_the_steps_that_pytorchs_takes(model, theirs, task):
+    """Also behind BOS."""
     torch = pytest.importorskip("torch")
+    bos = (5,)
     model = dataclasses.replace(model, bos_ids=bos)
     record = tune(
         model,
@@ -247,7 +262,8 @@ def test_bos_stays_as_it_is_and_is_no_part_of_the_prompt(model, task, constraint
     record, longer = tune(
         with_bos, task, None, targets={"short": "w7 w8", "long": toy_models.TARGET}, **settings
     )
-    for each, length in ((record, 2), (longer, 4)):
+    for each, name, length in ((record, "short", 2), (longer, "long", 4)):
+        assert each.run.target_name == name
         assert each.prompt.shape == (length, toy_models.WIDTH)
         assert len(each.token_ids) == length
         assert each.run.bos_ids == (5,)
@@ -261,15 +277,14 @@ def test_bos_stays_as_it_is_and_is_no_part_of_the_prompt(model, task, constraint
 
 @pytest.mark.slow
 def test_a_constraint_of_ones_own_holds_at_the_end(model, task):
-    near, far = (
-        tune(model, task, constraint=Ball(radius), learning_rate=0.3) for radius in (0.25, 100.0)
-    )
+    near = tune(model, task, constraint=Ball(0.25), learning_rate=0.3)
+    far = tune(model, task, gamma=0.0, learning_rate=0.3)
     target = np.asarray(model.embedding_table())[list(near.run.target_ids)]
     lengths = [np.linalg.norm(record.prompt - target, axis=1) for record in (near, far)]
     np.testing.assert_array_less(lengths[0], 0.2501)
     assert lengths[1].max() > 0.3
     assert near.run.constraint == "Ball(radius=0.25)"
-    assert near.run.id != far.run.id
+    assert near.run.id != dataclasses.replace(near.run, constraint=str(Ball(100.0))).id
 
 
 @pytest.mark.slow
@@ -321,14 +336,6 @@ def test_a_start_can_be_an_array_or_a_text(model, task):
     assert kept.run.id != text.run.id
     again = tune(model, task, init=given.copy(), learning_rate=0.0)
     assert again.run.id == kept.run.id
-
-
-@pytest.mark.slow
-def test_learning_rates_are_each_runs_own(model, task):
-    records = tune(model, task, learning_rate=[0.0, 0.1])
-    assert [r.run.learning_rate for r in records] == [0.0, 0.1]
-    assert records[0].distance == 0
-    assert records[1].distance > 0
 
 
 def test_a_callback_is_told_of_every_step(model, task):
