@@ -38,8 +38,16 @@ def their_logits(theirs, prompt, bos, layer):
 def test_the_lens_and_its_gradient_are_those_of_transformers(model, theirs, layer, bos):
     torch = pytest.importorskip("torch")
     model, lens = dataclasses.replace(model, bos_ids=bos), Lens(layer)
-    losses, ids = lens.loss(model, PROMPTS, TARGETS), lens.read(model, PROMPTS)
-    gradient = jax.jit(jax.grad(lambda p: lens.loss(model, p, TARGETS).sum()))(PROMPTS)
+
+    @jax.jit
+    def computed(prompts):
+        def summed(prompts):
+            losses = lens.loss(model, prompts, TARGETS)
+            return losses.sum(), losses
+
+        return *jax.grad(summed, has_aux=True)(prompts), lens.read(model, prompts)
+
+    gradient, losses, ids = computed(PROMPTS)
     for r in range(2):
         prompt = torch.tensor(PROMPTS[r], requires_grad=True)
         logits = their_logits(theirs, prompt, bos, layer)
