@@ -7,8 +7,9 @@ import pytest
 
 from tests.helpers import toy_models
 from wayward_jax import tasks
+from wayward_jax.training import flops
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_shape")]
 
 
 @pytest.fixture
@@ -21,6 +22,8 @@ def test_a_population_is_measured(model, data, monkeypatch):
 
     monkeypatch.setattr(measure, "load_model", lambda name, dtype: model)
     monkeypatch.setattr(measure, "load_reviews", lambda: data)
+    # The product of large matrices takes seconds.
+    monkeypatch.setattr(measure, "matrix_peak", lambda dtype, size: flops.matrix_peak(dtype, 64))
     row = measure.measure_tuning("toy", jnp.dtype("float32"), population=3, seconds=1e-3)
     assert row["population"] == 3
     assert 0 < row["real share"] <= 1
