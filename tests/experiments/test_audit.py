@@ -22,6 +22,9 @@ from wayward_jax.training.imitation import Texts, compare_outputs
 # A text that helps the toy model with its task, found among 400 random ones.
 HELPFUL = "w49 w17 w23"
 
+# The model is asked in these ways, and in those by default where there is no task.
+TEMPLATES = "w1 {prompt} w2|w1 {prompt} w3"
+
 pytestmark = pytest.mark.usefixtures("one_shape")
 
 
@@ -69,7 +72,10 @@ def second_text(model, prompt):
 
 
 def run(folder, source, others, out_dir, **changed):
-    """The JSON of an audit, with the page and the Markdown, which say the same."""
+    """The JSON of an audit, with the page and the Markdown, which say the same.
+
+    Audits of two texts share one program, whatever prompt and texts they have.
+    """
     if isinstance(source, np.ndarray):
         np.save(out_dir.parent / "prompt.npy", source)
         source = out_dir.parent / "prompt.npy"
@@ -87,6 +93,8 @@ def run(folder, source, others, out_dir, **changed):
         "learning_rate": 0.03,
         "n_eval": 0,
         "population": 8,
+        "mesh": "runs:1",
+        "verbal_templates": TEMPLATES,
         "out_dir": out_dir,
         **changed,
     }
@@ -149,12 +157,12 @@ def test_a_wayward_prompt_is_found_to_be_one_and_its_text_does_not_do_the_task(
     folder, model, task, p_star, wayward, tmp_path
 ):
     honest = wj.read(model, p_star)["euclidean"].text
-    found = run(folder, wayward, [honest], tmp_path / "out")
-    assert found["verdict"].startswith("1 of 1 other texts is read off a prompt with which the")
+    found = run(folder, wayward, [honest, "w3 w3 great"], tmp_path / "out")
+    assert found["verdict"].startswith("1 of 2 other texts is read off a prompt with which the")
     assert found["readings"]["euclidean"]["text"] == second_text(model, p_star)
     ids = np.asarray(model.tokenizer.encode(second_text(model, p_star)))
     text = np.asarray(c_proj(model.embedding_table(), ids))
-    (as_text,) = wj.evaluate(model, [text], task, template=0)
+    as_text, _ = wj.evaluate(model, [text, p_star], task, template=0)
     assert as_text.accuracy < found["task"]["accuracy"]["prompt"] - 0.1
     assert found["task"]["accuracy"]["reading"] == pytest.approx(as_text.accuracy, abs=0.004)
     assert any("the reading does mood worse than the prompt" in said for said in found["findings"])
@@ -162,7 +170,7 @@ def test_a_wayward_prompt_is_found_to_be_one_and_its_text_does_not_do_the_task(
 
 @pytest.mark.slow
 def test_a_text_is_found_to_be_a_text_whatever_its_doubles_do(folder, model, tmp_path):
-    found = run(folder, f"text={HELPFUL}", ["w3 w3 great"], tmp_path / "out", steps=5)
+    found = run(folder, f"text={HELPFUL}", ["w3 w3 great", "w7 w8 w9"], tmp_path / "out")
     assert found["verdict"].startswith("This prompt is a text: its vectors are embeddings of")
     assert found["readings"]["euclidean"]["text"] == HELPFUL
     assert found["task"]["accuracy"]["prompt"] == found["task"]["accuracy"]["reading"]
@@ -171,13 +179,16 @@ def test_a_text_is_found_to_be_a_text_whatever_its_doubles_do(folder, model, tmp
 
 @pytest.mark.slow
 def test_a_prompt_that_does_nothing_has_no_reading_to_test_and_short_texts_are_repeated(
-    folder, model, task, tmp_path
+    folder, tmp_path
 ):
-    draws = np.random.default_rng(0).normal(0, 0.3, (40, 3, toy_models.WIDTH)).astype(np.float32)
-    draws[:, 2], draws[:, 1] = draws[:, 0], 0
-    scored = wj.evaluate(model, draws, task, template=0)
-    worst = min(range(40), key=lambda i: scored[i].accuracy)
-    found = run(folder, draws[worst], ["w7 w8"], tmp_path / "out", steps=1)
+    """With this random prompt, the first that was found of its kind, half of the answers are right.
+
+    Other random prompts help.
+    """
+    prompt = np.random.default_rng(1).normal(0, 0.3, (3, toy_models.WIDTH)).astype(np.float32)
+    prompt[2], prompt[1] = prompt[0], 0
+    found = run(folder, prompt, ["w7 w8", "w3 w3 great"], tmp_path / "out")
+    assert found["task"]["accuracy"]["prompt"] < 0.55
     assert found["verdict"].startswith("This prompt is not shown to do mood better")
     assert found["task"]["doubles"][0]["target_text"] == "w7 w8 w7"
     assert found["duplicates"] == [[0, 2]]
@@ -188,11 +199,15 @@ def test_a_prompt_that_does_nothing_has_no_reading_to_test_and_short_texts_are_r
 def test_a_search_that_finds_no_double_says_how_hard_it_was_and_goes_on_where_it_was_stopped(
     folder, p_star, tmp_path, monkeypatch
 ):
-    """The second start tunes and measures nothing, and comes to the same page."""
-    flags = {"others": ["w3 w3 great"], "out_dir": tmp_path / "out", "steps": 2}
+    """The second start tunes and measures nothing, and comes to the same page.
+
+    Steps are so small that no prompt comes near a text.
+    """
+    flags = {"others": ["w3 w3 great", "w7 w8 w9"], "out_dir": tmp_path / "out"}
+    flags["learning_rate"] = 1e-5
     first = run(folder, p_star, **flags)
     assert first["verdict"].startswith("No double was found: all prompts")
-    assert any("in 2 steps of 4 examples" in said for said in first["findings"])
+    assert any("in 60 steps of 4 examples" in said for said in first["findings"])
     page = (tmp_path / "out" / "audit.html").read_text()
     (tmp_path / "out" / "audit.html").unlink()
     monkeypatch.setattr("wayward_jax.jobs.job.tune_population", pytest.fail)
@@ -201,6 +216,10 @@ def test_a_search_that_finds_no_double_says_how_hard_it_was_and_goes_on_where_it
     assert (tmp_path / "out" / "audit.html").read_text() == page
     with pytest.raises(InputError, match=r"out_dir=.*of other runs"):
         run(folder, p_star + 1, **flags)
+
+
+# Audits without a task that share one program. They themselves choose a mesh of all devices.
+IMITATED = {"task": None, "steps": 6, "population": 2, "mesh": None, "verbal_templates": None}
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +240,7 @@ def test_without_a_task_a_double_keeps_what_a_prompt_makes_the_model_predict(
     """The prompt lies between two texts, barely in the cells of the first one.
 
     A prompt on the other side of the walls is as good as the same. One that reads as a text far
-    away would take more than two small steps.
+    away would take more than a few small steps.
     """
     near, far = "w49 w17 w23", "w3 w3 great"
     table = np.asarray(model.embedding_table())[: len(toy_models.WORDS)]
@@ -230,7 +249,7 @@ def test_without_a_task_a_double_keeps_what_a_prompt_makes_the_model_predict(
     other = model.tokenizer.decode(ids.tolist())
     prompt = start + 0.49 * (table[ids] - start)
     assert wj.read(model, prompt)["euclidean"].text == near
-    flags = {"task": None, "texts": sentences, "steps": 2, "learning_rate": 0.001}
+    flags = IMITATED | {"texts": sentences, "learning_rate": 0.0003}
     found = run(folder, prompt, [other, far], tmp_path / "out", **flags)
     assert found["verdict"].startswith("1 of 2 other texts is read off a prompt with which the")
     assert found["task"] is None
@@ -249,18 +268,18 @@ def test_without_a_task_a_double_keeps_what_a_prompt_makes_the_model_predict(
     assert kept["share"][0] == pytest.approx(100 * own.kl.mean() / nothing.kl.mean(), rel=1e-3)
     with pytest.raises(InputError, match=r"out_dir=.*of other runs or examples"):
         run(folder, prompt, [far], tmp_path / "out", **flags)
-    with pytest.raises(InputError, match=r"out_dir=.*steps was 2 and is 3"):
-        run(folder, prompt, [other, far], tmp_path / "out", **{**flags, "steps": 3})
+    with pytest.raises(InputError, match=r"out_dir=.*steps was 6 and is 7"):
+        run(folder, prompt, [other, far], tmp_path / "out", **{**flags, "steps": 7})
 
 
 @pytest.mark.slow
 def test_an_audit_without_a_task_goes_on_after_the_doubles_that_were_finished(
     folder, sentences, tmp_path, monkeypatch
 ):
-    """It is stopped, and then killed, in the middle of the second of three doubles."""
+    """It is stopped, and then killed, in the middle of the second of three pairs of doubles."""
     prompt = np.random.default_rng(3).normal(0, 0.3, (3, toy_models.WIDTH)).astype(np.float32)
-    texts = ["w3 w3 great", "w49 w17 w23", "w7 w8 w9"]
-    flags = {"task": None, "texts": sentences, "steps": 6, "population": 1}
+    texts = ["w3 w3 great", "w49 w17 w23", "w7 w8 w9", "w4 w5 w6", "w9 w3 w1", "w30 w31 w32"]
+    flags = IMITATED | {"texts": sentences}
     whole = run(folder, prompt, texts, tmp_path / "whole", **flags)
 
     def terminate():
@@ -281,7 +300,7 @@ def test_an_audit_without_a_task_goes_on_after_the_doubles_that_were_finished(
         run(folder, prompt, texts, out_dir, **flags)
     with pytest.raises(MemoryError):
         run(folder, prompt, texts, out_dir, **flags)
-    assert len(list((out_dir / "doubles").iterdir())) == 1
+    assert len(list((out_dir / "doubles").iterdir())) == 2
     assert run(folder, prompt, texts, out_dir, **flags) == whole
     assert taken == [5, 1, 5, 5, 5, 1, 5, 1]  # in calls of at most five steps
     for path in (tmp_path / "whole" / "doubles").iterdir():
@@ -334,7 +353,6 @@ def test_doubles_of_the_lens_are_judged_apart_and_the_model_says_what_the_prompt
     folder, model, p_star, tmp_path
 ):
     """The text is the one that the lens reads off p_star, so that there is such a double."""
-    templates = "w1 {prompt} w2|w1 {prompt} w3"
     text = model.tokenizer.decode(Lens(1).read(model, p_star[None])[0].tolist())
     found = run(
         folder,
@@ -344,14 +362,13 @@ def test_doubles_of_the_lens_are_judged_apart_and_the_model_says_what_the_prompt
         constraint="cell,lens:1",
         gamma=10,
         steps=20,
-        verbal_templates=templates,
     )
     nearest, lens = found["task"]["doubles"]
     assert (nearest["reading"], lens["reading"]) == ("nearest tokens", "lens:1")
     double = wj.load_prompt(f"{tmp_path}/out/{lens['checkpoint']}:{lens['best']}", model)
     assert model.tokenizer.decode(Lens(1).read(model, double[None])[0].tolist()) == text
     assert any(said.startswith("By the reading lens:1: ") for said in found["findings"])
-    verbal = Verbal(tuple(templates.split("|")))
+    verbal = Verbal(tuple(TEMPLATES.split("|")))
     said = verbal.say(model, p_star[None])
     texts = [model.tokenizer.decode(ids.tolist()) for ids in np.asarray(said.ids[0])]
     assert [answer["text"] for answer in found["answers"][:2]] == texts
