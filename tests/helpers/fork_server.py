@@ -20,6 +20,7 @@ IMPORTED = (
     *("wayward_jax.jobs.preemption", "wayward_jax.jobs.folder", "wayward_jax.jobs.progress_bar"),
     *("wayward_jax.jobs.processes", "wayward_jax.jobs.object_stores", "wayward_jax.checkpoints"),
     *("wayward_jax.training.memory", "wayward_jax.models", "wayward_jax.tasks"),
+    *("wayward_jax.jobs.job", "wayward_jax.analysis.analyze", "wayward_jax.analysis.terminal"),
 )
 MEMORY = 16 * 2**30
 """Bytes of address space, so that runaway memory is an error of the program alone."""
