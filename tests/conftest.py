@@ -16,6 +16,7 @@ from tests.helpers import fork_server, toy_job, toy_models
 from wayward_jax import assets
 from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.jobs.signals import STOPPING
+from wayward_jax.training.flops import matrix_peak
 
 # The programs of tests are compiled for longer than they run. What the user asks of XLA comes last.
 FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
@@ -65,6 +66,15 @@ def programs_are_dropped():
     """Drops compiled programs after each file. All files' together need more than memory has."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def peaks_are_those_of_small_matrices():
+    """Each job measures how fast its devices multiply matrices, for half a second if large."""
+    with pytest.MonkeyPatch.context() as patch:
+        peak = "wayward_jax.jobs.throughput.matrix_peak"
+        patch.setattr(peak, lambda dtype, size: matrix_peak(dtype, 64))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +182,10 @@ def job(tmp_path_factory):
     folder = toy_job.make(tmp_path_factory.mktemp("analysis"))
     (folder / "words.txt").write_text("w7 w8 w9\nw3 w3 great\n")
     changed = {"targets": folder / "words.txt", "gamma": "0,0.5", "seeds": "1,2", "mesh": "runs:1"}
-    experiments.run.main(toy_job.texts(toy_job.flags(folder, **changed, out_dir=folder / "runs")))
+    texts = toy_job.texts(toy_job.flags(folder, **changed, out_dir=folder / "runs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wayward_jax.training.planning.MAX_SHAPES", 1)  # one program
+        experiments.run.main(texts)
     return folder
 
 
