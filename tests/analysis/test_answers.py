@@ -249,7 +249,6 @@ def test_a_page_shows_the_same_after_the_job_was_stopped_in_each_population(
         return asked_before in stops
 
     monkeypatch.setattr("wayward_jax.training.planning.MAX_STEPS_PER_CALL", 2)
-    monkeypatch.setattr("wayward_jax.training.planning.MAX_SHAPES", 2)
     whole = run("whole")
     with monkeypatch.context() as patch:
         patch.setattr("wayward_jax.jobs.preemption.Interruption.asked", asked)
