@@ -16,7 +16,6 @@ from tests.helpers import fork_server, toy_job, toy_models
 from wayward_jax import assets
 from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.jobs.signals import STOPPING
-from wayward_jax.training.flops import matrix_peak
 
 # The programs of tests are compiled for longer than they run. What the user asks of XLA comes last.
 FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
@@ -66,15 +65,6 @@ def programs_are_dropped():
     """Drops compiled programs after each file. All files' together need more than memory has."""
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def peaks_are_those_of_small_matrices():
-    """Each job measures how fast its devices multiply matrices, for half a second if large."""
-    with pytest.MonkeyPatch.context() as patch:
-        peak = "wayward_jax.jobs.throughput.matrix_peak"
-        patch.setattr(peak, lambda dtype, size: matrix_peak(dtype, 64))
-        yield
 
 
 @pytest.fixture(scope="module")
