@@ -1,7 +1,8 @@
 """Comparison with models as transformers computes them."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,8 +18,13 @@ def assert_same_logits(ours, theirs, length=24):
     ids, _ = random_texts(theirs, length)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(ids)).logits.numpy()
-    text_logits = jax.jit(lambda params: ours.module.apply(params, ids, method="text_logits"))
-    assert_close(text_logits(ours.params), expected)
+    assert_close(text_logits(ours.module, ours.params, ids), expected)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def text_logits(module, params, ids):
+    """One program for all models of one module."""
+    return module.apply(params, ids, method="text_logits")
 
 
 def random_texts(theirs, length=24):
@@ -32,19 +38,20 @@ def compute(ours, theirs):
     """Computes our logits, and the gradients of their weighted sum with respect to embeddings."""
     ids, weights = random_texts(theirs)
     texts, length = ids.shape
-    causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (texts, length, length))
-    positions = jnp.tile(jnp.arange(length), texts)
+    causal = np.broadcast_to(np.tri(length, dtype=bool), (texts, length, length))
+    positions = np.tile(np.arange(length), texts)
 
     @jax.jit
-    def gradients(params, embeddings):
+    def gradients(params):
         def weighted(embeddings):
             hidden = ours.module.apply(params, embeddings, positions, causal)
             logits = ours.module.apply(params, hidden, method="logits").reshape(weights.shape)
             return (logits * weights).sum(), logits
 
-        return jax.grad(weighted, has_aux=True)(embeddings)
+        table = ours.module.apply(params, method="embedding_table")
+        return jax.grad(weighted, has_aux=True)(table[ids.ravel()])
 
-    of_embeddings, logits = gradients(ours.params, ours.embedding_table()[ids.ravel()])
+    of_embeddings, logits = gradients(ours.params)
     return np.asarray(logits), np.asarray(of_embeddings, np.float32)
 
 

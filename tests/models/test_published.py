@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -46,6 +47,9 @@ LLAMA = {
     "num_key_value_heads": 2,
     "pad_token_id": None,
 }
+# One layer shows what all layers do alike.
+GPT2_LAYER = {**GPT2, "n_layer": 1}
+LLAMA_LAYER = {**LLAMA, "num_hidden_layers": 1}
 NEOX = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
 OPT = {
     "vocab_size": 410,
@@ -55,6 +59,7 @@ OPT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
+OPT_LAYER = {**OPT, "num_hidden_layers": 1}
 GEMMA = {**LLAMA, "head_dim": 16, "sliding_window": 5}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -84,56 +89,56 @@ VARIANTS = {
     "llama": (LlamaConfig, LLAMA),
     "gpt2 with other sizes": (
         GPT2Config,
-        {**GPT2, "n_inner": 100, "layer_norm_epsilon": 0.1, "tie_word_embeddings": False},
+        {**GPT2_LAYER, "n_inner": 100, "layer_norm_epsilon": 0.1, "tie_word_embeddings": False},
     ),
-    "gpt2 with gelu": (GPT2Config, {**GPT2, "activation_function": "gelu"}),
-    "gpt2 with tanh gelu": (GPT2Config, {**GPT2, "activation_function": "gelu_pytorch_tanh"}),
-    "gpt2 with relu": (GPT2Config, {**GPT2, "activation_function": "relu"}),
-    "gpt2 with silu": (GPT2Config, {**GPT2, "activation_function": "silu"}),
+    "gpt2 with gelu": (GPT2Config, {**GPT2_LAYER, "activation_function": "gelu"}),
+    "gpt2 with tanh gelu": (GPT2Config, {**GPT2_LAYER, "activation_function": "gelu_pytorch_tanh"}),
+    "gpt2 with relu": (GPT2Config, {**GPT2_LAYER, "activation_function": "relu"}),
+    "gpt2 with silu": (GPT2Config, {**GPT2_LAYER, "activation_function": "silu"}),
     "llama, tied, one key head": (
         LlamaConfig,
-        {**LLAMA, "tie_word_embeddings": True, "num_key_value_heads": 1, "rms_norm_eps": 0.1},
+        {**LLAMA_LAYER, "tie_word_embeddings": True, "num_key_value_heads": 1, "rms_norm_eps": 0.1},
     ),
     "llama with biases and wide heads": (
         LlamaConfig,
         {
-            **LLAMA,
+            **LLAMA_LAYER,
             "num_key_value_heads": 4,
             "head_dim": 20,
             "attention_bias": True,
             "mlp_bias": True,
         },
     ),
-    "llama with gelu": (LlamaConfig, {**LLAMA, "hidden_act": "gelu"}),
+    "llama with gelu": (LlamaConfig, {**LLAMA_LAYER, "hidden_act": "gelu"}),
     "llama with another theta": (
         LlamaConfig,
-        {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+        {**LLAMA_LAYER, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     ),
-    "llama with linear rope": (LlamaConfig, {**LLAMA, "rope_parameters": LINEAR_ROPE}),
-    "llama with llama3 rope": (LlamaConfig, {**LLAMA, "rope_parameters": LLAMA3_ROPE}),
+    "llama with linear rope": (LlamaConfig, {**LLAMA_LAYER, "rope_parameters": LINEAR_ROPE}),
+    "llama with llama3 rope": (LlamaConfig, {**LLAMA_LAYER, "rope_parameters": LLAMA3_ROPE}),
     "llama with dynamic rope": (
         LlamaConfig,
-        {**LLAMA, "rope_parameters": {**LINEAR_ROPE, "rope_type": "dynamic"}},
+        {**LLAMA_LAYER, "rope_parameters": {**LINEAR_ROPE, "rope_type": "dynamic"}},
     ),
-    "mistral without a window": (MistralConfig, {**LLAMA, "sliding_window": None}),
+    "mistral without a window": (MistralConfig, {**LLAMA_LAYER, "sliding_window": None}),
     "mistral with a window": (MistralConfig, {**LLAMA, "sliding_window": 7}),
     "qwen2": (Qwen2Config, LLAMA),
     "qwen2 with windows in some layers": (
         Qwen2Config,
         {**LLAMA, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     ),
-    "qwen2 with yarn rope": (Qwen2Config, {**LLAMA, "rope_parameters": YARN_ROPE}),
+    "qwen2 with yarn rope": (Qwen2Config, {**LLAMA_LAYER, "rope_parameters": YARN_ROPE}),
     "qwen3": (Qwen3Config, {**LLAMA, "head_dim": 16}),
     "qwen3, tied, with biases": (
         Qwen3Config,
-        {**LLAMA, "head_dim": 16, "attention_bias": True, "tie_word_embeddings": True},
+        {**LLAMA_LAYER, "head_dim": 16, "attention_bias": True, "tie_word_embeddings": True},
     ),
     "phi3": (Phi3Config, LLAMA),
-    "phi3 with a window": (Phi3Config, {**LLAMA, "sliding_window": 6}),
+    "phi3 with a window": (Phi3Config, {**LLAMA_LAYER, "sliding_window": 6}),
     "phi3 with longrope": (
         Phi3Config,
         {
-            **LLAMA,
+            **LLAMA_LAYER,
             "max_position_embeddings": 128,
             "original_max_position_embeddings": 64,
             "rope_parameters": LONG_ROPE,
@@ -142,7 +147,7 @@ VARIANTS = {
     "phi3, partly rotary": (
         Phi3Config,
         {
-            **LLAMA,
+            **LLAMA_LAYER,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
@@ -197,6 +202,7 @@ VARIANTS = {
         GPTNeoXConfig,
         {
             **NEOX,
+            "num_hidden_layers": 1,
             "use_parallel_residual": False,
             "attention_bias": False,
             "rope_parameters": {
@@ -209,11 +215,11 @@ VARIANTS = {
     "opt": (OPTConfig, OPT),
     "opt with narrow embeddings and norms after": (
         OPTConfig,
-        {**OPT, "word_embed_proj_dim": 32, "do_layer_norm_before": False},
+        {**OPT_LAYER, "word_embed_proj_dim": 32, "do_layer_norm_before": False},
     ),
     "opt without biases": (
         OPTConfig,
-        {**OPT, "enable_bias": False, "layer_norm_elementwise_affine": False},
+        {**OPT_LAYER, "enable_bias": False, "layer_norm_elementwise_affine": False},
     ),
 }
 
@@ -248,15 +254,16 @@ def test_logits_at_the_width_of_real_models_are_those_of_transformers(config, pu
 
 
 @pytest.mark.parametrize("family", slow_after(1, list(FAMILIES)))
-def test_bfloat16_is_within_2_percent_of_float32(family, publish, tmp_path):
-    """The unit roundoff of bfloat16 is 0.4 %, and two layers round a dozen times.
+def test_bfloat16_is_within_one_and_a_half_percent_of_float32(family, publish, tmp_path):
+    """The unit roundoff of bfloat16 is 0.4 %, and a layer rounds half a dozen times.
 
-    The ReLU of OPT has a gradient that jumps where rounding changes a sign: 4 %.
+    The ReLU of OPT has a gradient that jumps where rounding changes a sign: 3 %.
     """
     kind, entries = next(each for each in VARIANTS.values() if each[0].model_type == family)
-    folder, theirs = publish(kind(**entries))
+    depth = "n_layer" if family == "gpt2" else "num_hidden_layers"
+    folder, theirs = publish(kind(**{**entries, depth: 1}))
     rounded = compute(models.load(str(folder), cache_dir=tmp_path, dtype=jnp.bfloat16), theirs)
-    bound = 0.04 if family == "opt" else 0.02
+    bound = 0.03 if family == "opt" else 0.015
     for a, b in zip(rounded, compute_published(theirs), strict=True):
         assert 1e-3 * np.linalg.norm(b) < np.linalg.norm(a - b) < bound * np.linalg.norm(b)
 
@@ -304,25 +311,33 @@ def test_gpt2_files_without_prefix_and_with_causal_masks_are_read(publish, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
-def test_of_a_gemma_3_that_reads_images_the_language_model_is_taken(prefix, publish, tmp_path):
-    """The hub's text_config has only the entries that differ from the defaults."""
+def test_of_a_gemma_3_that_reads_images_the_language_model_is_taken(publish, tmp_path):
+    """The hub's text_config has only the entries that differ from the defaults.
+
+    Tensors have the older of two prefixes, then the newer.
+    """
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}  # the defaults
     text = {**GEMMA, **heads, "num_hidden_layers": 6}
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
     folder, theirs = publish(config)
-    file = folder / "model.safetensors"
-    tensors = safetensors.numpy.load_file(file)
-    assert any(name.startswith("language_model.model.") for name in tensors)
-    moved = {name.replace("language_model.model.", prefix): tensors[name] for name in tensors}
-    safetensors.numpy.save_file(moved, file)
     entries = json.loads((folder / "config.json").read_text())
     sparse = {name: text[name] for name in GEMMA if name not in heads}
     entries["text_config"] = {**sparse, "num_hidden_layers": 6, "model_type": "gemma3_text"}
     (folder / "config.json").write_text(json.dumps(entries))
-    assert_same_logits(models.load(str(folder), cache_dir=tmp_path), theirs)
+    file = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    assert any(name.startswith("language_model.model.") for name in tensors)
+    older = models.load(str(folder), cache_dir=tmp_path / "older")
+    assert_same_logits(older, theirs)
+
+    prefix = "model.language_model."
+    moved = {name.replace("language_model.model.", prefix): tensors[name] for name in tensors}
+    safetensors.numpy.save_file(moved, file)
+    newer = models.load(str(folder), cache_dir=tmp_path / "newer")
+    assert newer.module == older.module
+    jax.tree.map(np.testing.assert_array_equal, newer.params, older.params)
 
 
 def test_bfloat16_weights_are_the_rounded_published_ones(publish, tmp_path):
