@@ -7,8 +7,6 @@ import gguf
 import numpy as np
 import pytest
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -33,6 +31,8 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+# One layer shows what all layers do alike.
+LAYER = {**LLAMA, "num_hidden_layers": 1}
 QUANTIZATIONS = [
     gguf.GGMLQuantizationType[name]
     for name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -148,22 +148,22 @@ def test_logits_of_every_quantization_are_those_of_the_dequantized_weights(
 
 GEMMA = {**LLAMA, "head_dim": 32, "sliding_window": 5}
 OTHERS = {
-    "llama": LlamaConfig(**LLAMA, tie_word_embeddings=True),
-    "llama with biases": LlamaConfig(**{**LLAMA, "num_key_value_heads": 4}, attention_bias=True),
+    "llama": LlamaConfig(**LAYER, tie_word_embeddings=True),
+    "llama with biases": LlamaConfig(**{**LAYER, "num_key_value_heads": 4}, attention_bias=True),
     "llama with wide heads": LlamaConfig(
-        **{**LLAMA, "num_key_value_heads": 1, "rms_norm_eps": 0.1}, head_dim=32, mlp_bias=True
+        **{**LAYER, "num_key_value_heads": 1, "rms_norm_eps": 0.1}, head_dim=32, mlp_bias=True
     ),
     "llama with another theta": LlamaConfig(
-        **LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 500.0}
+        **LAYER, rope_parameters={"rope_type": "default", "rope_theta": 500.0}
     ),
-    "qwen2": Qwen2Config(**LLAMA),
-    "qwen3": Qwen3Config(**LLAMA, head_dim=32),
+    "qwen2": Qwen2Config(**LAYER),
+    "qwen3": Qwen3Config(**LAYER, head_dim=32),
     "gemma2": Gemma2Config(**GEMMA, query_pre_attn_scalar=32, attn_logit_softcapping=2.0),
     "gemma3": Gemma3TextConfig(**{**GEMMA, "num_hidden_layers": 6}, query_pre_attn_scalar=32),
-    "phi3": Phi3Config(**LLAMA, pad_token_id=0),
-    "phi3 with a window": Phi3Config(**LLAMA, pad_token_id=0, sliding_window=6),
-    "olmo2": Olmo2Config(**LLAMA, pad_token_id=0),
-    "gpt2": GPT2Config(vocab_size=410, n_positions=64, n_embd=64, n_layer=2, n_head=4),
+    "phi3": Phi3Config(**LAYER, pad_token_id=0),
+    "phi3 with a window": Phi3Config(**LAYER, pad_token_id=0, sliding_window=6),
+    "olmo2": Olmo2Config(**LAYER, pad_token_id=0),
+    "gpt2": GPT2Config(vocab_size=410, n_positions=64, n_embd=64, n_layer=1, n_head=4),
 }
 
 
@@ -303,16 +303,44 @@ def test_files_cut_short_are_refused_and_named(share, tokenizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_logits_of_smollm2_are_those_that_transformers_reads_from_the_same_file(asset, tmp_path):
-    pytest.importorskip("torch")
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+def test_logits_of_smollm2_are_those_of_its_published_configuration_in_transformers(
+    asset, tmp_path, monkeypatch
+):
+    """llama.cpp's library reads and dequantizes the weights; transformers would read them twice."""
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaForCausalLM
 
     file = asset("smollm2-135m")
-    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    theirs = AutoModelForCausalLM.from_config(config).eval()
-    read = load_gguf_checkpoint(file, return_tensors=True, model_to_load=theirs)
-    missing, unknown = theirs.load_state_dict(read["tensors"], strict=False)
-    assert (missing, unknown) == (["lm_head.weight"], [])  # which is tied
+    config = LlamaConfig(
+        vocab_size=49152,
+        max_position_embeddings=8192,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with monkeypatch.context() as patch:  # values are read from memory several times as fast
+        patch.setattr(np, "memmap", lambda file, mode: np.fromfile(file, np.uint8))
+        tensors = gguf.GGUFReader(file).tensors
+    stored = {each.name: gguf.dequantize(each.data, each.tensor_type) for each in tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    weights = {}
+    with torch.device("meta"):
+        wanted = set(LlamaForCausalLM(config).state_dict()) - {"lm_head.weight"}  # which is tied
+    for name in wanted:
+        array = stored.pop(names.get_name(name, try_suffixes=(".weight",)))
+        for part, count in (("q_proj", 9), ("k_proj", 3)):
+            if part in name:
+                array = array[np.argsort(permute(np.arange(len(array)), count))]
+        weights[name] = torch.from_numpy(array.copy())
+    assert not stored
+    theirs = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights).eval()
     ours = models.load(str(file), cache_dir=tmp_path)
-    assert ours.tokenizer.eos_id == theirs.config.eos_token_id
+    assert ours.tokenizer.eos_id == config.eos_token_id
     assert_same_logits(ours, theirs)
