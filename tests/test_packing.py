@@ -302,7 +302,7 @@ def read_back(pack):
 @given(
     placed=st.lists(st.integers(-1, 3), min_size=12, max_size=12),
     prompts=st.lists(st.integers(0, 9), min_size=4, max_size=4),
-    slots=st.integers(40, 80),
+    slots=st.sampled_from([40, 57, 80]),  # each shape of a mask is compiled
 )
 def test_every_prediction_keeps_its_prompt_its_token_and_its_context(
     method, placed, prompts, slots

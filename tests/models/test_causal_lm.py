@@ -28,24 +28,30 @@ FAMILY = {
 }
 
 
-@pytest.fixture(params=FAMILY)
+@pytest.fixture(scope="module", params=FAMILY)
 def family(request):
     return request.param
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def dtype(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def of_model(family, dtype):
     """Calls a method of a random model with the table of its output."""
     module = FAMILIES[family].module_of({**ENTRIES, **FAMILY[family]})
-    ids = jnp.zeros((1, 1), jnp.int32)
-    params = jax.jit(lambda key: module.init(key, ids, method="text_logits"))(jax.random.key(0))
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return lambda method, *inputs: module.apply(params, *inputs, method=method)
+    ids = np.zeros((1, 1), np.int32)
+
+    @jax.jit
+    def initialize(key):
+        params = module.init(key, ids, method="text_logits")
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    params = initialize(jax.random.key(0))
+    apply = jax.jit(module.apply, static_argnames="method")
+    return lambda method, *inputs: apply(params, *inputs, method=method)
 
 
 @pytest.fixture
@@ -56,7 +62,7 @@ def hidden(dtype):
 
 
 def test_the_logit_of_one_token_is_the_one_among_all(of_model, hidden):
-    ids = jnp.asarray([3, 0, 49, 7, 7, 1])
+    ids = np.asarray([3, 0, 49, 7, 7, 1])
     every = np.asarray(of_model("logits", hidden))
     one = of_model("token_logits", hidden, ids)
     assert one.dtype == jnp.float32
@@ -75,16 +81,17 @@ def test_the_gradient_of_normalizers_is_the_mean_of_that_of_logits(of_model, hid
     logits = np.float64(of_model("logits", hidden))
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
-    of_logits = jax.jacobian(lambda h: of_model("logits", h[None])[0])
+    of_logits = jax.jit(jax.jacobian(lambda h: of_model("logits", h[None])[0]))
     expected = np.stack(
         [share @ np.float64(of_logits(state)) for share, state in zip(shares, hidden, strict=True)]
     )
-    found = jax.grad(lambda h: of_model("log_normalizers", h).sum())(hidden)
+    found = jax.jit(jax.grad(lambda h: of_model("log_normalizers", h).sum()))(hidden)
     rounding = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
     assert np.abs(np.float64(found) - expected).max() <= rounding * np.abs(expected).max()
 
 
 def test_a_state_that_is_not_finite_leaves_the_others_alone(of_model, hidden):
+    @jax.jit
     def normalizers(states):
         found, pull = jax.vjp(lambda h: of_model("log_normalizers", h), states)
         return found, *pull(jnp.ones_like(found))
