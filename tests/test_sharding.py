@@ -86,7 +86,6 @@ def on_one_device(results_on):
     ("family", "shape"),
     [
         ("gpt2", (8, 1, 1)),
-        ("llama", (4, 2, 1)),
         ("llama", (2, 2, 2)),
         ("gpt2", (1, 1, 2)),
     ],
@@ -126,20 +125,12 @@ def compiled(model, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1)])
-def test_runs_never_communicate_and_examples_only_sum_up(model_of, shape):
-    """A sum over one device alone, on which nothing waits, may be left in.
-
-    From jax 0.11 on, groups of devices are written as axes of the mesh.
-    """
-    mesh = make_mesh(*shape)
-    of_one_side = np.arange(shape[0] * shape[1]).reshape(shape[:2]).tolist()
-    groups = ",".join("{" + ",".join(map(str, side)) + "}" for side in of_one_side)
-    sizes = ",".join(f"'{axis}'={size}" for axis, size in mesh.shape.items())
-    expected = "{" + groups + "},", f"mesh[{sizes}] {{'data'}}"
+def test_runs_never_communicate_and_examples_only_sum_up(model_of):
+    """From jax 0.11 on, groups of devices are written as axes of the mesh."""
+    mesh = make_mesh(runs=2, data=4)
+    groups = "{{0,1,2,3},{4,5,6,7}},", "mesh['runs'=2,'data'=4,'model'=1] {'data'}"
     found = set(COLLECTIVE.findall(compiled(model_of("gpt2", mesh), mesh)))
-    sums = [{("all-reduce", each)} for each in expected]
-    assert found in sums or (mesh.shape["data"] == 1 and not found)
+    assert found in [{("all-reduce", each)} for each in groups]
 
 
 @pytest.mark.slow
@@ -158,7 +149,7 @@ def test_a_layer_sums_over_the_model_axis_four_times_at_most_and_moves_nothing_e
         hlo = compile_training(model, plan, plan.shapes[0], mesh).hlo
         return collections.Counter(name for name, _ in COLLECTIVE.findall(hlo))
 
-    of_layer = collectives(3) - collectives(2)
+    of_layer = collectives(2) - collectives(1)
     assert of_layer.keys() == {"all-reduce"}
     assert of_layer["all-reduce"] <= 4
 
