@@ -4,6 +4,7 @@ A model is checked and converted once. Its weights are then mapped into memory f
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -161,6 +162,7 @@ def _params(
     return params, digest[:DIGEST_DIGITS]
 
 
+@functools.cache
 def _shapes(module: CausalLM) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Computes the shapes of the module's parameters by path."""
     ids = jnp.zeros((1, 1), jnp.int32)
