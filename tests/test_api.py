@@ -96,9 +96,8 @@ def after_bos(theirs, bos, prompt):
     return torch.cat([before.detach(), prompt])
 
 
-@pytest.mark.parametrize(
-    "bos", [(), *(pytest.param(bos, marks=pytest.mark.slow) for bos in ((5,), (9, 2)))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("bos", [(), (5,), (9, 2)])
 def test_the_loss_and_its_gradient_are_those_of_pytorch(model, theirs, task, bos):
     torch = pytest.importorskip("torch")
     model = dataclasses.replace(model, bos_ids=bos)

@@ -11,6 +11,8 @@ from wayward_jax.jobs import records
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
+pytestmark = pytest.mark.slow
+
 FLAGS = (
     *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
     *("disable-background-networking", "disable-component-update", "disable-sync"),
