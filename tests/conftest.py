@@ -1,5 +1,6 @@
 """Fixtures that several tests share: assets, a finished job, and models that transformers makes."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -67,11 +68,18 @@ def programs_are_dropped():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def one_shape():
+@contextlib.contextmanager
+def having_one_shape():
     """Has all packs of a population have one shape, so that each population takes one program."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wayward_jax.training.planning.MAX_SHAPES", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_shape():
+    """See `having_one_shape`."""
+    with having_one_shape():
         yield
 
 
@@ -173,8 +181,7 @@ def job(tmp_path_factory):
     (folder / "words.txt").write_text("w7 w8 w9\nw3 w3 great\n")
     changed = {"targets": folder / "words.txt", "gamma": "0,0.5", "seeds": "1,2", "mesh": "runs:1"}
     texts = toy_job.texts(toy_job.flags(folder, **changed, out_dir=folder / "runs"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wayward_jax.training.planning.MAX_SHAPES", 1)  # one program
+    with having_one_shape():
         experiments.run.main(texts)
     return folder
 

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,6 +10,7 @@ import pytest
 
 import wayward_jax as wj
 from tests.helpers import toy_models
+from tests.helpers.gradients import with_gradient
 from wayward_jax.constraints import Constraint
 from wayward_jax.segments import example_order
 from wayward_jax.sharding import make_mesh, place_params
@@ -72,21 +72,6 @@ def test_learning_rates_are_each_runs_own(grid):
     for record in grid[:16]:
         assert (record.distance > 0) == (record.run.learning_rate > 0)
     assert {r.run.learning_rate for r in grid[:16]} == {0.0, 0.1}
-
-
-def with_gradient(loss, total=jnp.sum):
-    """A program that gives the losses of prompts, and the gradient of their total."""
-
-    def totaled(prompts):
-        losses = loss(prompts)
-        return total(losses), losses
-
-    def computed(prompts):
-        gradient, losses = program(prompts)
-        return losses, gradient
-
-    program = jax.jit(jax.grad(totaled, has_aux=True))
-    return computed
 
 
 def after_bos(theirs, bos, prompt):

@@ -215,7 +215,7 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     out_dir, _ = finished
     row = records.read_lines(out_dir / "results.jsonl")[-1]
     source = f"{out_dir}/{row['checkpoint']}:{row['id']}"
-    # Of as many steps and runs as before, so that the programs are the same.
+    # This job has as many steps and runs as the finished one, so its programs are compiled already.
     changed = {"seeds": "1,2", "mesh": "runs:1", "init": source, "learning_rate": 0.0}
     given = flags.job_settings(toy_job.texts(toy_job.flags(folder, **changed)))
     with ProgressReporter(Console(quiet=True)) as watch:

@@ -17,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from tests.helpers.gguf_files import read_into_memory
 from tests.helpers.published import assert_same_logits
 from tests.helpers.toy_models import random_weights
 from wayward_jax import models
@@ -304,7 +305,7 @@ def test_files_cut_short_are_refused_and_named(share, tokenizer, tmp_path):
 
 @pytest.mark.slow
 def test_logits_of_smollm2_are_those_of_its_published_configuration_in_transformers(
-    asset, tmp_path, monkeypatch
+    asset, tmp_path
 ):
     """llama.cpp's library reads and dequantizes the weights; transformers would read them twice."""
     torch = pytest.importorskip("torch")
@@ -325,8 +326,7 @@ def test_logits_of_smollm2_are_those_of_its_published_configuration_in_transform
         bos_token_id=1,
         eos_token_id=2,
     )
-    with monkeypatch.context() as patch:  # values are read from memory several times as fast
-        patch.setattr(np, "memmap", lambda file, mode: np.fromfile(file, np.uint8))
+    with read_into_memory():
         tensors = gguf.GGUFReader(file).tensors
     stored = {each.name: gguf.dequantize(each.data, each.tensor_type) for each in tensors}
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)

@@ -6,12 +6,12 @@ import json
 import time
 
 import gguf
-import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, Qwen2Tokenizer
 
+from tests.helpers.gguf_files import read_into_memory
 from wayward_jax import models
 from wayward_jax.models.formats import gguf as gguf_format
 from wayward_jax.models.formats.gguf_tokenizer import build_tokenizer
@@ -45,10 +45,7 @@ def smollm2(asset):
     """SmolLM2's tokenizer as we and as transformers read it from the same file."""
     pytest.importorskip("torch")  # by which transformers reads GGUF files
     file = asset("smollm2-135m")
-    with pytest.MonkeyPatch.context() as patch:  # values are read from memory much faster
-        patch.setattr(
-            np, "memmap", lambda file, dtype=np.uint8, mode=None: np.fromfile(file, dtype)
-        )
+    with read_into_memory():
         theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     return gguf_format.read(file).tokenizer, theirs
 

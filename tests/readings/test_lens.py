@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers import toy_models
 from tests.helpers.cases import slow_after
+from tests.helpers.gradients import with_gradient
 from tests.helpers.published import assert_close
 from wayward_jax.readings import Lens, NearestTokens
 from wayward_jax.readings.lens import read_layers
@@ -38,16 +39,9 @@ def their_logits(theirs, prompt, bos, layer):
 def test_the_lens_and_its_gradient_are_those_of_transformers(model, theirs, layer, bos):
     torch = pytest.importorskip("torch")
     model, lens = dataclasses.replace(model, bos_ids=bos), Lens(layer)
-
-    @jax.jit
-    def computed(prompts):
-        def summed(prompts):
-            losses = lens.loss(model, prompts, TARGETS)
-            return losses.sum(), losses
-
-        return *jax.grad(summed, has_aux=True)(prompts), lens.read(model, prompts)
-
-    gradient, losses, ids = computed(PROMPTS)
+    of_loss = with_gradient(lambda prompts: lens.loss(model, prompts, TARGETS))
+    computed = jax.jit(lambda prompts: (*of_loss(prompts), lens.read(model, prompts)))
+    losses, gradient, ids = computed(PROMPTS)
     for r in range(2):
         prompt = torch.tensor(PROMPTS[r], requires_grad=True)
         logits = their_logits(theirs, prompt, bos, layer)

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
+from tests.helpers.gradients import with_gradient
 from tests.helpers.published import assert_close
 from wayward_jax import models
 from wayward_jax.readings import Verbal
@@ -52,17 +52,6 @@ def both(request, publish, tmp_path_factory):
 def embed(theirs, ids):
     torch = pytest.importorskip("torch")
     return theirs.get_input_embeddings()(torch.tensor([int(i) for i in ids], dtype=torch.long))
-
-
-def with_gradient(loss):
-    """The losses of the prompts, and the gradient of their sum, by one program."""
-
-    def summed(prompts):
-        losses = loss(prompts)
-        return losses.sum(), losses
-
-    gradient, losses = jax.jit(jax.grad(summed, has_aux=True))(PROMPTS)
-    return losses, gradient
 
 
 def around(ours, template):
@@ -143,7 +132,7 @@ def test_the_loss_and_its_gradient_are_those_of_pytorch(both):
     torch = pytest.importorskip("torch")
     ours, theirs = both
     verbal = Verbal(TEMPLATES)
-    losses, gradient = with_gradient(lambda p: verbal.loss(ours, p, TARGETS, MASK))
+    losses, gradient = with_gradient(lambda p: verbal.loss(ours, p, TARGETS, MASK))(PROMPTS)
     for r in range(RUNS):
         leaf = torch.tensor(PROMPTS[r], requires_grad=True)
         target = TARGETS[r][MASK[r]]
@@ -172,7 +161,7 @@ def test_patched_readings_are_those_of_transformers_with_hooks(both):
     ours, theirs = both
     verbal = Verbal(TEMPLATES[:2], PATCHES)
     said = verbal.say(ours, PROMPTS, tokens=TOKENS)
-    losses, gradient = with_gradient(lambda p: verbal.loss(ours, p, TARGETS))
+    losses, gradient = with_gradient(lambda p: verbal.loss(ours, p, TARGETS))(PROMPTS)
     placeholder = ours.tokenizer.encode_continuations([" x"])[0][-1]
     for r in range(RUNS):
         leaf = torch.tensor(PROMPTS[r], requires_grad=True)

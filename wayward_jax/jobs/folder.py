@@ -373,7 +373,7 @@ class InFlight:
 
 
 def _half(path: Path) -> Path:
-    """What a file is called until all of it is written. A crash may leave it."""
+    """The file that `_write` renames to `path` once it is complete. A crash may leave it."""
     return path.with_name(f".{path.name}")
 
 

@@ -22,6 +22,9 @@ from wayward_jax.training.scoring import EvaluationSet
 # The share of the speed of a large matrix product that training usually attains.
 USUAL_UTILIZATION = 0.6
 
+# Measuring takes half a second, and every call of `wj.tune` needs the figure.
+_peak_of_a_device = functools.cache(matrix_peak)
+
 Figures = dict[str, float]
 """Figures by name. Values that differ between runs are `NAME/mean`, `NAME/p10` and `NAME/p90`."""
 
@@ -98,10 +101,6 @@ def _scoring_cost(sets: Iterable[EvaluationSet], lengths: Sequence[int]) -> Step
         numbers = np.tile(np.arange(len(examples.segments)), (len(lengths), 1, 1))
         cost += step_cost(examples.segments, numbers, lengths)
     return cost
-
-
-# Measuring takes half a second, and every call of `wj.tune` needs it.
-_peak_of_a_device = functools.cache(matrix_peak)
 
 
 def _scoring_flops(model: LanguageModel, cost: StepCost) -> float:
