@@ -14,7 +14,7 @@ from experiments.forecast.programs import compile_training
 from tests.helpers import tiny_programs, toy_models
 from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.segments import gold_segments
-from wayward_jax.sharding import make_mesh, place, place_params
+from wayward_jax.sharding import by_platform, make_mesh, place, place_params
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.optimizers import named_optimizer
 from wayward_jax.training.planning import iter_calls, plan_populations
@@ -210,3 +210,17 @@ def test_what_cannot_be_split_evenly_is_copied():
 def test_a_mesh_of_too_many_devices_is_refused():
     with pytest.raises(ValueError, match="devices"):
         make_mesh(runs=2 * jax.device_count())
+
+
+def test_only_the_way_of_the_platform_is_traced_where_the_mesh_tells_it():
+    def elsewhere(x):
+        raise AssertionError("traced")
+
+    with jax.set_mesh(make_mesh()):
+        assert jax.jit(lambda x: by_platform(x, tpu=elsewhere, default=jnp.sin))(0.0) == 0
+        assert jax.jit(lambda x: by_platform(x, cpu=jnp.cos, default=elsewhere))(0.0) == 1
+
+
+def test_without_a_mesh_the_way_of_the_platform_that_compiles_is_computed():
+    found = jax.jit(lambda x: by_platform(x, cpu=jnp.cos, cuda=jnp.tan, default=jnp.sin))(0.0)
+    assert found == 1

@@ -88,6 +88,24 @@ def model_shards() -> int:
     return jax.sharding.get_abstract_mesh().shape.get("model", 0)
 
 
+def by_platform(*arrays: Any, default: Callable[..., Any], **ways: Callable[..., Any]) -> Any:
+    """Computes in the way of the platform that JAX traces a function for.
+
+    This is `jax.lax.platform_dependent`, except where the mesh says that its devices are CPUs or
+    TPUs: the ways of all other platforms are not traced there, which takes long.
+
+    Args:
+        *arrays: what each way takes.
+        default: the way of the platforms that are not named.
+        **ways: the ways of `cpu`, `cuda` and `tpu`.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = device and device.device_kind.split()[0].lower()
+    if platform in ("cpu", "tpu"):
+        return ways.get(platform, default)(*arrays)
+    return jax.lax.platform_dependent(*arrays, default=default, **ways)
+
+
 Shards = tuple[slice, slice]
 """Some run shards and some data shards of a mesh."""
 

@@ -32,9 +32,7 @@ def case(dtype):
 @pytest.fixture(params=["tpu", "default"])
 def platform(request, monkeypatch):
     """Has this machine compute as a platform does."""
-    monkeypatch.setattr(
-        norms.lax, "platform_dependent", lambda *arrays, **ways: ways[request.param](*arrays)
-    )
+    monkeypatch.setattr(norms, "by_platform", lambda *arrays, **ways: ways[request.param](*arrays))
     return request.param
 
 

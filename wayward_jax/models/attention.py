@@ -30,7 +30,7 @@ from wayward_jax.models.attention_blocks import (
     query_blocks,
 )
 from wayward_jax.models.rotary import Rotary
-from wayward_jax.sharding import model_shards
+from wayward_jax.sharding import by_platform, model_shards
 
 # The most queries that plain JAX computes at once, with all keys before the last of them.
 QUERIES = 128
@@ -178,7 +178,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _finite_outside(x: jax.Array) -> jax.Array:
     """Replaces numbers that are not finite by 0, except on GPUs, where kernels do it."""
-    return lax.platform_dependent(x, cuda=lambda x: x, default=finite)
+    return by_platform(x, cuda=lambda x: x, default=finite)
 
 
 def _by_model_shard(
@@ -218,7 +218,7 @@ def _on_this_platform(
         return plain(bias, rotary, *map(finite, inputs))
 
     fits_gpu = attention_gpu.fits(bias.shape[1], inputs[0].dtype)
-    return lax.platform_dependent(
+    return by_platform(
         bias,
         rotary,
         *inputs,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from wayward_jax.models.products import product
-from wayward_jax.sharding import model_shards
+from wayward_jax.sharding import by_platform, model_shards
 
 
 class RMSNorm(nn.Module):
@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
         # Products with each head would move data between devices that have some heads each.
         if model_shards() > 1:
             return plainly(x, factor)
-        return lax.platform_dependent(x, factor, tpu=by_products, default=plainly)
+        return by_platform(x, factor, tpu=by_products, default=plainly)
 
 
 def _mean(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from wayward_jax.sharding import by_platform
+
 
 def product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
     """Multiplies two arrays of one dtype, summing over one axis of each: float32."""
@@ -23,7 +25,7 @@ def rounded_product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax
         return product(a, b, a_axis, b_axis)
     # On CPUs, XLA turns the factors to float32 if the result is to be bfloat16. Many CPUs can
     # multiply bfloat16 numbers as they are, which is twice as fast.
-    return lax.platform_dependent(
+    return by_platform(
         a,
         b,
         cpu=lambda a, b: product(a, b, a_axis, b_axis).astype(a.dtype),
