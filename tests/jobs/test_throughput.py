@@ -17,7 +17,7 @@ from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.progress import StepMetrics
 
 
-def test_an_evaluation_counts_with_the_steps_after_it(model, monkeypatch):
+def test_an_evaluation_counts_with_the_steps_after_it_in_the_same_process(model, monkeypatch):
     data = {100: toy_models.toy_data()}
     task = encode_task(model, data, prompt_length=6, template=0, n_dev_subset=10)
     runs, mesh = toy_models.toy_runs(model, steps=8), make_mesh()
@@ -27,16 +27,18 @@ def test_an_evaluation_counts_with_the_steps_after_it(model, monkeypatch):
     clock = types.SimpleNamespace(perf_counter=itertools.count().__next__)
     monkeypatch.setattr(throughput, "time", clock)
     meter = ThroughputMeter(jnp.float32, mesh)
-    meter.begin(model, task, plan)
 
-    def speed(step):
+    def speed(step, tokens=1000):
         losses = np.ones((1, len(runs)))
-        cost = StepCost(tokens=1000)
-        return meter.steps(StepMetrics(step, (), losses, losses, cost)).get("tokens_per_second")
+        metrics = StepMetrics(step, (), losses, losses, StepCost(tokens))
+        return meter.steps(metrics).get("tokens_per_second")
 
     examples = sum(len(segment.ids) for segment in task.dev_subset[100].segments)
     evaluation = sum(run.prompt_length + examples for run in runs)
+    meter.begin(model, task, plan)
     assert [speed(step) for step in (3, 4, 5, 6)] == [None, 1000, 1000 + evaluation, 1000]
+    meter.begin(model, task, plan)
+    assert [speed(4, tokens=0), speed(5)] == [None, 1000]
 
 
 @pytest.mark.parametrize(

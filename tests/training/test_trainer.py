@@ -50,8 +50,17 @@ def told():
 
 
 @pytest.fixture(scope="module")
-def results(model, task, runs, told):
-    return tuned(model, task, runs, num_evals=2, on_steps=told.append)
+def saved():
+    """How many steps had been told of when `on_progress` was called, by the steps taken."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def results(model, task, runs, told, saved):
+    def on_progress(progress):
+        saved[progress.step] = sum(len(steps.task_loss) for steps in told)
+
+    return tuned(model, task, runs, on_steps=told.append, on_progress=on_progress)
 
 
 def tuned(model, task, runs, pack_tokens=10**6, num_evals=2, **options):
@@ -71,6 +80,11 @@ def tuned(model, task, runs, pack_tokens=10**6, num_evals=2, **options):
 def test_unconstrained_prompts_learn_the_task(results):
     assert min(result.accuracy for result in results[3:]) > 0.75
     assert all(result.curve[-1].task_loss < result.curve[0].task_loss for result in results)
+
+
+def test_steps_are_told_before_a_checkpoint_waits_for_the_evaluation_after_them(results, saved):
+    for point in results[0].curve:
+        assert saved[point.step] == point.step
 
 
 def test_constrained_prompts_read_as_their_target(results, runs):

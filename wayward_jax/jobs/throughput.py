@@ -63,6 +63,7 @@ class ThroughputMeter:
             lengths = [run.input_length for run in plan.runs if run.data_seed == data_seed]
             self._evaluation += _scoring_cost([task.dev_subset[data_seed]], lengths)
         self._last: float | None = None
+        self._evaluated = False
 
     def steps(self, steps: StepMetrics) -> Figures:
         """The losses of the last step, the speed since the steps before, and the memory in use.
@@ -80,12 +81,13 @@ class ThroughputMeter:
         if self._last is not None:
             seconds = now - self._last
             tokens, flops = steps.cost.tokens, needed_flops(self._model, steps.cost)
-            if steps.step - len(steps.task_loss) in self._eval_steps:
+            if self._evaluated:
                 tokens += self._evaluation.tokens
                 flops += _scoring_flops(self._model, self._evaluation)
             figures["tokens_per_second"] = tokens / seconds
             figures["mfu"] = flops / seconds / self._peak
-        self._last = now
+        # An earlier process, whose steps cost nothing here, has made their evaluation, too.
+        self._last, self._evaluated = now, steps.step in self._eval_steps and steps.cost.tokens > 0
         return figures
 
     def _memory(self) -> int:

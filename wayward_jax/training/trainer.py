@@ -61,7 +61,7 @@ def tune_population(
     """Tunes and evaluates the runs of a population together.
 
     All programs are compiled before the first step. The devices are always one call of the training
-    program ahead of the results that the host waits for.
+    program, or an evaluation, ahead of the results that the host waits for.
 
     Args:
         model: the frozen model, its weights on the mesh.
@@ -99,9 +99,10 @@ def tune_population(
         model, task, plan, population, progress.state, transformation, mesh, device_bytes
     )
     subset = plan_for_runs(task.dev_subset, plan)
-    cost = StepCost()
+    if progress.losses:
+        on_steps(_metrics(progress, plan, StepCost()))
+    untold: StepCost | None = None  # the cost of the last call, until its metrics are told
     for call in prefetch(iter_calls(task.train, plan, progress.step, local_shards(mesh))):
-        previous_cost, cost = cost, call.cost
         state, losses = train_steps(
             model.module,
             model.params,
@@ -115,13 +116,16 @@ def tune_population(
         )
         if call.steps < plan.steps_per_call:
             losses = jax.tree.map(lambda x, taken=call.steps: x[:taken], losses)
-        if progress.losses:  # the host waits for the call before, which is done or nearly so
-            on_steps(_metrics(progress, plan, previous_cost))
+        if untold is not None:  # the host waits for the call before, which is done or nearly so
+            on_steps(_metrics(progress, plan, untold))
         progress = progress.replace(state=state, losses=(*progress.losses, losses))
+        untold = call.cost
         if progress.step in plan.eval_steps:
             progress = _evaluate(model, subset, plan, population, progress, mesh)
+            # The devices have the evaluation to do, and its time is not that of these steps.
+            on_steps(_metrics(progress, plan, untold))
+            untold = None
         on_progress(progress)
-    on_steps(_metrics(progress, plan, cost))
     records = make_records(model, task, subset, plan, population, progress, mesh)
     seconds = (time.perf_counter() - began) / len(runs)
     return [dataclasses.replace(record, seconds=seconds) for record in records]
