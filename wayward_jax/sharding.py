@@ -89,15 +89,15 @@ def model_shards() -> int:
 
 
 def by_platform(*arrays: Any, default: Callable[..., Any], **ways: Callable[..., Any]) -> Any:
-    """Computes in the way of the platform that JAX traces a function for.
+    """Calls the function that is meant for the platform of the devices.
 
-    This is `jax.lax.platform_dependent`, except where the mesh says that its devices are CPUs or
-    TPUs: the ways of all other platforms are not traced there, which takes long.
+    Like `jax.lax.platform_dependent`, but where the mesh of the traced function consists of CPUs or
+    TPUs, JAX traces the function for that platform alone. Tracing kernels for others takes long.
 
     Args:
-        *arrays: what each way takes.
-        default: the way of the platforms that are not named.
-        **ways: the ways of `cpu`, `cuda` and `tpu`.
+        *arrays: the arguments of each function.
+        default: the function for platforms without one of their own.
+        **ways: the functions for `cpu`, `cuda` and `tpu`.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = device and device.device_kind.split()[0].lower()

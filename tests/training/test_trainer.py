@@ -51,7 +51,7 @@ def told():
 
 @pytest.fixture(scope="module")
 def saved():
-    """How many steps had been told of when `on_progress` was called, by the steps taken."""
+    """The number of steps that `on_steps` had told of at each call of `on_progress`, by step."""
     return {}
 
 

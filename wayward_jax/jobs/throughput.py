@@ -86,7 +86,7 @@ class ThroughputMeter:
                 flops += _scoring_flops(self._model, self._evaluation)
             figures["tokens_per_second"] = tokens / seconds
             figures["mfu"] = flops / seconds / self._peak
-        # An earlier process, whose steps cost nothing here, has made their evaluation, too.
+        # Steps that an earlier process took cost nothing here, and it made their evaluation, too.
         self._last, self._evaluated = now, steps.step in self._eval_steps and steps.cost.tokens > 0
         return figures
 

@@ -99,7 +99,7 @@ def tune_population(
         model, task, plan, population, progress.state, transformation, mesh, device_bytes
     )
     subset = plan_for_runs(task.dev_subset, plan)
-    if progress.losses:
+    if progress.losses:  # of steps that an earlier process took
         on_steps(_metrics(progress, plan, StepCost()))
     untold: StepCost | None = None  # the cost of the last call, until its metrics are told
     for call in prefetch(iter_calls(task.train, plan, progress.step, local_shards(mesh))):
@@ -122,7 +122,7 @@ def tune_population(
         untold = call.cost
         if progress.step in plan.eval_steps:
             progress = _evaluate(model, subset, plan, population, progress, mesh)
-            # The devices have the evaluation to do, and its time is not that of these steps.
+            # The devices are busy with the evaluation, whose time does not count with these steps.
             on_steps(_metrics(progress, plan, untold))
             untold = None
         on_progress(progress)
