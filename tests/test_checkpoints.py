@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.cases import slow_after
 from wayward_jax import checkpoints as checkpoints_module
 from wayward_jax.checkpoints import ProgressCheckpoints
 from wayward_jax.constraints import AdaptiveGammaState, CellState
@@ -161,7 +162,7 @@ def empty(file):
     file.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, empty])
+@pytest.mark.parametrize("damage", slow_after(1, [flip, truncate, empty]))
 def test_whatever_file_is_damaged_what_is_read_is_right(again, saved, damage):
     """The last one, if the damage does not matter, or the one before it."""
     files = [path.relative_to(saved) for path in (saved / "15").rglob("*") if path.is_file()]
@@ -176,6 +177,7 @@ def test_whatever_file_is_damaged_what_is_read_is_right(again, saved, damage):
     assert fallen_back >= 2
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_the_numbers_is_noticed(again, saved):
     files = [path for path in (saved / "15").rglob("*") if path.is_file()]
     size, data = max((path.stat().st_size, path.relative_to(saved)) for path in files)

@@ -1,6 +1,7 @@
 """The layout of the package: which way dependencies point, and what a module may do."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ OURS = [name for name in FILES if name.split(".")[0] in ("wayward_jax", "experim
 TESTS = [name for name in FILES if name.split(".")[-1].startswith(("test_", "conftest"))]
 
 
+@functools.cache
 def syntax(module):
     return ast.parse(FILES[module].read_text(encoding="utf-8"))
 
@@ -47,7 +49,8 @@ def imports(module):
             assert node.level == 0, f"{module} has a relative import"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                yield whole if whole in (*FILES, "wayward_jax.__version__") else node.module
+                is_module = whole in FILES or whole == "wayward_jax.__version__"
+                yield whole if is_module else node.module
 
 
 def layer(module):

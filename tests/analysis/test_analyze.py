@@ -25,6 +25,7 @@ def page_data(out_dir):
     return json.loads(DATA.search((out_dir / "report.html").read_text())[1])
 
 
+@pytest.mark.slow
 def test_tables_and_figures_are_written_in_every_format(analysis):
     for name in ("groups", "targets", "projection"):
         assert len(pd.read_csv(analysis / "tables" / f"{name}.csv"))
@@ -35,6 +36,7 @@ def test_tables_and_figures_are_written_in_every_format(analysis):
         assert "<svg" in (analysis / "figures" / f"{name}.svg").read_text()
 
 
+@pytest.mark.slow
 def test_the_table_of_targets_agrees_with_the_results(analysis, job):
     rows = records.read_lines(job / "runs" / "results.jsonl")
     p_star = np.mean([row["accuracy"] for row in rows if not row["target_ids"]])
@@ -49,6 +51,7 @@ def test_the_table_of_targets_agrees_with_the_results(analysis, job):
         assert line.low <= line.drop <= line.high
 
 
+@pytest.mark.slow
 def test_the_group_has_the_mean_drop_of_its_targets(analysis):
     groups, targets = (pd.read_csv(analysis / "tables" / f"{n}.csv") for n in ("groups", "targets"))
     (group,) = groups.itertuples()
@@ -56,6 +59,7 @@ def test_the_group_has_the_mean_drop_of_its_targets(analysis):
     assert (group.targets, group.seeds, group.runs) == (2, 2, 6)
 
 
+@pytest.mark.slow
 def test_the_page_has_the_neighbors_that_the_checkpoints_have(analysis, job, table):
     data = page_data(analysis)
     rows = {row["id"]: row for row in records.read_lines(job / "runs" / "results.jsonl")}
@@ -69,6 +73,7 @@ def test_the_page_has_the_neighbors_that_the_checkpoints_have(analysis, job, tab
         assert run["margin"] == pytest.approx(least, rel=6e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
 def test_the_page_has_the_reading_under_other_metrics(analysis, job, table, metric):
     data = page_data(analysis)
@@ -82,6 +87,7 @@ def test_the_page_has_the_reading_under_other_metrics(analysis, job, table, metr
         assert [data["tokens"][token] for token in ids] == [WORDS[i] for i in near.argmax(1)]
 
 
+@pytest.mark.slow
 def test_the_page_refers_to_no_other_file(analysis):
     page = (analysis / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
@@ -146,6 +152,7 @@ def test_a_model_with_other_weights_is_not_used_and_the_page_says_so(job, analys
     assert_read_without_its_model(analysis, out_dir, "has other weights than the prompts were")
 
 
+@pytest.mark.slow
 def test_a_job_of_the_old_format_is_refused_in_one_line(job, tmp_path):
     old = shutil.copytree(job / "runs", tmp_path / "runs")
     renamed = (old / "results.jsonl").read_text().replace('"token_ids"', '"projected_ids"')
@@ -171,6 +178,7 @@ def rows(job):
     return records.read_lines(job / "runs" / "results.jsonl")
 
 
+@pytest.mark.slow
 def test_merged_jobs_have_each_run_once_in_order(rows, tmp_path):
     first = folder_of(rows[:6], tmp_path / "first")
     second = folder_of([{**row, "seconds": 9.0} for row in rows[3:]], tmp_path / "second")
@@ -180,6 +188,7 @@ def test_merged_jobs_have_each_run_once_in_order(rows, tmp_path):
     assert [run.job.folder for run in merged] == [first] * 6 + [second] * (len(rows) - 6)
 
 
+@pytest.mark.slow
 def test_jobs_that_disagree_on_a_run_are_refused(rows, tmp_path):
     first = folder_of(rows, tmp_path / "first")
     second = folder_of([rows[0], {**rows[1], "accuracy": 0.123}], tmp_path / "second")
@@ -187,6 +196,7 @@ def test_jobs_that_disagree_on_a_run_are_refused(rows, tmp_path):
         records.read_jobs([first, second])
 
 
+@pytest.mark.slow
 def test_rows_that_lack_an_entry_are_refused(rows, tmp_path):
     old = {name: value for name, value in rows[0].items() if name not in ("correct", "gamma")}
     with pytest.raises(InputError, match=r"results.jsonl:1: lacks correct, gamma: .*run the job"):

@@ -62,10 +62,12 @@ def page(job):
     return (job / "runs" / "report" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_at_the_end_of_a_job_is_that_of_its_analysis(page, analysis):
     assert page == (analysis / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_examples_are_the_first_of_each_label_in_turn(page, job):
     lines = [json.loads(line) for line in (job / "mood" / "test.jsonl").read_text().splitlines()]
     bad, good = ([line["text"] for line in lines if line["label"] == label] for label in (0, 1))
@@ -169,6 +171,7 @@ def measured_of(*found):
     return {records.SHOWN: {each.provenance.examples_digest: examples for each in found}}
 
 
+@pytest.mark.slow
 def test_of_many_texts_the_first_are_shown_with_one_prompt_each(page):
     runs = [best(0.9, seed=seed) for seed in (1, 2)]
     runs += [
@@ -261,6 +264,7 @@ def test_a_page_shows_the_same_after_the_job_was_stopped_in_each_population(
     assert run("stopped") == whole
 
 
+@pytest.mark.slow
 def test_a_row_has_the_answers_to_the_examples_that_it_says_are_right(job):
     tests = [json.loads(line) for line in (job / "mood" / "test.jsonl").read_text().splitlines()]
     examples = shown_of(job)

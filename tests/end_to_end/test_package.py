@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import wayward_jax
-from tests.helpers.cases import slow_after
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +58,8 @@ def test_wheel_and_source_have_every_file_of_the_packages_and_the_console_script
         assert f"wayward-{program} = experiments.{program}:program" in scripts
 
 
-@pytest.mark.parametrize("program", slow_after(1, ["run", "analyze", "audit"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["run", "analyze", "audit"])
 def test_the_help_of_a_console_script_begins_with_what_the_program_does(program):
     """A console script imports the function and calls it."""
     code = f"from experiments.{program} import program; program()"

@@ -114,6 +114,7 @@ def test_the_output_ends_with_accuracies_the_reading_and_the_report(finished):
     assert shown.endswith(f"Open {out_dir / 'report' / 'report.html'}")
 
 
+@pytest.mark.slow
 def test_a_job_without_p_star_ends_with_a_report_that_compares_nothing(finished, folder, tmp_path):
     """Its single run is taken over from the finished job, with its answers."""
     before, _ = finished
@@ -224,6 +225,7 @@ def test_a_run_can_start_at_an_earlier_checkpoint(finished, folder):
     np.testing.assert_array_equal(again, toy_job.prompt(out_dir, row))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(folder, monkeypatch):
     monkeypatch.setattr(loader, "free_bytes", lambda devices: 1000)
     out_dir = folder / "refused"

@@ -104,6 +104,7 @@ def program(fork, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Settings, AnalysisSettings, AuditSettings, ExportSettings])
 def test_help_has_a_flag_with_form_and_default_for_every_setting(program, kind):
     ended = program(kind, "--help")
@@ -118,6 +119,7 @@ def test_help_has_a_flag_with_form_and_default_for_every_setting(program, kind):
         assert not setting.default or f"(default: '{setting.default}')" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "given"),
     [
@@ -136,6 +138,7 @@ def test_only_flags_on_the_command_line_are_given(program, words, given):
     assert json.loads(program(Settings, *words).out) == given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "flag"),
     [

@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from tests.helpers.cases import slow_after
 from wayward_jax.jobs.exit_codes import STOPPED
 from wayward_jax.jobs.preemption import Interruption
 from wayward_jax.jobs.signals import STOPPING, stopping_signals
@@ -41,7 +40,8 @@ def send(number, seconds, *launcher):
     return process.returncode, errors
 
 
-@pytest.mark.parametrize("number", slow_after(1, STOPPING))
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_program_that_starts_ends_with_one_line(number):
     assert send(number, 60) == (STOPPED, "stopped\n")
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.cases import slow_after
 from wayward_jax.models.families import FAMILIES
 
 ENTRIES = {
@@ -33,7 +34,7 @@ def family(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=slow_after(1, ["float32", "bfloat16"]))
 def dtype(request):
     return request.param
 

@@ -178,6 +178,7 @@ def test_logits_of_every_architecture_are_those_of_transformers(
     assert_same_logits(models.load(str(file), cache_dir=tmp_path), theirs)
 
 
+@pytest.mark.slow
 def test_a_file_with_an_output_table_of_its_own_is_read_as_llama_cpp_does(
     publish, tokenizer, tmp_path
 ):

@@ -165,6 +165,7 @@ def test_runs_divided_among_packs_of_several_shapes_end_the_same(model, together
     assert (np.asarray(state.diverged_at) == -1).all()
 
 
+@pytest.mark.slow
 def test_a_diverged_run_stays_as_it_was_and_disturbs_no_other(model, together):
     """Also where it is the first, to which all unused tokens and predictions point."""
     broken = list(RUNS)

@@ -77,16 +77,19 @@ def tuned(model, task, runs, pack_tokens=10**6, num_evals=2, **options):
     return tune_population(model, task, own, mesh, **options)
 
 
+@pytest.mark.slow
 def test_unconstrained_prompts_learn_the_task(results):
     assert min(result.accuracy for result in results[3:]) > 0.75
     assert all(result.curve[-1].task_loss < result.curve[0].task_loss for result in results)
 
 
+@pytest.mark.slow
 def test_steps_are_told_before_a_checkpoint_waits_for_the_evaluation_after_them(results, saved):
     for point in results[0].curve:
         assert saved[point.step] == point.step
 
 
+@pytest.mark.slow
 def test_constrained_prompts_read_as_their_target(results, runs):
     for result in results[:2]:
         assert result.text == toy_models.TARGET
@@ -96,11 +99,13 @@ def test_constrained_prompts_read_as_their_target(results, runs):
     assert results[1].distance < results[0].distance < results[2].distance
 
 
+@pytest.mark.slow
 def test_a_run_without_target_is_not_compared_with_one(results):
     for result in results[3:]:
         assert result.distance is result.prompt_f1 is result.token_f1 is None
 
 
+@pytest.mark.slow
 def test_results_are_of_their_runs_and_complete(results, runs, model, task):
     assert [result.run for result in results] == runs
     prompts = np.stack([np.pad(r.prompt, [(0, 6 - len(r.prompt)), (0, 0)]) for r in results])
@@ -199,6 +204,7 @@ def test_a_digest_tells_examples_apart(model):
     assert len({each[100] for each in (first, *others)}) == 7
 
 
+@pytest.mark.slow
 def test_what_is_told_of_all_steps_adds_up_to_the_curves(results, told):
     assert sum(len(steps.task_loss) for steps in told) == STEPS
     assert all(steps.cost.tokens > 0 for steps in told)
