@@ -37,7 +37,7 @@ from wayward_jax.training.imitation import (
     plan_imitation,
 )
 from wayward_jax.training.memory import free_bytes
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 
 # Half of the texts are held out, and an interval over fewer tells nothing.
 LEAST_TEXTS = 8

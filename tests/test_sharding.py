@@ -15,9 +15,10 @@ from tests.helpers import tiny_programs, toy_models
 from wayward_jax.models.gpt2.params import GPT2_FAMILY
 from wayward_jax.segments import gold_segments
 from wayward_jax.sharding import by_platform, make_mesh, place, place_params
+from wayward_jax.training.calls import iter_calls
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.optimizers import named_optimizer
-from wayward_jax.training.planning import iter_calls, plan_populations
+from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.starting import init_population
 from wayward_jax.training.step import BATCH_SPECS, train_steps
 from wayward_jax.training.trainer import tune_population

@@ -18,11 +18,12 @@ from wayward_jax.jobs.settings import default_cache_dir
 from wayward_jax.models import LanguageModel
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh, place
+from wayward_jax.training.calls import iter_calls
 from wayward_jax.training.examples import EncodedTask, encode_task
 from wayward_jax.training.flops import StepCost
 from wayward_jax.training.memory import free_bytes, pack_tokens, row_grain
 from wayward_jax.training.optimizers import named_optimizer
-from wayward_jax.training.planning import iter_calls, plan_populations
+from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.starting import init_population
 from wayward_jax.training.step import BATCH_SPECS, train_steps
 

@@ -19,11 +19,13 @@ from wayward_jax.jobs.progress_bar import ProgressReporter
 from wayward_jax.jobs.settings import ForecastSettings
 from wayward_jax.models import LanguageModel
 from wayward_jax.shapes import PackedShape
+from wayward_jax.training.calls import iter_calls
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost, needed_flops
 from wayward_jax.training.memory import row_grain
 from wayward_jax.training.meshes import write_mesh
-from wayward_jax.training.planning import PopulationPlan, iter_calls, plan_populations
+from wayward_jax.training.planning import plan_populations
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.scoring import plan_for_runs
 
 # The mix of shapes, the work and the host's time of so many calls stand for those of all.

@@ -16,7 +16,7 @@ from wayward_jax.models.family import Family
 from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import BY_RUN, param_specs, shapes_on
 from wayward_jax.training.optimizers import named_optimizer
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.programs import lower_scoring, lower_training, read_memory
 from wayward_jax.training.scoring import EvaluationSet
 from wayward_jax.training.starting import describe_population

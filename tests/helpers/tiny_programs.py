@@ -13,7 +13,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.models.families import FAMILIES
 from wayward_jax.runs import Run
 from wayward_jax.shapes import PackedShape
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 
 # The width of the stream is that of all heads, as in most models: arrays of equal shapes may be
 # divided alike, and must not be.

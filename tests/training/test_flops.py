@@ -6,9 +6,10 @@ import pytest
 from tests.helpers import toy_models
 from wayward_jax.segments import example_order
 from wayward_jax.sharding import make_mesh
+from wayward_jax.training.calls import iter_calls
 from wayward_jax.training.examples import encode_task
 from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops
-from wayward_jax.training.planning import iter_calls, plan_populations
+from wayward_jax.training.planning import plan_populations
 
 
 @pytest.mark.parametrize(

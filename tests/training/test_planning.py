@@ -1,4 +1,4 @@
-"""Which runs are tuned together, what examples they see, and how little is computed for nothing."""
+"""Which runs are tuned together, and how little is computed for nothing."""
 
 import collections
 import dataclasses
@@ -8,54 +8,22 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import AbstractMesh
 
-from tests.helpers import toy_models
+from tests.helpers.populations import A_RUN, TRAIN, meshes, runs_of_any_kind
 from wayward_jax import targets
 from wayward_jax.models.formats import gguf
 from wayward_jax.runs import Run
-from wayward_jax.segments import Segments, example_order, gold_segments, label_segments
-from wayward_jax.sharding import AXES, make_mesh
+from wayward_jax.segments import Segments, gold_segments, label_segments
+from wayward_jax.sharding import make_mesh
 from wayward_jax.tasks import encode, load
+from wayward_jax.training.calls import iter_calls
 from wayward_jax.training.memory import busy_tokens, row_grain
-from wayward_jax.training.planning import (
-    MAX_SHAPES,
-    iter_calls,
-    plan_populations,
-)
+from wayward_jax.training.planning import MAX_SHAPES, plan_populations
 from wayward_jax.training.scoring import EvaluationSet, plan_scoring, scoring_shape
 
-# Two choices of examples.
-EXAMPLES = {seed: toy_models.examples(10, n_labels=2, seed=seed) for seed in (100, 13)}
-TRAIN = {
-    seed: gold_segments(chosen, [1] * len(chosen), range(2)) for seed, chosen in EXAMPLES.items()
-}
-A_RUN = Run("model", "task", prompt_length=4, steps=3, batch_size=4)
-
 SHARED = ("steps", "batch_size", "method", "template", "k_shot")
-runs_of_any_kind = st.lists(
-    st.builds(
-        dataclasses.replace,
-        st.just(A_RUN),
-        prompt_length=st.integers(1, 40),
-        gamma=st.sampled_from([0.0, 0.1]),
-        seed=st.integers(0, 10**6),
-        steps=st.integers(1, 3),
-        batch_size=st.sampled_from([2, 4]),
-        method=st.sampled_from(["direct", "channel"]),
-        k_shot=st.sampled_from([-1, 16]),
-        data_seed=st.sampled_from(list(TRAIN)),
-    ),
-    min_size=1,
-    max_size=30,
-    unique=True,
-)
-# No devices are needed to plan.
-meshes = st.sampled_from(
-    [AbstractMesh(sizes, AXES) for sizes in ((1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1))]
-)
 
 
 @pytest.mark.slow
@@ -136,75 +104,6 @@ def test_populations_have_short_and_long_prompts_alike():
     )
     lengths = [[run.prompt_length for run in each.runs] for each in plans]
     assert sorted(lengths) == [[1, 7], [3, 9], [5]]
-
-
-def seen(pack):
-    """The examples of each run of a pack, as `expected` has them."""
-    found = [collections.Counter() for _ in pack.prompt_lengths]
-    predicted = np.where(pack.weight > 0, pack.segment.ravel()[pack.query[pack.of]], -1)
-    for example in set(pack.segment.ravel().tolist()) - {0}:
-        tokens, targets = pack.ids[pack.segment == example], pack.target[predicted == example]
-        (run,) = set(pack.run[pack.segment == example].tolist())
-        found[run][tuple(tokens.tolist()), tuple(targets.tolist())] += 1
-    return found
-
-
-def expected(data_seed, numbers):
-    """Counts each of these examples: by its tokens and what it predicts."""
-    found = collections.Counter()
-    for i in numbers:
-        example = EXAMPLES[data_seed][i]
-        context, continuation = example.contexts[1], example.continuations[1]
-        found[context + continuation[:-1], continuation] += 1
-    return found
-
-
-@pytest.mark.slow
-@settings(max_examples=25)
-@given(runs=runs_of_any_kind, pack_tokens=st.integers(1, 300), mesh=meshes)
-def test_every_step_has_each_runs_own_examples(runs, pack_tokens, mesh):
-    """Those that its seed alone decides, whatever else is in the population."""
-    for own in plan_populations(
-        {"task": TRAIN}, runs, population=8, pack_tokens=pack_tokens, mesh=mesh
-    ):
-        steps, batch_size = own.runs[0].steps, own.runs[0].batch_size
-        step = 0
-        for call in iter_calls(TRAIN, own):
-            for packs in _each(call.packs)[: call.steps]:
-                found = [collections.Counter() for _ in own.padded_runs]
-                for number, parts in enumerate(_each(packs)):
-                    first = number // own.packs_per_shard * own.runs_per_shard
-                    assert len(parts.ids) == own.data_shards
-                    for pack in _each(parts):
-                        for run, examples in enumerate(seen(pack)):
-                            found[first + run] += examples
-                for number, run in enumerate(own.padded_runs):
-                    order = example_order(len(TRAIN[run.data_seed]), steps * batch_size, run.seed)
-                    own_examples = order.reshape(steps, batch_size)[step]
-                    wanted = own_examples if number in own.places else ()
-                    assert found[number] == expected(run.data_seed, wanted)
-                step += 1
-        assert step == steps
-
-
-def test_a_process_lays_out_the_packs_of_its_own_shards():
-    runs = [dataclasses.replace(A_RUN, prompt_length=n, seed=n) for n in range(1, 8)]
-    mesh = AbstractMesh((2, 2, 1), AXES)
-    (own,) = plan_populations({"task": TRAIN}, runs, population=7, pack_tokens=30, mesh=mesh)
-    assert own.packs_per_shard > 1
-    whole = iter_calls(TRAIN, own)
-    part = iter_calls(TRAIN, own, shards=(slice(1, 2), slice(0, 1)))
-    for expected, found in zip(whole, part, strict=True):
-        assert found[1:] == expected[1:]
-        for name, x in vars(found.packs).items():
-            if name != "segment":  # they are counted through all packs
-                wanted = getattr(expected.packs, name)[:, own.packs_per_shard :, :1]
-                np.testing.assert_array_equal(x, wanted, name)
-
-
-def _each(packs):
-    """The elements of the leading axis."""
-    return [jax.tree.map(lambda x: x[i], packs) for i in range(len(packs.ids))]  # noqa: B023
 
 
 # The test looks at this many of 2,000 steps.

@@ -12,7 +12,8 @@ from wayward_jax.errors import InputError
 from wayward_jax.runs import Run
 from wayward_jax.sharding import make_mesh
 from wayward_jax.training.examples import encode_task
-from wayward_jax.training.planning import PopulationPlan, plan_populations
+from wayward_jax.training.planning import plan_populations
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.programs import Memory, check_memory, compile_together
 from wayward_jax.training.trainer import score_unprompted, tune_population
 

@@ -15,8 +15,9 @@ from wayward_jax.runs import Run
 from wayward_jax.segments import example_order, gold_segments
 from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import make_mesh
+from wayward_jax.training.calls import iter_calls
 from wayward_jax.training.optimizers import named_optimizer
-from wayward_jax.training.planning import iter_calls, plan_populations
+from wayward_jax.training.planning import plan_populations
 from wayward_jax.training.starting import init_population
 from wayward_jax.training.step import Population, _penalty_gradients, train_steps
 

@@ -23,7 +23,7 @@ from wayward_jax.jobs.records import FinishedRun, Measured
 from wayward_jax.jobs.settings import Settings
 from wayward_jax.locks import locked
 from wayward_jax.runs import Run, RunRecord
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.progress import TrainProgress
 
 Plans = list[tuple[str, PopulationPlan]]

@@ -26,7 +26,8 @@ from wayward_jax.jobs.throughput import ThroughputMeter, curve, outcome
 from wayward_jax.runs import RunRecord
 from wayward_jax.sharding import on_host
 from wayward_jax.training.memory import row_grain
-from wayward_jax.training.planning import PopulationPlan, plan_populations
+from wayward_jax.training.planning import plan_populations
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.progress import StepMetrics, TrainProgress
 from wayward_jax.training.trainer import score_unprompted, tune_population, with_unprompted
 

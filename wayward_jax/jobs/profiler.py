@@ -7,7 +7,7 @@ import jax
 
 from wayward_jax.jobs.folder import writing
 from wayward_jax.jobs.layout import JobLayout
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.progress import TrainProgress
 
 

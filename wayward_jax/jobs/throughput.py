@@ -15,7 +15,7 @@ from wayward_jax.models import LanguageModel
 from wayward_jax.runs import RunRecord
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost, matrix_peak, needed_flops, step_cost
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.progress import StepMetrics
 from wayward_jax.training.scoring import EvaluationSet
 

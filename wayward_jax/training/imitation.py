@@ -25,7 +25,8 @@ from wayward_jax.runs import Run
 from wayward_jax.segments import example_order
 from wayward_jax.sharding import on_host, place
 from wayward_jax.training.optimizers import named_optimizer
-from wayward_jax.training.planning import MAX_STEPS_PER_CALL, PopulationPlan
+from wayward_jax.training.planning import MAX_STEPS_PER_CALL
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.programs import Memory, check_memory, compile_together
 from wayward_jax.training.reading import decode_readings, reading_name, start_reading
 from wayward_jax.training.starting import init_population

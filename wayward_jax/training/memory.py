@@ -12,7 +12,8 @@ from wayward_jax.errors import InputError
 from wayward_jax.models import LanguageModel
 from wayward_jax.runs import Run
 from wayward_jax.shapes import PackedShape
-from wayward_jax.training.planning import MAX_OVERFULL, SAMPLE_STEPS, Train, plan_populations
+from wayward_jax.training.calls import Train
+from wayward_jax.training.planning import MAX_OVERFULL, SAMPLE_STEPS, plan_populations
 
 # A device is busy with this many tokens of a pack. More tokens gain nothing.
 BUSY_CPU, BUSY_ACCELERATOR = 2048, 8192

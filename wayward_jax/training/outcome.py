@@ -18,7 +18,7 @@ from wayward_jax.runs import PROMPT, TEXT, Answers, CurvePoint, Run, RunRecord
 from wayward_jax.sharding import on_host
 from wayward_jax.training.evaluation import answers, nll, predictions, start_scoring
 from wayward_jax.training.examples import EncodedTask
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.progress import TrainProgress
 from wayward_jax.training.reading import decode_readings, reading_name
 from wayward_jax.training.scoring import Scoring, plan_for_runs

@@ -15,7 +15,7 @@ from wayward_jax.shapes import PackedShape
 from wayward_jax.sharding import shapes_on
 from wayward_jax.training.evaluation import BY_SHARD, score_packs
 from wayward_jax.training.meshes import write_mesh
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.step import BATCH_SPECS, Population, TrainState, train_steps
 
 # The part of the free memory that a remedy counts on, since it is a proportion and no plan.

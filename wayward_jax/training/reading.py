@@ -12,7 +12,7 @@ from wayward_jax.projection import d_proj
 from wayward_jax.readings import ReadTokens, read_tokens
 from wayward_jax.runs import NEAREST_TOKENS
 from wayward_jax.sharding import BY_RUN, on_host
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.step import Population
 
 

@@ -15,7 +15,7 @@ from wayward_jax.packing import PackedBatch, Placement, pack_placed
 from wayward_jax.rows import count_rows, fill_rows, row_sizes
 from wayward_jax.segments import Segments
 from wayward_jax.shapes import GRAIN, PackedShape, padded
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 
 # Packs with a smaller share of the tokens that are asked for do not keep a device busy.
 LEAST_SHARE = 0.25

@@ -13,7 +13,7 @@ from wayward_jax.constraints import CONSTRAINTS, Constraint
 from wayward_jax.initialization import STARTS
 from wayward_jax.models import LanguageModel
 from wayward_jax.sharding import BY_RUN, on_host, place
-from wayward_jax.training.planning import PopulationPlan
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.step import STATE_SPECS, Population, TrainState, init_state
 
 

@@ -17,12 +17,13 @@ from wayward_jax.constraints import CONSTRAINTS, Constraint
 from wayward_jax.models import LanguageModel
 from wayward_jax.runs import NOTHING, Run, RunRecord
 from wayward_jax.sharding import local_shards, on_host, place, place_part
+from wayward_jax.training.calls import iter_calls
 from wayward_jax.training.evaluation import answers, score_prompts, start_scoring
 from wayward_jax.training.examples import EncodedTask
 from wayward_jax.training.flops import StepCost
 from wayward_jax.training.optimizers import Optimizer, named_optimizer, resolve_optimizer
 from wayward_jax.training.outcome import make_records
-from wayward_jax.training.planning import PopulationPlan, iter_calls
+from wayward_jax.training.population import PopulationPlan
 from wayward_jax.training.prefetch import prefetch
 from wayward_jax.training.programs import (
     check_memory,
