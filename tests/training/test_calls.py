@@ -1,4 +1,4 @@
-"""What examples the runs of a population see at each step, and which of them a process lays out."""
+"""Each run sees its own examples at each step, and each process lays out its own packs."""
 
 import collections
 import dataclasses

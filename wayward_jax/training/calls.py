@@ -91,12 +91,12 @@ def _lay_out(
         )
         starts[slots == each], copies[slots == each] = (x.reshape(own.shape) for x in filled)
     lengths = lengths.repeat(plan.packs_per_shard, axis=0)
+    data_shards = len(range(plan.data_shards)[shards[1]])
     for i, (begin, end, shape) in enumerate(calls):
         placed = place_segments(numbers[i], starts[i], copies[i], shape.slots, plan.packs_per_shard)
         packs = pack_placed(segments, placed, lengths, shape)
-        data_shards = len(range(plan.data_shards)[shards[1]])
         yield Call(
-            jax.tree.map(lambda x, n=data_shards: _by_shard(x, plan, n), packs),
+            jax.tree.map(lambda x: _by_shard(x, plan, data_shards), packs),
             end - begin,
             step_cost(
                 segments,

@@ -31,8 +31,8 @@ MAX_SHAPES = 4
 # A pack may have this many times the tokens that are asked for. Few packs divide rows more evenly.
 MAX_OVERFULL = 1.25
 
-# So many steps of one population of each task choose the lengths of rows. All populations are
-# alike.
+# The lengths of rows are chosen for so many steps of one population of each task. The other
+# populations of the task are like it.
 SAMPLE_STEPS = 100
 
 # The most steps in one call of the training program. The packs of a call have one shape, so many

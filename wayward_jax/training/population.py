@@ -109,7 +109,11 @@ class PopulationPlan:
 
 
 def calls_between(eval_steps: Sequence[int], steps_per_call: int) -> list[tuple[int, int]]:
-    """See `PopulationPlan.calls`. The step of an evaluation is the last of a call."""
+    """Divides steps into calls of at most `steps_per_call`, none of which spans an evaluation.
+
+    Returns:
+        The first step of each call, and the step after its last.
+    """
     return [
         (first, min(first + steps_per_call, end))
         for begin, end in zip([0, *eval_steps[:-1]], eval_steps, strict=True)
