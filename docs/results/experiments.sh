@@ -14,16 +14,16 @@ job() {
     --steps=100 --batch_size=6 --n_dev=64 --n_eval=200 --out_dir="$RUNS/$1" "${@:5}"
 }
 
-# tuning NAME MODEL LEARNING_RATE GAMMA LARGER_GAMMA
+# tuning NAME MODEL LEARNING_RATE GAMMA
 tuning() {
-  job "$1/gamma" gamma "$2" "$3" --targets=code/01 --gamma="$4,$5,auto" --constraint=penalty,cell
+  job "$1/gamma" gamma "$2" "$3" --targets=code/01 --gamma="$4,auto" --constraint=penalty,cell
   job "$1/init" init "$2" "$3" --targets=code/01 --gamma="$4" --init=target --reuse="$RUNS/$1/gamma"
 }
 
-# measurements NAME MODEL LEARNING_RATE GAMMA LARGER_GAMMA: of the prompts of `tuning`.
+# measurements NAME MODEL LEARNING_RATE GAMMA: of the prompts of `tuning`.
 measurements() {
   local cell=(--targets=code/01 --init=vocab --constraint=cell --reuse="$RUNS/$1/gamma")
-  job "$1/projection" projection "$2" "$3" "${cell[@]}" --constraint=penalty,cell --gamma="$4,$5,auto"
+  job "$1/projection" projection "$2" "$3" "${cell[@]}" --constraint=penalty,cell --gamma="$4,auto"
   job "$1/discrete" discrete "$2" "$3" "${cell[@]}"
   job "$1/path" path "$2" "$3" "${cell[@]}" --seeds=1
 }
@@ -34,8 +34,8 @@ definitions() {
     --targets=definitions:1,contradictions:1,other_definitions:1 --reuse="$RUNS/$1/gamma"
 }
 
-smollm2=(smollm2 smollm2-135m 0.03 0.1 1)
-gemma=(gemma "$GEMMA" 0.003 1 10)
+smollm2=(smollm2 smollm2-135m 0.03 0.1)
+gemma=(gemma "$GEMMA" 0.003 1)
 for step in tuning measurements definitions; do
   "$step" "${smollm2[@]}"
   "$step" "${gemma[@]}"
