@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # The attributes of a `Run` that nothing holds to its target.
 UNCONSTRAINED = hold("penalty", 0.0, 0.0)
 
+# The start that is another one for each target.
+TARGET = "target"
+
 
 def runs(
     settings: Settings, model: "LanguageModel", task: str, targets: Sequence[Target]
@@ -27,7 +30,9 @@ def runs(
     A reading whose loss stands in place of the distance counts as a constraint.
 
     Repetitions differ in learning rate, choice of examples and seed. Targets are tuned from each
-    start, and also without a constraint (gamma 0), beside which one sees what a constraint costs.
+    start. From each there is also a run without a constraint (gamma 0), beside which one sees what
+    a constraint costs: one a target where it starts there, or where gamma 0 is asked for. From
+    other starts it would be the same prompt for each target, so it is one run without a target.
     p_star, which has no target, starts at common tokens, unless the starts are random vectors
     alone. It gets as many attempts, from other starts, as a target has gammas. All runs of a seed
     see the examples in the same order, so that no drop is a matter of the order.
@@ -61,17 +66,20 @@ def runs(
     start = "random" if settings.init == ("random",) else "vocab"
     lengths = dict.fromkeys(len(target.ids) for target in targets)
     constraints = _constraints(settings, model)
+    tries = [(start, attempt) for attempt in range(_gammas(constraints))]
+    tries += [(init, 0) for init in settings.init if init not in (start, TARGET)]
     p_star = [
-        Run(**common, prompt_length=length, init=start, attempt=attempt, **repetition)
+        Run(**common, prompt_length=length, init=init, attempt=attempt, **repetition)
         for length in lengths
-        for attempt in range(_gammas(constraints))
+        for init, attempt in tries
         for repetition in repetitions
     ]
+    zero = any(gamma.weight == 0 for gamma in settings.gamma)
     wayward = [
         Run.towards(target, **common, init=init, **constraint, **repetition)
         for target in targets
         for init in settings.init
-        for constraint in (*constraints, UNCONSTRAINED)
+        for constraint in (*constraints, *([UNCONSTRAINED] if zero or init == TARGET else []))
         for repetition in repetitions
     ]
     return p_star + wayward

@@ -90,12 +90,34 @@ def test_a_target_is_compared_with_its_own_start_without_the_constraint():
     assert beside == {0.8: [0.9], 0.7: [0.9], 0.5: []}
 
 
-def test_runs_are_beside_the_twin_of_their_own_seed():
-    free = [
-        wayward(right, run={"gamma": 0.0, "seed": seed}) for seed, right in ((2, 0.6), (1, 0.9))
+def test_all_targets_from_a_start_that_knows_none_are_beside_its_one_run_without_a_target():
+    tries = [
+        best(0.9, run={"init": "random"}, dev_accuracy=0.9),
+        best(0.5, run={"attempt": 1}, dev_accuracy=0.7),
+        best(0.6, dev_accuracy=0.6),
     ]
     held = [
-        wayward(right, run={"gamma": 0.1, "seed": seed}) for seed, right in ((1, 0.8), (2, 0.5))
+        wayward(right, text=text, run={"gamma": 0.1, "init": init})
+        for text, right in (("some words", 0.4), ("other words", 0.3))
+        for init in ("vocab", "random", "target")
+    ]
+    found = compare([*tries, *held])
+    beside = {"vocab": [0.6], "random": [0.9], "target": []}
+    for c in found:
+        assert [r.accuracy for r in c.unconstrained] == beside[c.wayward[0].run.init]
+        assert c.best_accuracy == 0.6  # p_star starts at common tokens
+    groups = {c.beside_unconstrained.group for c in found if c.unconstrained}
+    assert len(groups) == 2  # what targets share is not taken for several runs
+
+
+def test_runs_are_beside_the_twin_of_their_own_seed():
+    free = [
+        wayward(right, run={"gamma": 0.0, "init": "target", "seed": seed})
+        for seed, right in ((2, 0.6), (1, 0.9))
+    ]
+    held = [
+        wayward(right, run={"gamma": 0.1, "init": "target", "seed": seed})
+        for seed, right in ((1, 0.8), (2, 0.5))
     ]
     (found,) = compare([best(0.8), *free, *held])
     beside = found.beside_unconstrained
@@ -106,8 +128,9 @@ def test_runs_are_beside_the_twin_of_their_own_seed():
 
 @pytest.mark.parametrize("seeds", [(1,), (1, 3), (1, 2, 3)])
 def test_runs_without_a_twin_each_are_beside_all_of_them(seeds):
-    free = [wayward(0.9, run={"gamma": 0.0, "seed": seed}) for seed in seeds]
-    held = [wayward(0.8, run={"gamma": 0.1, "seed": seed}) for seed in (1, 2)]
+    start = {"init": "target"}
+    free = [wayward(0.9, run={"gamma": 0.0, "seed": seed, **start}) for seed in seeds]
+    held = [wayward(0.8, run={"gamma": 0.1, "seed": seed, **start}) for seed in (1, 2)]
     (found,) = compare([best(0.8), *free, *held])
     assert not found.beside_unconstrained.twins
     assert len(found.beside_unconstrained.p_star) == len(seeds)

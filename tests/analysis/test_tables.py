@@ -89,7 +89,11 @@ def test_nothing_is_said_of_a_task_that_was_not_learned():
 
 
 def test_the_cost_of_the_constraint_is_beside_that_of_p_star():
-    made = [best(0.8), wayward(0.6, run={"gamma": 0.1}), wayward(0.9, run={"gamma": 0.0})]
+    made = [
+        best(0.8),
+        wayward(0.6, run={"gamma": 0.1, "init": "target"}),
+        wayward(0.9, run={"gamma": 0.0, "init": "target"}),
+    ]
     frame = tables.by_target(compare(made))
     assert frame["gamma"].tolist() == [0.1]
     assert frame["drop"].tolist() == pytest.approx([25])

@@ -175,12 +175,23 @@ def test_a_gamma_that_is_found_is_refused_with_a_reading(given):
         given(constraint=["penalty", "lens"], gamma=["auto"])
 
 
-def test_each_target_is_tuned_from_its_start_without_a_constraint_too(folder):
-    settings = toy_job.settings(folder, None, gamma=(0.1,), init=("target", "vocab"))
+@pytest.mark.parametrize("gamma", [(0.1,), (0.1, 0.2), (0.0, 0.1)])
+def test_each_target_has_a_run_of_its_start_without_a_constraint(folder, gamma):
+    starts = ("target", "vocab", "random", "checkpoint:ab")
+    settings = toy_job.settings(folder, None, gamma=gamma, init=starts, seeds=(1, 2))
+    targets = [Target("one", "a b", (1, 2)), Target("two", "c d", (3, 4))]
+    runs = grid.runs(settings, Named("gpt2"), "mood", targets)
+    free = [(r.init, r.target_name, r.seed) for r in runs if r.is_unconstrained and not r.attempt]
+    asked = starts if 0 in gamma else ("target",)
+    own = itertools.product(asked, ("one", "two"), (1, 2))
+    shared = itertools.product(starts[1:], ("p_star",), (1, 2))
+    assert sorted(free) == sorted([*own, *shared])
+
+
+def test_p_star_starts_where_all_starts_are_random(folder):
+    settings = toy_job.settings(folder, None, gamma=(0.1,), init=("random",))
     runs = grid.runs(settings, Named("gpt2"), "mood", [Target("one", "a b", (1, 2))])
-    free = [(run.init, run.seed) for run in runs if run.target_ids and run.gamma == 0]
-    held = [(run.init, run.seed) for run in runs if run.gamma]
-    assert free == held
+    assert [(run.init, run.gamma) for run in runs] == [("random", 0), ("random", 0.1)]
 
 
 def test_how_prompts_are_optimized_is_part_of_every_run(folder):

@@ -106,6 +106,21 @@ def test_a_run_without_target_is_not_compared_with_one(results):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("init", ["vocab", "random"])
+def test_without_a_constraint_all_targets_have_the_prompt_that_has_none(model, small_task, init):
+    """Of the same start, that is: what `experiments.grid` trains once for all targets."""
+    held, *_ = toy_models.toy_runs(model, steps=20)
+    free = dataclasses.replace(held, gamma=0.0, init=init)
+    other = dataclasses.replace(free, target_name="other", target_ids=free.target_ids[::-1])
+    alone = dataclasses.replace(free, target_name="p_star", target_text="", target_ids=())
+    runs = [held, alone, free, other, dataclasses.replace(free, seed=2)]
+    _, *same, elsewhere = (result.prompt for result in tuned(model, small_task, runs))
+    for prompt in same[1:]:
+        np.testing.assert_allclose(prompt, same[0], atol=1e-5)
+    assert np.abs(elsewhere - same[0]).max() > 0.1
+
+
+@pytest.mark.slow
 def test_results_are_of_their_runs_and_complete(results, runs, model, task):
     assert [result.run for result in results] == runs
     prompts = np.stack([np.pad(r.prompt, [(0, 6 - len(r.prompt)), (0, 0)]) for r in results])

@@ -59,7 +59,7 @@ NOTES = (
     "how many tries each side had.",
     "The drop from p_star has in it what the start costs. The drop beside it is from prompts of "
     "the same start and order of examples without the constraint (gamma 0): that is what the "
-    "constraint costs.",
+    "constraint costs. All targets share these prompts if their start does not depend on them.",
     "Intervals are made to hold the truth in 95 % of cases. They add the variances over seeds, "
     "targets, choices of training examples and test examples, with the quantiles of Student's t, "
     "and say what others of all these (other targets for a group alone) would give; "

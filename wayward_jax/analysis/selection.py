@@ -53,9 +53,9 @@ class Comparison:
     Attributes:
         p_star: the best unconstrained runs of the same task and length, one a seed.
         wayward: the target's runs, one a seed.
-        unconstrained: runs with the target's start and order of examples and with gamma 0, one a
-            seed; empty if there are none. Beside them one sees what the constraint costs, beside
-            p_star what the start costs, too.
+        unconstrained: runs with the target's start and order of examples and nothing that holds
+            them to the target, one a seed; empty if there are none. Beside them one sees what the
+            constraint costs, beside p_star what the start costs, too.
         tries: of how many gammas the target's runs are the best.
         p_star_tries: of how many starts and orders p_star is the best; at most `tries`.
     """
@@ -148,16 +148,17 @@ def setting(record: RunRecord) -> tuple:
 def p_stars(records: Sequence[RunRecord]) -> dict[tuple, list[tuple[RunRecord, ...]]]:
     """Groups the unconstrained runs by `setting`, and within it by try.
 
-    A try is a start and an attempt, with one run a seed. First attempts come first.
+    A try is a start and an attempt, with one run a seed. Those from common tokens come first, and
+    first attempts before others.
     """
     found: dict[tuple, dict[tuple, tuple[RunRecord, ...]]] = {}
     for record in records:
         if not record.run.has_target:
             tries = found.setdefault(setting(record), {})
-            which = record.run.attempt, record.run.init
+            which = record.run.init != "vocab", record.run.attempt, record.run.init
             tries[which] = (*tries.get(which, ()), record)
     return {
-        key: [tries[which] for which in sorted(tries, key=lambda which: which[0])]
+        key: [tries[which] for which in sorted(tries, key=lambda which: which[:2])]
         for key, tries in found.items()
     }
 
@@ -216,18 +217,22 @@ def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Compariso
         p_star_tries = tries_of[key][:tries]
         wayward = tuple(best_gamma(group, select))
         beside = (
-            () if wayward[0].run.is_unconstrained else unconstrained.get((key, target, held[0]))
+            ()
+            if wayward[0].run.is_unconstrained
+            else _from(held[0], tries_of[key]) or unconstrained.get((key, target, held[0]), ())
         )
         compared.append(
             Comparison(
-                best_try(p_star_tries, select),
-                wayward,
-                tuple(beside or ()),
-                tries,
-                len(p_star_tries),
+                best_try(p_star_tries, select), wayward, tuple(beside), tries, len(p_star_tries)
             )
         )
     return compared
+
+
+def _from(init: str, tries: Sequence[tuple[RunRecord, ...]]) -> tuple[RunRecord, ...]:
+    """The first attempt from a start, which is that of runs with a target; empty without one."""
+    firsts = (each for each in tries if each[0].run.init == init and each[0].run.attempt == 0)
+    return next(firsts, ())
 
 
 def by_target(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
