@@ -79,6 +79,12 @@ FLAGS = {
     "seed 2**32": ({"seeds": 2**32}, "--seeds=", "to 4294967295"),
     "seed of many digits": ({"seeds": DIGITS}, "--seeds=", "to 4294967295"),
     "data seed": ({"data_seed": "x"}, "--data_seed=x", "whole numbers"),
+    "data seeds that choose nothing": (
+        {"data_seed": "1,2"},
+        "--data_seed=1,2",
+        "--task=mood",
+        "--k_shot",
+    ),
     "experiment": ({"experiment": "none"}, "--experiment=none", "give one of"),
     "dtype": ({"dtype": "float8"}, "--dtype=float8", "give one of"),
     "method": ({"method": "both"}, "--method=both", "give one of"),

@@ -165,6 +165,14 @@ def _read_tasks(settings: Settings) -> Datasets:
             for data_seed in settings.data_seed
         }
         name = samples[settings.data_seed[0]].task.name
+        train = {(data.train.texts, data.train.texts_b) for data in samples.values()}
+        if len(train) < len(samples):
+            raise InputError(
+                "data_seed",
+                ",".join(map(str, settings.data_seed)),
+                f"gives --task={source} the same training examples more than once: give a single "
+                "one, or --k_shot",
+            )
         if name in found:
             raise InputError(
                 "task",
