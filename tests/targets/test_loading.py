@@ -143,12 +143,20 @@ def test_two_different_texts_of_one_name_are_refused(tmp_path):
 
 def test_a_fixed_length_cuts_longer_texts_and_leaves_shorter_ones_out(tmp_path):
     file = tmp_path / "mine.txt"
-    file.write_text("abcdef\nab\n\nabc\n")
+    file.write_text("abcdef\nab\n\nabx\n")
     targets = found(str(file), prompt_length=3)
     assert [(t.name, t.text, t.ids) for t in targets] == [
         ("mine/1", "abc", (97, 98, 99)),
-        ("mine/4", "abc", (97, 98, 99)),
+        ("mine/4", "abx", (97, 98, 120)),
     ]
+
+
+@pytest.mark.parametrize(("length", "names"), [(None, ["1", "2", "4"]), (2, ["1", "4"])])
+def test_texts_of_the_same_tokens_are_one_target(tmp_path, length, names):
+    file = tmp_path / "mine.txt"
+    file.write_text("abc\nabx\nabc\nxyz\nabx\n")
+    targets = found(str(file), prompt_length=length)
+    assert [target.name for target in targets] == [f"mine/{name}" for name in names]
 
 
 def test_files_of_all_three_kinds_give_the_same_texts(tmp_path):

@@ -216,13 +216,17 @@ def _list_runs(
     planned = {}
     for task, template in templates.items():
         texts = targets.load_texts(settings.targets, task=task, data_dir=settings.data_dir)
-        found = [
-            target
-            for length in dict.fromkeys(lengths)
-            for target in targets.tokenize(
-                texts, model.tokenizer, length, repeat=experiment.repeat_targets
-            )
-        ]
+        found = []
+        for length in dict.fromkeys(lengths):
+            repeat = experiment.repeat_targets
+            cut = targets.tokenize(texts, model.tokenizer, length, repeat=repeat)
+            if left_out := len(texts) - len(cut):
+                given = f"{left_out} of {len(texts)} targets"
+                at_length = f" at {length} tokens" if length else ""
+                watch.note(
+                    f"{name}, {task}: {given} left out{at_length}: shorter, or the same as another"
+                )
+            found += cut
         targets.require_readable(found, model.tokenizer, model.valid_tokens())
         of_task = dataclasses.replace(own_settings, template=template)
         planned[task] = [
