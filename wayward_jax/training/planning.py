@@ -109,13 +109,42 @@ def _plan_alike(
     row_grain: int,
 ) -> list[PopulationPlan]:
     """`plan_populations` of runs that can share programs, in groups that can be tuned together."""
-    groups = [sorted(group, key=lambda run: run.input_length) for group in groups]
-    run_shards, data_shards = mesh.shape["runs"], mesh.shape["data"]
-    prompt_length = max(group[-1].input_length for group in groups)
     lengths = [
         np.concatenate([train[group[0].task][seed].sizes[:, 0] for seed in _data_seeds(group)])
         for group in groups
     ]
+    divided = _divide(groups, lengths, population, pack_tokens, mesh, num_evals)
+    plans = [plan for of_group in divided for plan in of_group]
+    first, steps = plans[0], groups[0][0].steps
+    slots = row_sizes(first.prompt_length, max(int(own.max()) for own in lengths), row_grain)
+    sample = _demands(train, [own[0] for own in divided], slots, min(steps, SAMPLE_STEPS))
+    shapes, _ = choose_shapes(sample.reshape(len(slots), -1, 5), MAX_SHAPES)
+    row_slots = sorted({shape.slots for shape in shapes})
+    demands = _demands(train, plans, row_slots, steps)
+    steps_per_call, shapes = _choose_calls(demands, first.eval_steps)
+    by_call = _by_call(demands, first.eval_steps, steps_per_call)
+    call_shapes = first_fitting(shapes, by_call.reshape(len(row_slots), -1, 5))
+    return [
+        dataclasses.replace(
+            plan, steps_per_call=steps_per_call, shapes=shapes, call_shapes=tuple(own.tolist())
+        )
+        for plan, own in zip(plans, call_shapes.reshape(len(plans), -1), strict=True)
+    ]
+
+
+def _divide(
+    groups: Sequence[Sequence[Run]],
+    lengths: Sequence[np.ndarray],
+    population: int | None,
+    pack_tokens: int,
+    mesh: Mesh,
+    num_evals: int,
+) -> list[list[PopulationPlan]]:
+    """The populations of each group, of equal numbers of places and packs, without their shapes.
+
+    `lengths` are those of each group's training examples, in tokens.
+    """
+    run_shards, data_shards = mesh.shape["runs"], mesh.shape["data"]
     batch_size, steps = groups[0][0].batch_size, groups[0][0].steps
     # Of one run of each group: tokens of a step on a data shard.
     tokens = [
@@ -138,34 +167,20 @@ def _plan_alike(
         math.ceil(runs * each / (MAX_OVERFULL * pack_tokens))
         for runs, each in zip(per_shard, tokens, strict=True)
     )
-    eval_steps = sorted({max(1, round(steps * (i + 1) / num_evals)) for i in range(num_evals)})
-    plans = [
-        PopulationPlan(
-            runs=_dealt(group[first::count], run_shards),
-            prompt_length=prompt_length,
-            run_shards=run_shards,
-            data_shards=data_shards,
-            packs_per_shard=min(packs, runs_per_shard),
-            runs_per_shard=runs_per_shard,
-            eval_steps=tuple(eval_steps),
-        )
-        for group, count in zip(groups, n_populations, strict=True)
-        for first in range(count)
-    ]
-    slots = row_sizes(prompt_length, max(int(own.max()) for own in lengths), row_grain)
-    firsts = [plans[i] for i in np.cumsum(n_populations) - n_populations]  # one of each group
-    sample = _demands(train, firsts, slots, min(steps, SAMPLE_STEPS))
-    shapes, _ = choose_shapes(sample.reshape(len(slots), -1, 5), MAX_SHAPES)
-    row_slots = sorted({shape.slots for shape in shapes})
-    demands = _demands(train, plans, row_slots, steps)
-    steps_per_call, shapes = _choose_calls(demands, eval_steps)
-    by_call = _by_call(demands, eval_steps, steps_per_call)
-    call_shapes = first_fitting(shapes, by_call.reshape(len(row_slots), -1, 5))
+    groups = [sorted(group, key=lambda run: run.input_length) for group in groups]
+    shared = {
+        "prompt_length": max(group[-1].input_length for group in groups),
+        "run_shards": run_shards,
+        "data_shards": data_shards,
+        "packs_per_shard": min(packs, runs_per_shard),
+        "runs_per_shard": runs_per_shard,
+        "eval_steps": tuple(
+            sorted({max(1, round(steps * (i + 1) / num_evals)) for i in range(num_evals)})
+        ),
+    }
     return [
-        dataclasses.replace(
-            plan, steps_per_call=steps_per_call, shapes=shapes, call_shapes=tuple(own.tolist())
-        )
-        for plan, own in zip(plans, call_shapes.reshape(len(plans), -1), strict=True)
+        [PopulationPlan(_dealt(group[i::count], run_shards), **shared) for i in range(count)]
+        for group, count in zip(groups, n_populations, strict=True)
     ]
 
 
