@@ -16,7 +16,8 @@ from experiments import grid
 from wayward_jax.analysis.selection import compare
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
-from wayward_jax.runs import RunRecord
+from wayward_jax.metrics import predict
+from wayward_jax.runs import RunRecord, write_bits
 from wayward_jax.segments import Segments
 
 # This text follows each demonstration.
@@ -77,7 +78,12 @@ def _accuracies(
     scores = context.score(list(prompts.values()), examples)
     corrected = calibrate(scores, context.score(list(prompts.values()), prior))
     return [
-        {"prompt": name, "calibrated": is_corrected, "accuracy": accuracy(each[i], examples)}
+        {
+            "prompt": name,
+            "calibrated": is_corrected,
+            "accuracy": accuracy(each[i], examples),
+            "correct": write_bits(predict(each[i]) == examples.labels),
+        }
         for is_corrected, each in ((False, scores), (True, corrected))
         for i, name in enumerate(prompts)
     ]

@@ -28,7 +28,8 @@ TABLE_CAPTIONS = {
     "differences": "Differences between groups in accuracy drop",
     "path": "Along the straight lines from p_star (0) to the wayward prompt (1) and its target (2)",
     "discrete": "Prompts as they were tuned, and texts as prompts",
-    "gaps": "How much better prompts are than texts as prompts, in points of accuracy",
+    "gaps": "How much better prompts are than texts as prompts, in points of accuracy, with "
+    "intervals over prompts and test examples",
     "transfer": "Prompts on other tasks, and their readings with other models",
     "projection": "Agreement of the prompts, and of p_star, with the targets under each metric: "
     "F1, and the share of target tokens among the nearest 1, 5 and 10",

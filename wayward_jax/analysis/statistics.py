@@ -266,6 +266,16 @@ def accuracy(correct: np.ndarray, beside: np.ndarray | None = None) -> Interval:
     return _mean_of_runs(correct if beside is None else correct - np.asarray(beside, float))
 
 
+def gap(correct: np.ndarray, beside: np.ndarray) -> Interval:
+    """How much better prompts are than others, in points, with its interval over both axes.
+
+    Args:
+        correct: `[N, E]` bool, which of E examples each of N prompts predicts right.
+        beside: `[N, E]` bool, the same for what each prompt is compared with.
+    """
+    return _mean_of_runs(100.0 * (correct.astype(float) - beside))
+
+
 def adjusted(p_values: Sequence[float]) -> np.ndarray:
     """Adjusts p-values for the number of tests (Benjamini and Hochberg, 1995); NaNs stay NaN."""
     values = np.array(p_values, float)

@@ -23,7 +23,7 @@ from wayward_jax.analysis.selection import (
 from wayward_jax.analysis.selection import by_target as pool_by_target
 from wayward_jax.constraints import BY_CONSTRUCTION
 from wayward_jax.jobs.records import Measured
-from wayward_jax.runs import P_STAR, RunRecord
+from wayward_jax.runs import P_STAR, RunRecord, read_bits
 from wayward_jax.tuning import Records
 
 ALWAYS_SHOWN = ("model", "task", "set")
@@ -253,7 +253,8 @@ def gaps(
 ) -> pd.DataFrame:
     """Tests how much better prompts are than their readings and their targets' texts, in points.
 
-    Each prompt is compared with its own texts. The column `adjusted` is as in `between_groups`.
+    Each prompt is compared with its own texts, on each test example. Intervals are over prompts
+    and examples. The column `adjusted` is as in `between_groups`.
     """
     frame = measurements(records, measured, "discrete")
     if frame.empty or "id" not in frame:
@@ -261,9 +262,13 @@ def gaps(
     names = [name for name in (*SETTING_NAMES, "calibrated") if name in frame]
     lines = []
     for key, group in frame.dropna(subset="id").groupby(names, sort=False):
-        accuracy = 100 * group.pivot(index="id", columns="prompt", values="accuracy")
+        bits = group.pivot(index="id", columns="prompt", values="correct")
+        correct = {
+            prompt: np.stack([read_bits(each, int(group["n_eval"].iloc[0])) for each in own])
+            for prompt, own in bits.items()
+        }
         for text in ("projected", "target"):
-            found = statistics.mean_of((accuracy["continuous"] - accuracy[text]).to_numpy())
+            found = statistics.gap(correct["continuous"], correct[text])
             lines.append(
                 {
                     **dict(zip(names, key, strict=True)),
@@ -273,7 +278,7 @@ def gaps(
                     "high": found.high,
                     "p_value": found.p_value,
                     "verdict": _verdict(found, margin),
-                    "pairs": len(accuracy),
+                    "pairs": len(bits),
                 }
             )
     return _tested(pd.DataFrame(lines), margin)
