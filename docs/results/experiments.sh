@@ -13,23 +13,18 @@ job() {
     --n_dev=64 --n_eval=200 --out_dir="$RUNS/$1" "${@:3}"
 }
 
-# of_model NAME GAMMA FLAGS...
-of_model() {
-  job "$1/gamma" gamma --gamma="$2,auto" --constraint=penalty,cell --seeds=1,2,3 "${@:3}"
-  for measured in discrete:1,2,3 path:1; do
-    job "$1/${measured%:*}" "${measured%:*}" --init=vocab --constraint=cell --seeds="${measured#*:}" \
-      --reuse="$RUNS/$1/gamma" "${@:3}"
-  done
-}
-
-of_model smollm2 0.1 --model=smollm2-135m --learning_rate=0.03
-of_model gemma 1 --model="${MODELS:?names the folder of model files}/gemma.gguf" --learning_rate=0.003
-job smollm2/init init --gamma=0.1 --init=target --seeds=1,2,3 --model=smollm2-135m --learning_rate=0.03 \
-  --reuse="$RUNS/smollm2/gamma"
+smollm2=(--model=smollm2-135m --learning_rate=0.03 --reuse="$RUNS/smollm2/gamma")
+held=(--constraint=penalty,cell --seeds=1,2,3)
+job smollm2/gamma gamma --gamma=0.1,auto "${held[@]}" "${smollm2[@]:0:2}"
+job gemma/gamma gamma --gamma=1,auto "${held[@]}" --learning_rate=0.003 \
+  --model="${MODELS:?names the folder of model files}/gemma.gguf"
+job smollm2/init init --gamma=0.1 --init=target --seeds=1,2,3 "${smollm2[@]}"
+job smollm2/discrete discrete --init=vocab --constraint=cell --seeds=1,2,3 "${smollm2[@]}"
+job smollm2/path path --init=vocab --constraint=cell --seeds=1 "${smollm2[@]}"
 
 here=docs/results/experiments
 rm -rf "$RUNS/analysis"
 python -m experiments.analyze --out_dir="$RUNS/analysis" \
-  --runs="$(find "$RUNS" -mindepth 2 -maxdepth 2 -type d | sort | paste -sd, -)"
+  --runs="$(printf "$RUNS/%s," smollm2/{gamma,init,discrete,path})$RUNS/gemma/gamma"
 cp "$RUNS"/analysis/tables/{groups,gammas,targets,projection,discrete,gaps,path}.md "$here"
 cp "$RUNS"/analysis/figures/path.png "$here"
