@@ -39,7 +39,7 @@ def runs(settings: Settings, model: "LanguageModel", task: str, targets: list[Ta
     return [
         run
         for run in grid.runs(settings, model, task, targets)
-        if not (run.has_target and run.constraint == "penalty" and run.gamma == 0)
+        if not (run.has_target and run.is_unconstrained)
     ]
 
 

@@ -13,14 +13,15 @@ job() {
     --n_dev=64 --n_eval=200 --out_dir="$RUNS/$1" "${@:3}"
 }
 
-smollm2=(--model=smollm2-135m --learning_rate=0.03 --reuse="$RUNS/smollm2/gamma")
+smollm2=(--model=smollm2-135m --learning_rate=0.03)
+tuned=("${smollm2[@]}" --reuse="$RUNS/smollm2/gamma")
 held=(--constraint=penalty,cell --seeds=1,2,3)
-job smollm2/gamma gamma --gamma=0.1,auto "${held[@]}" "${smollm2[@]:0:2}"
+job smollm2/gamma gamma --gamma=0.1,auto "${held[@]}" "${smollm2[@]}"
 job gemma/gamma gamma --gamma=1,auto "${held[@]}" --learning_rate=0.003 \
   --model="${MODELS:?names the folder of model files}/gemma.gguf"
-job smollm2/init init --gamma=0.1 --init=target --seeds=1,2,3 "${smollm2[@]}"
-job smollm2/discrete discrete --init=vocab --constraint=cell --seeds=1,2,3 "${smollm2[@]}"
-job smollm2/path path --init=vocab --constraint=cell --seeds=1 "${smollm2[@]}"
+job smollm2/init init --gamma=0.1 --init=target --seeds=1,2,3 "${tuned[@]}"
+job smollm2/discrete discrete --init=vocab --constraint=cell --seeds=1,2,3 "${tuned[@]}"
+job smollm2/path path --init=vocab --constraint=cell --seeds=1 "${tuned[@]}"
 
 here=docs/results/experiments
 rm -rf "$RUNS/analysis"

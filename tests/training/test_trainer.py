@@ -108,7 +108,7 @@ def test_a_run_without_target_is_not_compared_with_one(results):
 @pytest.mark.slow
 @pytest.mark.parametrize("init", ["vocab", "random"])
 def test_without_a_constraint_all_targets_have_the_prompt_that_has_none(model, small_task, init):
-    """Of the same start, that is: what `experiments.grid` trains once for all targets."""
+    """Runs of one start and seed: `experiments.grid` trains one of them for all targets."""
     held, *_ = toy_models.toy_runs(model, steps=20)
     free = dataclasses.replace(held, gamma=0.0, init=init)
     other = dataclasses.replace(free, target_name="other", target_ids=free.target_ids[::-1])

@@ -216,11 +216,10 @@ def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Compariso
         tries = max(len(gammas), 1)
         p_star_tries = tries_of[key][:tries]
         wayward = tuple(best_gamma(group, select))
-        beside = (
-            ()
-            if wayward[0].run.is_unconstrained
-            else _from(held[0], tries_of[key]) or unconstrained.get((key, target, held[0]), ())
-        )
+        beside: Sequence[RunRecord] = ()
+        if not wayward[0].run.is_unconstrained:
+            own = unconstrained.get((key, target, held[0]), ())
+            beside = _first_attempt(tries_of[key], held[0]) or own
         compared.append(
             Comparison(
                 best_try(p_star_tries, select), wayward, tuple(beside), tries, len(p_star_tries)
@@ -229,8 +228,8 @@ def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Compariso
     return compared
 
 
-def _from(init: str, tries: Sequence[tuple[RunRecord, ...]]) -> tuple[RunRecord, ...]:
-    """The first attempt from a start, which is that of runs with a target; empty without one."""
+def _first_attempt(tries: Sequence[tuple[RunRecord, ...]], init: str) -> tuple[RunRecord, ...]:
+    """The first attempt of p_star from a start, where runs with a target begin, too; or none."""
     firsts = (each for each in tries if each[0].run.init == init and each[0].run.attempt == 0)
     return next(firsts, ())
 

@@ -267,7 +267,9 @@ def accuracy(correct: np.ndarray, beside: np.ndarray | None = None) -> Interval:
 
 
 def gap(correct: np.ndarray, beside: np.ndarray) -> Interval:
-    """How much better prompts are than others, in points, with its interval over both axes.
+    """The mean accuracy of prompts less that of others, in points of percent.
+
+    The interval is over prompts and examples.
 
     Args:
         correct: `[N, E]` bool, which of E examples each of N prompts predicts right.

@@ -44,7 +44,7 @@ def tokenize(
 ) -> list[Target]:
     """Makes targets of named texts, in order.
 
-    Of texts with the same tokens the first is taken: prompts for them would be the same prompt.
+    Of several texts with the same tokens, the first becomes a target: their prompts would be equal.
 
     A `prompt_length` counts tokens, so it may cut a text within a word: the first tokens of the
     text become the target's ids, and their decoding becomes its text.
@@ -63,12 +63,12 @@ def tokenize(
     if prompt_length is not None and prompt_length < 1:
         raise InputError("prompt_length", prompt_length, "give 1 or more")
     targets = [Target(name, text, _encode(name, text, tokenizer)) for name, text in texts.items()]
-    if prompt_length is not None and repeat:
-        targets = [
-            dataclasses.replace(each, ids=tuple(np.resize(each.ids, prompt_length).tolist()))
-            for each in targets
-        ]
     if prompt_length is not None:
+        if repeat:
+            targets = [
+                dataclasses.replace(each, ids=tuple(np.resize(each.ids, prompt_length).tolist()))
+                for each in targets
+            ]
         targets = _cut(targets, prompt_length, tokenizer)
     first = {target.ids: target for target in reversed(targets)}
     return [target for target in targets if first[target.ids] is target]
