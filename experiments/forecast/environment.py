@@ -1,5 +1,12 @@
 """The environment of a process that compiles for devices that are not there."""
 
+import os
+import tempfile
+from pathlib import Path
+
+DUMPS = Path(tempfile.gettempdir()) / f"wayward_jax_{os.getpid()}"
+"""Where libtpu writes down the instructions of what it compiles."""
+
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     # libtpu would look for a TPU first, refuse to work beside another process, and complain that
@@ -10,5 +17,13 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
+    # A file for each operation, see `kernels.py`.
+    "LIBTPU_INIT_ARGS": " ".join(
+        [
+            os.environ.get("LIBTPU_INIT_ARGS", ""),
+            f"--xla_jf_dump_to={DUMPS} --xla_jf_dump_llo_text=true --xla_jf_emit_annotations=true",
+            "--xla_jf_dump_llo_pass_label_regex=pre-delay.*",
+        ]
+    ),
 }
 """Must be set before JAX is imported."""

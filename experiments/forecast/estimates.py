@@ -2,22 +2,24 @@
 
 import collections
 from collections.abc import Mapping
+from typing import Any
 
 from experiments.forecast.hlo import (
     KINDS,
     Operation,
     Program,
-    count_bytes,
-    kernel_work,
+    arrays,
+    kernel_rows,
     product_flops,
     sent_bytes,
+    traffic,
 )
 from experiments.forecast.machines import Machine
+from experiments.forecast.programs import Compiled
+from wayward_jax.errors import InputError
 
-# The part of a TPU's peak at which the attention kernel computes, by the slots of a row. libtpu
-# makes no estimate of a kernel; the instructions that it was compiled to were counted, with 525
-# cycles for each row to begin.
-KERNEL_EFFICIENCY = {128: 0.20, 256: 0.35, 512: 0.39}
+# What a TPU takes to begin with a row in a kernel, in seconds.
+TPU_ROW = 0.35e-6
 
 # Matrix products on a GPU reach this part of the peak, attention kernels this part of memory's
 # bandwidth (an H100 was measured with rows of 128 and 256 slots), and each kernel takes so long to
@@ -25,35 +27,69 @@ KERNEL_EFFICIENCY = {128: 0.20, 256: 0.35, 512: 0.39}
 GPU_EFFICIENCY, GPU_KERNEL_BANDWIDTH, GPU_LAUNCH = 0.7, 0.35, 2e-6
 
 
-def estimate(text: str, machine: Machine) -> Mapping[str, float]:
+def estimate(compiled: Compiled, machine: Machine) -> Mapping[str, float]:
     """Estimates the seconds of each of `KINDS` of operations in one call of a program.
 
-    For a TPU these are the cycles of libtpu's own model, and the attention kernel's FLOPs at
-    `KERNEL_EFFICIENCY`. For a GPU, whose compiler estimates no time, each kernel takes as long as
-    its products or its traffic with memory, whichever is longer, attention kernels by
-    `GPU_KERNEL_BANDWIDTH`.
+    For a TPU these are the cycles of libtpu's own model. It has none for the attention kernel,
+    which takes as long as its instructions or its traffic with memory, whichever is longer, and
+    `TPU_ROW` for each row. For a GPU, whose compiler estimates no time, each kernel takes as long
+    as its products or its traffic with memory, attention kernels by `GPU_KERNEL_BANDWIDTH`.
+
+    Raises:
+        InputError: libtpu did not write down the instructions of an attention kernel.
     """
-    program = Program.parse(text)
-    of_operation = _on_gpu if machine.gpu else _on_tpu
+    program = Program.parse(compiled.hlo)
+    operations = list(program.executed())
+    bundles = {
+        _types(each): compiled.bundles[each.name]
+        for each, _ in operations
+        if each.name in compiled.bundles
+    }
     found = collections.Counter(dict.fromkeys(KINDS, 0.0))
-    for operation, times in program.executed():
+    for operation, times in operations:
         kind = program.kind(operation)
-        found[kind] += times * of_operation(program, operation, kind, machine)
+        if machine.gpu:
+            seconds = _on_gpu(program, operation, kind, machine)
+        elif kind == "attention kernel":
+            if _types(operation) not in bundles:
+                raise InputError(
+                    "topology",
+                    "a TPU",
+                    "this libtpu does not tell its kernels' instructions: install the jax[tpu] "
+                    "that this version was made with, 0.10 to 0.12",
+                )
+            seconds = _kernel_on_tpu(program, operation, bundles[_types(operation)], machine)
+        else:
+            seconds = _on_tpu(operation, kind, machine)
+        found[kind] += times * seconds
     return found
 
 
-def _on_tpu(program: Program, operation: Operation, kind: str, machine: Machine) -> float:
-    if kind == "attention kernel":
-        slots, flops = kernel_work(operation)
-        nearest = min(KERNEL_EFFICIENCY, key=lambda size: abs(size - slots))
-        return flops / (KERNEL_EFFICIENCY[nearest] * machine.flops)
+def gpu_traffic(compiled: Compiled) -> float:
+    """The bytes that the kernels of a GPU read and write in one call of a program."""
+    program = Program.parse(compiled.hlo)
+    return float(sum(times * traffic(program, each) for each, times in program.executed()))
+
+
+def _types(operation: Operation) -> Any:
+    """What equal kernels have in common, of which libtpu writes down only one."""
+    return tuple(tuple(arrays(each)) for each in (operation.result, *operation.operands))
+
+
+def _kernel_on_tpu(program: Program, operation: Operation, bundles: int, machine: Machine) -> float:
+    rows = kernel_rows(operation) / machine.cores
+    of_memory = traffic(program, operation) / machine.bandwidth
+    return rows * TPU_ROW + max(rows * bundles / machine.clock, of_memory)
+
+
+def _on_tpu(operation: Operation, kind: str, machine: Machine) -> float:
     if kind == "collectives" and not operation.cycles and not operation.opcode.endswith("-done"):
         return sent_bytes(operation) / machine.links
     return operation.cycles / machine.clock
 
 
 def _on_gpu(program: Program, operation: Operation, kind: str, machine: Machine) -> float:
-    traffic = sum(map(count_bytes, (operation.result, *operation.operands)))
     products = product_flops(program, operation) / (GPU_EFFICIENCY * machine.flops)
     reached = GPU_KERNEL_BANDWIDTH if kind == "attention kernel" else 1.0
-    return GPU_LAUNCH + max(products, traffic / (reached * machine.bandwidth))
+    of_memory = traffic(program, operation) / (reached * machine.bandwidth)
+    return GPU_LAUNCH + max(products, of_memory)

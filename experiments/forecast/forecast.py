@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from experiments.forecast.estimates import estimate
+from experiments.forecast.estimates import estimate, gpu_traffic
 from experiments.forecast.loading import ShapeLoader
 from experiments.forecast.machines import Machine, find
 from experiments.forecast.programs import Compiled, compile_scoring, compile_training
@@ -50,6 +50,7 @@ class Forecast:
         step_seconds: of a step.
         shares: of a step's time, by kind of operation.
         utilization: needed FLOPs over the FLOPs of all devices at their peak in that time.
+        traffic: bytes that the kernels of a GPU read and write in a step; 0 for a TPU.
         host_seconds: that this machine takes to lay out the examples of a step.
         evaluation_seconds: of all evaluations of a population.
         compile_seconds: of all programs, see `_compile_seconds`.
@@ -70,6 +71,7 @@ class Forecast:
     step_seconds: float = 0.0
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     utilization: float = 0.0
+    traffic: float = 0.0
     host_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     compile_seconds: float = 0.0
@@ -164,16 +166,18 @@ def _forecast(
         return found
 
     costs, cost, host_seconds = _sample(task, plan)
-    of_call = estimate(training.hlo, machine)
+    of_call = estimate(training, machine)
     largest_seconds = sum(of_call.values()) / plan.steps_per_call
-    step_seconds = largest_seconds * costs / largest.cost
-    of_part = sum(estimate(scoring.hlo, machine).values())
+    of_largest = costs / largest.cost
+    step_seconds = of_largest * largest_seconds
+    of_part = sum(estimate(scoring, machine).values())
     evaluation_seconds = of_part * _evaluated_parts(task, plan)
     return dataclasses.replace(
         found,
         step_seconds=step_seconds,
         shares={kind: seconds / sum(of_call.values()) for kind, seconds in of_call.items()},
         utilization=needed_flops(model, cost) / (mesh.size * machine.flops * step_seconds),
+        traffic=of_largest * gpu_traffic(training) / plan.steps_per_call if machine.gpu else 0.0,
         host_seconds=host_seconds,
         evaluation_seconds=evaluation_seconds,
         seconds=len(plans) * (steps * step_seconds + evaluation_seconds),

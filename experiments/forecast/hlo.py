@@ -7,7 +7,7 @@ device whose parts are written down in a computation of its own.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 _COMPUTATION = re.compile(r"^(ENTRY )?(%[\w.\-]+) \(")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -30,6 +30,7 @@ COLLECTIVES = (
     *("collective-broadcast", "ragged-all-to-all"),
 )
 GATHERING = frozenset(["gather", "scatter", "dynamic-slice", "dynamic-update-slice", "sort"])
+TAKING = frozenset(["gather", "slice", "dynamic-slice"])
 
 # These take no time of their own.
 FREE = frozenset(
@@ -61,6 +62,7 @@ class Operation:
     """An operation.
 
     Attributes:
+        name: as others refer to it, without the `%`.
         opcode: such as `fusion`.
         result: its type, as in `bf16[8,128]{1,0}`.
         operands: the types of its operands.
@@ -71,6 +73,7 @@ class Operation:
         text: the rest of its line.
     """
 
+    name: str
     opcode: str
     result: str
     operands: tuple[str, ...]
@@ -107,6 +110,7 @@ class Program:
                 trips, cycles = _TRIPS.search(rest), _CYCLES.search(rest)
                 own.append(
                     Operation(
+                        name.removeprefix("%"),
                         opcode,
                         result,
                         tuple(types.get(each, "") for each in _NAME.findall(arguments)),
@@ -197,6 +201,31 @@ def count_bytes(text: str) -> int:
     return sum(element * math.prod(sizes) for element, sizes in arrays(text))
 
 
+def traffic(program: Program, operation: Operation) -> int:
+    """The bytes that an operation reads and writes.
+
+    A fusion that only takes slices of an operand, or gathers rows of it, reads no more than these.
+    """
+    read = list(map(count_bytes, operation.operands))
+    parts = program.computations[operation.called[0]] if operation.opcode == "fusion" else ()
+    for part in parts:
+        if part.opcode == "parameter":
+            place = int(part.arguments)
+            taken = _taken(part.name, parts)
+            read[place] = read[place] if taken is None else min(read[place], taken)
+    return sum(read) + count_bytes(operation.result)
+
+
+def _taken(name: str, parts: Sequence[Operation]) -> int | None:
+    """The bytes of the parts that are taken of an array; None if it is used as a whole."""
+    users = [each for each in parts if f"%{name}" in _NAME.findall(each.arguments)]
+    whole = (
+        each.opcode not in TAKING or f"%{name}" in _NAME.findall(each.arguments)[1:]
+        for each in users
+    )
+    return None if any(whole) else sum(count_bytes(each.result) for each in users)
+
+
 def sent_bytes(operation: Operation) -> float:
     """The bytes that each of n devices in a ring sends for a collective.
 
@@ -236,13 +265,7 @@ def _dot_flops(operation: Operation) -> float:
     return 2.0 * math.prod(result) * inner
 
 
-def kernel_work(operation: Operation) -> tuple[int, float]:
-    """The slots of a row, and the FLOPs of the attention kernel's matrix products.
-
-    Its first operand is the mask `[W, S, S]`, and its results begin with one `[T, H * d]`. The
-    forward pass has one result and two products, the backward pass three and five.
-    """
-    results = arrays(operation.result)
+def kernel_rows(operation: Operation) -> int:
+    """The rows of the attention kernel, whose first operand is the mask `[W, S, S]`."""
     (_, mask), *_ = arrays(operation.operands[0])
-    products = 2 if len(results) == 1 else 5
-    return mask[-1], products * 2.0 * math.prod(mask) * results[0][1][-1]
+    return mask[0]

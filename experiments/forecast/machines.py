@@ -28,6 +28,7 @@ class Machine:
         memory: bytes that programs can use.
         clock: cycles/s, of the compiler's estimates for a TPU.
         links: bytes/s that a chip sends to its neighbors on a TPU's mesh, both ways of one axis.
+        cores: of a TPU, which share the rows of a kernel.
         gpu: the text of a `GpuTargetConfigProto`, if it is a GPU.
     """
 
@@ -36,6 +37,7 @@ class Machine:
     memory: float
     clock: float = 0.0
     links: float = 0.0
+    cores: int = 1
     gpu: str = ""
 
 
@@ -81,9 +83,9 @@ device_description_str: "sm_{capability}"
 # The numbers of one chip are those of Google's pages "TPU v4", "v5e", "v5p" and "v6e"; the clock is
 # that at which its matrix units reach the peak.
 TPUS = {
-    "v4": Machine(275e12, 1.23e12, 32 * GIB - TPU_RESERVED, clock=1.05e9, links=0.9e11),
+    "v4": Machine(275e12, 1.23e12, 32 * GIB - TPU_RESERVED, clock=1.05e9, links=0.9e11, cores=2),
     "v5e": Machine(197e12, 0.82e12, 16 * GIB - TPU_RESERVED, clock=1.5e9, links=0.9e11),
-    "v5p": Machine(459e12, 2.77e12, 95 * GIB - TPU_RESERVED, clock=1.75e9, links=1.8e11),
+    "v5p": Machine(459e12, 2.77e12, 95 * GIB - TPU_RESERVED, clock=1.75e9, links=1.8e11, cores=2),
     "v6e": Machine(918e12, 1.64e12, 32 * GIB - TPU_RESERVED, clock=1.75e9, links=1.8e11),
 }
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments.forecast.environment import DUMPS
+from experiments.forecast.kernels import take_bundles
 from wayward_jax.constraints import CONSTRAINTS, Constraint
 from wayward_jax.models import LanguageModel
 from wayward_jax.models.family import Family
@@ -30,12 +32,14 @@ class Compiled(NamedTuple):
         hlo: its text; empty if the compiler refused, because memory does not suffice.
         memory: bytes of each device that it takes, its arguments among them.
         seconds: that tracing and compiling took.
+        bundles: the instructions of operations on a TPU, see `take_bundles`.
         refusal: what the compiler said.
     """
 
     hlo: str
     memory: int
     seconds: float
+    bundles: Mapping[str, int] = MappingProxyType({})
     refusal: str = ""
 
 
@@ -107,12 +111,15 @@ def _prompts(model: LanguageModel, plan: PopulationPlan) -> jax.ShapeDtypeStruct
 
 
 def _compile(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
+    take_bundles(DUMPS)
     began = time.perf_counter()
     try:
         compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Compiled("", 0, time.perf_counter() - began, str(error).splitlines()[0])
+        refusal = str(error).splitlines()[0]
+        return Compiled("", 0, time.perf_counter() - began, refusal=refusal)
     seconds = time.perf_counter() - began
-    return Compiled(compiled.as_text(), read_memory(compiled).total, seconds)
+    memory = read_memory(compiled).total
+    return Compiled(compiled.as_text(), memory, seconds, take_bundles(DUMPS))

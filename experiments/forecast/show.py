@@ -12,7 +12,7 @@ from experiments.forecast.estimates import (
     GPU_EFFICIENCY,
     GPU_KERNEL_BANDWIDTH,
     GPU_LAUNCH,
-    KERNEL_EFFICIENCY,
+    TPU_ROW,
 )
 from experiments.forecast.forecast import Forecast, fits, total_seconds
 from experiments.forecast.hlo import KINDS
@@ -28,9 +28,9 @@ NOTES = (
     "on a TPU (libtpu makes no estimate), contention for memory and links, and what an experiment "
     "measures after tuning. Compiling is timed on this machine, a program after the other. A job "
     "of one process compiles those of a population side by side, and so they count. The attention "
-    "kernel on a TPU counts as its FLOPs at "
-    + ", ".join(f"{part:.0%} of the peak in rows of {n}" for n, part in KERNEL_EFFICIENCY.items())
-    + ". On a GPU, whose compiler estimates no time, a kernel takes as long as its traffic with "
+    "kernel on a TPU takes as long as the instructions that it was compiled to, or as its traffic "
+    f"with memory, and {TPU_ROW * 1e6:.2f} us to begin with each row. On a GPU, whose compiler "
+    "estimates no time, a kernel takes as long as its traffic with "
     f"memory or its products at {GPU_EFFICIENCY:.0%} of the peak, and {GPU_LAUNCH * 1e6:.0f} us to "
     f"begin; attention kernels reach {GPU_KERNEL_BANDWIDTH:.0%} of memory's bandwidth."
 )
@@ -105,6 +105,7 @@ def _rows(part: Forecast) -> list[tuple[str, str]]:
         ("a step", duration(part.step_seconds) if estimated else ""),
         ("utilization", f"{part.utilization:.2f}" if estimated else ""),
         *((f"  {kind}", f"{part.shares[kind]:.1%}" if estimated else "") for kind in KINDS),
+        ("traffic of a step", f"{part.traffic / 1e9:.0f} GB" if part.traffic else ""),
         ("laying out a step, host", _host_time(part) if estimated else ""),
         ("evaluation of a population", duration(part.evaluation_seconds) if estimated else ""),
         ("all populations", duration(part.seconds) if estimated else ""),

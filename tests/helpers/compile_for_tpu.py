@@ -1,12 +1,17 @@
 """Compiles small models' programs for a TPU that is not there, and prints what is in them as JSON.
 
-`python -m tests.helpers.compile_for_tpu v5e:2x2 data gpt2` must be started with `ENVIRONMENT`.
-The mesh has two devices along the axis that is named, and the others along `runs`.
+`python -m tests.helpers.compile_for_tpu v5e:2x2 data gpt2`: the mesh has two devices along the axis
+that is named, and the others along `runs`.
 """
 
 import collections
 import json
+import os
 import sys
+
+from experiments.forecast.environment import ENVIRONMENT
+
+os.environ |= ENVIRONMENT  # the modules below import JAX
 
 from transformers import AutoConfig
 
@@ -63,7 +68,7 @@ def describe(compiled, machine):
     # Each operation once, however often a loop repeats it.
     kinds = collections.Counter(program.kind(each) for each, _ in program.executed())
     counts = {kind: kinds[kind] for kind in ("attention kernel", "collectives")}
-    cycles = sum(estimate(compiled.hlo, machine).values()) * machine.clock
+    cycles = sum(estimate(compiled, machine).values()) * machine.clock
     return {**counts, "memory": compiled.memory, "cycles": cycles}
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from wayward_jax.models.attention_blocks import Block, Scoring, add_longer, query_blocks
 from wayward_jax.models.rotary import Rotary, rotate
@@ -48,6 +49,8 @@ def in_kernel(
             ],
             out_specs=[of_row(x) for x in results],
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
+            # The two cores of a v4 or v5p share the rows.
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
             interpret=interpret,
             name=block.__name__,
         )(bias, *tables, *inputs)

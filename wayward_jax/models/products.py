@@ -23,13 +23,19 @@ def rounded_product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax
     """The same, in the dtype of the arrays."""
     if a.dtype == jnp.float32:
         return product(a, b, a_axis, b_axis)
-    # On CPUs, XLA turns the factors to float32 if the result is to be bfloat16. Many CPUs can
-    # multiply bfloat16 numbers as they are, which is twice as fast.
+
+    def rounded(a: jax.Array, b: jax.Array) -> jax.Array:
+        return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())))
+
     return by_platform(
         a,
         b,
+        # XLA turns the factors to float32 if the result is to be bfloat16. Many CPUs can multiply
+        # bfloat16 numbers as they are, which is twice as fast.
         cpu=lambda a, b: product(a, b, a_axis, b_axis).astype(a.dtype),
-        default=lambda a, b: lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ()))),
+        # XLA makes several products with the same factor one, and copies each result out of that.
+        cuda=lambda a, b: rounded(*lax.optimization_barrier((a, b))),
+        default=rounded,
     )
 
 
