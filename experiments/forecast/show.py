@@ -41,8 +41,10 @@ def table(parts: Mapping[str, Forecast]) -> Table:
     first = next(iter(parts.values()))
     title = f"{first.model}, {first.task}"
     made = Table("", *parts, title=title, title_justify="left", box=None)
-    for label, *values in zip(*(_rows(part) for part in parts.values()), strict=True):
-        made.add_row(label[0], *(value for _, value in (label, *values)))
+    for rows in zip(*(_rows(part) for part in parts.values()), strict=True):
+        (label, *_), values = zip(*rows, strict=True)
+        if any(values):
+            made.add_row(label, *values)
     return made
 
 

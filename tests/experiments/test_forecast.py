@@ -299,6 +299,11 @@ def test_a_topology_that_is_none_is_refused_with_those_that_are(topology):
         find(topology)
 
 
+def test_a_gpu_has_its_traffic_beside_a_tpu_that_has_none():
+    rows = print_rows(table({"v5e:2x2": PART, "h100": dataclasses.replace(PART, traffic=139.4e9)}))
+    assert ["traffic of a step", "139 GB"] in rows
+
+
 def test_a_job_costs_the_hours_of_all_devices_and_one_that_does_not_fit_has_no_cost():
     whole = total({"v5e:2x4": (8, [PART]), "v5e:2x2": (4, [REFUSED])}, 1.5)
     page = as_page([whole, "An estimate."])
@@ -313,6 +318,7 @@ def test_a_job_costs_the_hours_of_all_devices_and_one_that_does_not_fit_has_no_c
     assert shown["fits"] == ["yes", "takes 17.0 GiB"]
     assert shown["memory of the largest step"][0] == "4.0 of 16.0 GiB"
     assert shown["laying out a step, host"] == ["100 ms, longer than the step"]
+    assert "traffic of a step" not in shown  # no compiler of a TPU says it
 
 
 @pytest.mark.parametrize(
