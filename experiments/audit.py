@@ -14,7 +14,7 @@ from experiments import flags, grid
 from wayward_jax.errors import InputError
 from wayward_jax.jobs.experiment import Experiment
 from wayward_jax.jobs.settings import AuditSettings, Settings
-from wayward_jax.runs import Run, write_bits
+from wayward_jax.runs import Run
 from wayward_jax.targets import Target, load_texts
 
 if TYPE_CHECKING:
@@ -43,22 +43,18 @@ def measure(context: "ProbeContext") -> Iterator["Measurement"]:
 
 def _measure_references(context: "ProbeContext", prompt: Any, task: str) -> list[dict[str, Any]]:
     from wayward_jax import metrics
+    from wayward_jax.jobs.probes import answers
     from wayward_jax.readings import read_prompts
 
     examples = context.tasks[task].test
     (reading,) = read_prompts(context.model, [prompt], [None])
     as_text = context.embed(reading.ids[:, 0].tolist())
     prompts = {"prompt": prompt, "reading": as_text, "none": context.embed([])}
-    common = {
-        "task": task,
-        "n_eval": len(examples.labels),
-        "majority": metrics.majority(examples.labels),
-    }
+    common = {"task": task, "majority": metrics.majority(examples.labels)}
     scores = context.score(list(prompts.values()), examples)
-    correct = metrics.predict(scores) == examples.labels
     return [
-        {"prompt": name, **common, "accuracy": float(own.mean()), "correct": write_bits(own)}
-        for name, own in zip(prompts, correct, strict=True)
+        {"prompt": name, **common, **answers(own, examples)}
+        for name, own in zip(prompts, scores, strict=True)
     ]
 
 

@@ -15,9 +15,8 @@ import numpy as np
 from experiments import grid
 from wayward_jax.analysis.selection import compare
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
-from wayward_jax.metrics import predict
-from wayward_jax.runs import RunRecord, write_bits
+from wayward_jax.jobs.probes import Measurement, ProbeContext, answers
+from wayward_jax.runs import RunRecord
 from wayward_jax.segments import Segments
 
 # This text follows each demonstration.
@@ -81,8 +80,7 @@ def _accuracies(
         {
             "prompt": name,
             "calibrated": is_corrected,
-            "accuracy": accuracy(each[i], examples),
-            "correct": write_bits(predict(each[i]) == examples.labels),
+            **answers(each[i], examples),
         }
         for is_corrected, each in ((False, scores), (True, corrected))
         for i, name in enumerate(prompts)

@@ -14,7 +14,7 @@ import numpy as np
 from experiments import grid
 from wayward_jax.analysis.selection import compare
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
+from wayward_jax.jobs.probes import Measurement, ProbeContext, answers
 from wayward_jax.projection import d_proj
 from wayward_jax.readings import read_tokens
 from wayward_jax.runs import RunRecord
@@ -52,7 +52,7 @@ def _measure_path(
             {
                 "id": record.id,
                 "position": round(float(position), 6),
-                "accuracy": accuracy(own, examples),
+                **answers(own, examples),
                 "task_loss": float(own[np.arange(len(own)), examples.labels].mean()),
                 "prompt_f1": read.prompt_f1,
                 "token_f1": read.token_f1,

@@ -12,7 +12,7 @@ from typing import Any
 from experiments import grid
 from wayward_jax.analysis.selection import compare
 from wayward_jax.jobs.experiment import Experiment
-from wayward_jax.jobs.probes import Measurement, ProbeContext, accuracy
+from wayward_jax.jobs.probes import Measurement, ProbeContext, answers
 from wayward_jax.runs import RunRecord
 
 
@@ -40,7 +40,7 @@ def _measure_on_task(context: ProbeContext, record: RunRecord, task: str) -> lis
             "as_text": False,
             "to_model": context.model.name,
             "to_task": task,
-            "accuracy": accuracy(scores[0], examples),
+            **answers(scores[0], examples),
         }
     ]
 
@@ -54,7 +54,7 @@ def _measure_as_text(context: ProbeContext, record: RunRecord) -> list[dict[str,
             "as_text": True,
             "to_model": context.model.name,
             "to_task": record.run.task,
-            "accuracy": accuracy(context.score([prompt], examples)[0], examples),
+            **answers(context.score([prompt], examples)[0], examples),
         }
     ]
 

@@ -226,3 +226,16 @@ def test_intervals_of_ranks_end_at_the_first_and_the_last_rank():
     ]
     (line,) = tables.by_measurement(records, {"recover": {"all": rows}}, "recover").itertuples()
     assert (line.rank, line.least, line.most) == (pytest.approx(41 / 3), 1, 20)
+
+
+def test_intervals_of_accuracies_are_over_test_examples_even_where_all_prompts_are_one_text():
+    """By hand: 115 of 200 examples, thrice the same answers, so no spread over prompts."""
+    records = [wayward(0.7, run={"seed": seed}) for seed in (1, 2, 3)]
+    right = np.random.default_rng(0).permutation(np.arange(200) < 115)
+    row = {"prompt": "target", "calibrated": False, "accuracy": 0.575, "n_eval": 200}
+    own = {**row, "correct": write_bits(right)}
+    lines = {record.id: [{**own, "id": record.id}] for record in records}
+    (line,) = tables.by_measurement(records, {"discrete": lines}, "discrete").itertuples()
+    half = 1.96 * np.sqrt(0.575 * 0.425 / 199)
+    assert line.accuracy == 0.575
+    assert (line.least, line.most) == pytest.approx((0.575 - half, 0.575 + half), abs=1e-4)

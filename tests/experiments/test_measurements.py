@@ -290,7 +290,9 @@ def test_tables_have_means_over_prompts_and_the_terminal_shows_them(folder, firs
     at_target = [path[20]["accuracy"] for path in found["path"].values()]
     last = table.iloc[20]
     assert last["accuracy"] == pytest.approx(np.mean(at_target))
-    assert min(at_target) <= last["least"] <= last["accuracy"] <= last["most"] <= max(at_target)
+    # Other test examples would give another accuracy, though both paths end at the same text.
+    assert min(at_target) == max(at_target)
+    assert last["least"] < last["accuracy"] < last["most"]
     assert set(table["prompts"]) == {2}
     console = Console(width=100, record=True, file=io.StringIO())
     show(analyze([folder / "path"], cache_dir=folder / "cache"), ["path"], console)

@@ -20,17 +20,20 @@ FIGURE_CAPTIONS = {
     "holds to their target, and of p_star.",
 }
 
+_OF_ACCURACIES = ", with intervals of accuracies over prompts and test examples"
+
 TABLE_CAPTIONS = {
     "groups": "Groups of targets, with intervals over targets, seeds and test examples",
     "targets": "Targets, with intervals over seeds and test examples",
     "gammas": "Groups of targets at every gamma",
     "lengths": "Groups of targets by the length of their prompts",
     "differences": "Differences between groups in accuracy drop",
-    "path": "Along the straight lines from p_star (0) to the wayward prompt (1) and its target (2)",
-    "discrete": "Prompts as they were tuned, and texts as prompts",
+    "path": "Along the straight lines from p_star (0) to the wayward prompt (1) and its target "
+    f"(2){_OF_ACCURACIES}",
+    "discrete": f"Prompts as they were tuned, and texts as prompts{_OF_ACCURACIES}",
     "gaps": "How much better prompts are than texts as prompts, in points of accuracy, with "
     "intervals over prompts and test examples",
-    "transfer": "Prompts on other tasks, and their readings with other models",
+    "transfer": f"Prompts on other tasks, and their readings with other models{_OF_ACCURACIES}",
     "projection": "Agreement of the prompts, and of p_star, with the targets under each metric: "
     "F1, and the share of target tokens among the nearest 1, 5 and 10",
     "detect": "How well scores of single prompts tell wayward prompts from honest ones: areas "

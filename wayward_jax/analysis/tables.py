@@ -217,8 +217,9 @@ def between_groups(
 def by_measurement(records: Sequence[RunRecord], measured: Measured, name: str) -> pd.DataFrame:
     """Averages a measurement over the prompts of each group.
 
-    The columns `least` and `most` are the ends of an interval over prompts, for the first of the
-    means alone, within the range of the measure.
+    The columns `least` and `most` are the ends of an interval for the first of the means alone,
+    within the range of the measure. It is over prompts, and where a row says which test examples
+    were answered right, over these, too.
 
     Args:
         records: all runs.
@@ -233,7 +234,10 @@ def by_measurement(records: Sequence[RunRecord], measured: Measured, name: str) 
     numbers = [column for column in MEASURES if column in frame]
     lines = []
     for key, group in frame.groupby(by, sort=False, dropna=False):
-        first = statistics.mean_of(group[numbers[0]].to_numpy())
+        if "correct" in group:
+            first = statistics.accuracy(_correct(group))
+        else:
+            first = statistics.mean_of(group[numbers[0]].to_numpy())
         means = dict(group[numbers].mean())
         lines.append(
             {
@@ -262,10 +266,8 @@ def gaps(
     names = [name for name in (*SETTING_NAMES, "calibrated") if name in frame]
     lines = []
     for key, group in frame.dropna(subset="id").groupby(names, sort=False):
-        bits = group.pivot(index="id", columns="prompt", values="correct")
         correct = {
-            prompt: np.stack([read_bits(each, int(group["n_eval"].iloc[0])) for each in own])
-            for prompt, own in bits.items()
+            prompt: _correct(own.sort_values("id")) for prompt, own in group.groupby("prompt")
         }
         for text in ("projected", "target"):
             found = statistics.gap(correct["continuous"], correct[text])
@@ -278,10 +280,16 @@ def gaps(
                     "high": found.high,
                     "p_value": found.p_value,
                     "verdict": _verdict(found, margin),
-                    "pairs": len(bits),
+                    "pairs": len(correct["continuous"]),
                 }
             )
     return _tested(pd.DataFrame(lines), margin)
+
+
+def _correct(rows: pd.DataFrame) -> np.ndarray:
+    """Which test examples each measured prompt answers right: `[N, E]` bool."""
+    n_eval = int(rows["n_eval"].iloc[0])
+    return np.stack([read_bits(each, n_eval) for each in rows["correct"]])
 
 
 def detected(records: Sequence[RunRecord], measured: Measured) -> pd.DataFrame:

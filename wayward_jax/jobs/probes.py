@@ -11,7 +11,7 @@ from wayward_jax import metrics
 from wayward_jax.models import LanguageModel
 from wayward_jax.projection import c_proj
 from wayward_jax.readings import Method
-from wayward_jax.runs import RunRecord
+from wayward_jax.runs import RunRecord, write_bits
 from wayward_jax.sharding import on_host
 from wayward_jax.training.evaluation import score_prompts
 from wayward_jax.training.examples import EncodedTask
@@ -84,6 +84,19 @@ class ProbeContext:
         return self.model.module.config.max_positions - len(self.model.bos_ids)
 
 
-def accuracy(scores: np.ndarray, examples: EvaluationSet) -> float:
-    """The share of examples whose right label has the lowest of the scores `[E, C]`."""
-    return metrics.accuracy(metrics.predict(scores), examples.labels)
+def answers(scores: np.ndarray, examples: EvaluationSet) -> dict[str, Any]:
+    """The entries of a row that say which of E examples a prompt answers right.
+
+    These are the `accuracy`, `n_eval` (E), and a bit for each example, `correct`, from which tables
+    compute intervals.
+
+    Args:
+        scores: `[E, C]`, of which that of the right label should be the lowest.
+        examples: with their labels.
+    """
+    correct = metrics.predict(scores) == examples.labels
+    return {
+        "accuracy": float(correct.mean()),
+        "n_eval": len(correct),
+        "correct": write_bits(correct),
+    }
