@@ -154,6 +154,21 @@ def test_a_gamma_that_was_found_is_shown_and_is_not_among_those_given():
     assert tables.by_gamma(made).empty
 
 
+def test_a_group_has_no_line_at_a_gamma_that_another_group_was_given():
+    """Its runs without a constraint would stand there as if they had been held by that gamma."""
+    made = []
+    for model, gamma in (("gpt2", 0.1), ("gemma", 1.0)):
+        own = [best(0.8), *(wayward(0.7, run={"gamma": each}) for each in (0.0, gamma))]
+        made += [with_run(record, model=model) for record in own]
+    frame = tables.by_gamma(made)
+    assert list(zip(frame["model"], frame["gamma"], strict=True)) == [
+        ("gpt2", 0.0),
+        ("gemma", 0.0),
+        ("gpt2", 0.1),
+        ("gemma", 1.0),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "values", "shown"),
     [

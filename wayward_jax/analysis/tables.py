@@ -161,7 +161,9 @@ def by_gamma(
     frames = []
     for gamma in sorted({record.run.gamma for record in given}):
         here = [record for record in given if record.run.gamma in (gamma, 0.0)]
-        frame = by_group(compare([*p_star, *here]), names, margin)
+        compared = compare([*p_star, *here])
+        own = [each for each in compared if each.wayward[0].run.gamma == gamma]
+        frame = by_group(own, names, margin)
         if not frame.empty:
             frame.insert(len(names), "gamma", gamma)
             frames.append(frame)
