@@ -13,7 +13,9 @@ job() {
     smollm2/*) model=(--model=smollm2-135m --learning_rate=0.03) ;;
     gemma/*) model=(--model="${MODELS:?names the folder of model files}/gemma.gguf" --learning_rate=0.003) ;;
   esac
-  python -m experiments.run --experiment="$2" "${model[@]}" --task=sst2 \
+  local task=sst2
+  if [[ $1 == */plots ]]; then task=plots; fi
+  python -m experiments.run --experiment="$2" "${model[@]}" --task=$task \
     --data_dir="${DATA:?names the folder of data sets}" --dtype=float32 --steps=100 --batch_size=6 \
     --n_dev=64 --n_eval=200 --out_dir="$RUNS/$1" "${@:3}"
 }
@@ -38,11 +40,12 @@ more gemma/path path --constraint=cell --init=vocab --seeds=1 "${code[@]}"
 more smollm2/definitions true_definitions --gamma=0.1 "${kinds[@]}" "${random[@]}"
 more smollm2/length length --constraint=cell --targets=passages:1 --prompt_length=4,36 "${random[@]}"
 more gemma/definitions true_definitions --gamma=10 "${kinds[@]}" "${random[@]}"
+job smollm2/plots main --constraint=cell "${code[@]}" "${random[@]}"
 
 here=docs/results/experiments
 rm -rf "$RUNS/analysis"
 python -m experiments.analyze --out_dir="$RUNS/analysis" \
-  --runs="$(printf "$RUNS/%s," smollm2/{gamma,init,discrete,path,definitions,length})$(
+  --runs="$(printf "$RUNS/%s," smollm2/{gamma,init,discrete,path,definitions,length,plots})$(
     printf "$RUNS/%s," gemma/{gamma,discrete,init,path})$RUNS/gemma/definitions"
 cp "$RUNS"/analysis/tables/{groups,gammas,targets,projection,discrete,gaps,path}.md "$here"
 cp "$RUNS"/analysis/figures/path.png "$here"
