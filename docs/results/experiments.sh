@@ -47,5 +47,5 @@ rm -rf "$RUNS/analysis"
 python -m experiments.analyze --out_dir="$RUNS/analysis" \
   --runs="$(printf "$RUNS/%s," smollm2/{gamma,init,discrete,path,definitions,length,plots})$(
     printf "$RUNS/%s," gemma/{gamma,discrete,init,path})$RUNS/gemma/definitions"
-cp "$RUNS"/analysis/tables/{groups,gammas,targets,projection,discrete,gaps,path}.md "$here"
-cp "$RUNS"/analysis/figures/path.png "$here"
+cp "$RUNS"/analysis/tables/{groups,gammas,lengths,targets,differences,projection,discrete,gaps,path}.md "$here"
+cp "$RUNS"/analysis/figures/{path,discrete}.png "$here"

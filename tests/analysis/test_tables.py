@@ -143,6 +143,26 @@ def test_models_are_compared_though_they_have_other_weights():
     assert line.model_digest == "a - c"
 
 
+def test_sets_that_were_tuned_with_other_gammas_are_not_compared_but_models_are():
+    """What differs could be the gammas' doing; those of another model must be others."""
+
+    def with_gamma(names, gamma, **setting):
+        return [
+            with_run(each, gamma=gamma) if each.run.has_target else each
+            for each in finished(names=names, **setting)
+        ]
+
+    one, two = ["one/1", "one/2", "one/3"], ["two/1", "two/2"]
+    alike = [*with_gamma(one, 0.1), *with_gamma(two, 0.1)]
+    assert tables.between_groups(compare(alike))["set"].tolist() == ["one - two"]
+    unlike = [*with_gamma(one, 0.1), *with_gamma(two, 1.0)]
+    assert tables.between_groups(compare(unlike)).empty
+    tried_more = [*alike, *with_gamma(two, 1.0)]
+    assert tables.between_groups(compare(tried_more)).empty
+    models = [*with_gamma(one, 0.1), *with_gamma(one, 1.0, model="gpt2-large", model_digest="b")]
+    assert tables.between_groups(compare(models))["model"].tolist() == ["gpt2 - gpt2-large"]
+
+
 def test_a_gamma_that_was_found_is_shown_and_is_not_among_those_given():
     found = {"constraint": "dual", "gamma": 0.01, "margin": 0.01}
     made = [best(0.8), *(wayward(0.7, run={**found, "seed": seed}) for seed in (1, 2))]

@@ -90,7 +90,7 @@ ANSWERS = (
 NUMERICAL_FLOOR = (
     "Numerical floor: sums may be taken in another order in another population, alone, and on "
     "other devices, and training amplifies the rounding. The same run has then ended with an "
-    "accuracy that was up to 1.2 points off (docs/design.md). A drop of a single run that is "
+    "accuracy that was up to 1.5 points off (docs/design.md). A drop of a single run that is "
     "smaller says nothing; intervals over several seeds contain this."
 )
 

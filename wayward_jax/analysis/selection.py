@@ -56,15 +56,20 @@ class Comparison:
         unconstrained: runs with the target's start and order of examples and nothing that holds
             them to the target, one a seed; empty if there are none. Beside them one sees what the
             constraint costs, beside p_star what the start costs, too.
-        tries: of how many gammas the target's runs are the best.
+        gammas: those of which the target's runs have the best one.
         p_star_tries: of how many starts and orders p_star is the best; at most `tries`.
     """
 
     p_star: tuple[RunRecord, ...]
     wayward: tuple[RunRecord, ...]
     unconstrained: tuple[RunRecord, ...] = ()
-    tries: int = 1
+    gammas: frozenset[float] = frozenset()
     p_star_tries: int = 1
+
+    @property
+    def tries(self) -> int:
+        """The number of gammas; gamma 0, which is no constraint, is one if there is no other."""
+        return max(len(self.gammas), 1)
 
     @property
     def best_accuracy(self) -> float:
@@ -212,9 +217,8 @@ def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Compariso
             for other in groups
         ):
             continue  # beside which another constraint stands
-        gammas = {record.run.gamma for record in group if not record.run.is_unconstrained}
-        tries = max(len(gammas), 1)
-        p_star_tries = tries_of[key][:tries]
+        gammas = frozenset(r.run.gamma for r in group if not r.run.is_unconstrained)
+        p_star_tries = tries_of[key][: max(len(gammas), 1)]
         wayward = tuple(best_gamma(group, select))
         beside: Sequence[RunRecord] = ()
         if not wayward[0].run.is_unconstrained:
@@ -222,7 +226,7 @@ def compare(records: Sequence[RunRecord], select: str = "dev") -> list[Compariso
             beside = _first_attempt(tries_of[key], held[0]) or own
         compared.append(
             Comparison(
-                best_try(p_star_tries, select), wayward, tuple(beside), tries, len(p_star_tries)
+                best_try(p_star_tries, select), wayward, tuple(beside), gammas, len(p_star_tries)
             )
         )
     return compared

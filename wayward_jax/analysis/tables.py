@@ -41,6 +41,9 @@ BRINGING = ("model", "task", "constraint")
 # Groups that differ in the first of two settings may also differ in the second.
 BROUGHT = {"model": "model_digest", "constraint": "margin"}
 
+# Where groups differ in one of these, what gammas suit them differs, too.
+BRINGING_GAMMAS = ("model", "constraint")
+
 # The columns that tell the lines of a measurement apart, by the name of the experiment.
 MEASURED_BY = {
     "path": ("position",),
@@ -175,8 +178,9 @@ def between_groups(
 ) -> pd.DataFrame:
     """Tests differences of mean drops between groups that differ in one setting alone.
 
-    Groups of the same targets are compared target by target. The column `adjusted` has p-values
-    that are adjusted for the number of tests.
+    Groups of the same targets are compared target by target. Groups that were tuned with other
+    gammas are not compared, except for those of other models or constraints. The column `adjusted`
+    has p-values that are adjusted for the number of tests.
     """
     lines = []
     for (first_key, first), (second_key, second) in combinations(_groups(comparisons).items(), 2):
@@ -188,6 +192,9 @@ def between_groups(
         if len(apart) != 1:
             continue
         (name, a, b) = apart[0]
+        gammas = [{c.gammas for c in group} for group in (first, second)]
+        if gammas[0] != gammas[1] and name not in BRINGING_GAMMAS:
+            continue
         drops, others = ([c.beside_p_star for c in group] for group in (first, second))
         common = {each.text for each in drops} & {each.text for each in others}
         paired = len(common) > 1 and name != "data_seed"
