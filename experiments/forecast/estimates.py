@@ -51,14 +51,7 @@ def estimate(compiled: Compiled, machine: Machine) -> Mapping[str, float]:
         if machine.gpu:
             seconds = _on_gpu(program, operation, kind, machine)
         elif kind == "attention kernel":
-            if _types(operation) not in bundles:
-                raise InputError(
-                    "topology",
-                    "a TPU",
-                    "this libtpu does not tell its kernels' instructions: install the jax[tpu] "
-                    "that this version was made with, 0.10 to 0.12",
-                )
-            seconds = _kernel_on_tpu(program, operation, bundles[_types(operation)], machine)
+            seconds = _kernel_on_tpu(program, operation, bundles, machine)
         else:
             seconds = _on_tpu(operation, kind, machine)
         found[kind] += times * seconds
@@ -76,10 +69,19 @@ def _types(operation: Operation) -> Any:
     return tuple(tuple(arrays(each)) for each in (operation.result, *operation.operands))
 
 
-def _kernel_on_tpu(program: Program, operation: Operation, bundles: int, machine: Machine) -> float:
+def _kernel_on_tpu(
+    program: Program, operation: Operation, bundles: Mapping[Any, int], machine: Machine
+) -> float:
+    if _types(operation) not in bundles:
+        raise InputError(
+            "topology",
+            "a TPU",
+            "this libtpu does not tell its kernels' instructions: install the jax[tpu] that this "
+            "version was made with, 0.10 to 0.12",
+        )
     rows = kernel_rows(operation) / machine.cores
     of_memory = traffic(program, operation) / machine.bandwidth
-    return rows * TPU_ROW + max(rows * bundles / machine.clock, of_memory)
+    return rows * TPU_ROW + max(rows * bundles[_types(operation)] / machine.clock, of_memory)
 
 
 def _on_tpu(operation: Operation, kind: str, machine: Machine) -> float:

@@ -142,6 +142,11 @@ def test_equal_kernels_take_as_long_as_the_one_that_libtpu_wrote_down():
     assert both["attention kernel"] == 2 * estimate(written, TPUS["v5e"])["attention kernel"]
 
 
+def test_a_libtpu_that_tells_no_instructions_is_refused_with_one_that_does():
+    with pytest.raises(InputError, match="jax\\[tpu\\]"):
+        estimate(Compiled(TPU_PROGRAM, 0, 0.0), TPUS["v5e"])
+
+
 def test_bundles_are_counted_by_operation_and_their_files_removed(tmp_path):
     dumps = tmp_path / "dumps"
     dumps.mkdir()
