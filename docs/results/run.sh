@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes docs/results again: `DATA=<folder of data sets> MODELS=<folder of model files> docs/results/run.sh`, at
-# the top of the repository. The plans say which files those are. Ended before, it goes on where it was.
-# The four tasks need a GPU for it to end within a day.
+# the top of the repository. The plans say which files those are. The four studies go on where
+# they were if they were ended before. The first of them needs a GPU to end within a day.
 set -euo pipefail
 
 for part in four_tasks models starts experiments; do

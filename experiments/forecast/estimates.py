@@ -18,7 +18,7 @@ from experiments.forecast.machines import Machine
 from experiments.forecast.programs import Compiled
 from wayward_jax.errors import InputError
 
-# What a TPU takes to begin with a row in a kernel, in seconds.
+# A kernel on a TPU takes so many seconds to begin with each row.
 TPU_ROW = 0.35e-6
 
 # Matrix products on a GPU reach this part of the peak, attention kernels this part of memory's
@@ -65,7 +65,10 @@ def gpu_traffic(compiled: Compiled) -> float:
 
 
 def _types(operation: Operation) -> Any:
-    """What equal kernels have in common, of which libtpu writes down only one."""
+    """The sizes of a kernel's result and operands.
+
+    libtpu writes down the instructions of one of the kernels that have these in common.
+    """
     return tuple(tuple(arrays(each)) for each in (operation.result, *operation.operands))
 
 

@@ -111,15 +111,15 @@ def _prompts(model: LanguageModel, plan: PopulationPlan) -> jax.ShapeDtypeStruct
 
 
 def _compile(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
-    take_bundles(DUMPS)
     began = time.perf_counter()
     try:
         compiled = lower().compile()
+        seconds = time.perf_counter() - began
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         refusal = str(error).splitlines()[0]
         return Compiled("", 0, time.perf_counter() - began, refusal=refusal)
-    seconds = time.perf_counter() - began
-    memory = read_memory(compiled).total
-    return Compiled(compiled.as_text(), memory, seconds, take_bundles(DUMPS))
+    finally:
+        bundles = take_bundles(DUMPS)
+    return Compiled(compiled.as_text(), read_memory(compiled).total, seconds, bundles)

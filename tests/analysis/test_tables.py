@@ -144,7 +144,7 @@ def test_models_are_compared_though_they_have_other_weights():
 
 
 def test_sets_that_were_tuned_with_other_gammas_are_not_compared_but_models_are():
-    """What differs could be the gammas' doing; those of another model must be others."""
+    """The gammas could explain a difference between sets. Each model needs gammas of its own."""
 
     def with_gamma(names, gamma, **setting):
         return [

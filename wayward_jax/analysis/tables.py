@@ -41,7 +41,7 @@ BRINGING = ("model", "task", "constraint")
 # Groups that differ in the first of two settings may also differ in the second.
 BROUGHT = {"model": "model_digest", "constraint": "margin"}
 
-# Where groups differ in one of these, what gammas suit them differs, too.
+# Each model and each constraint needs gammas of its own.
 BRINGING_GAMMAS = ("model", "constraint")
 
 # The columns that tell the lines of a measurement apart, by the name of the experiment.
